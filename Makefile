@@ -1,0 +1,58 @@
+# Every command of this project. `make run` and `make test` need only git, make and python3 (3.11+) with pip.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+UV := .venv/uv/bin/uv
+# a stamp's name is a lock's hash: a changed lock installs again, an unchanged one costs nothing
+UV_STAMP := .venv/uv/.installed-$(shell sha256sum < bootstrap.lock | cut -c1-16)
+STAMP := .venv/.installed-$(shell sha256sum < requirements.lock | cut -c1-16)
+IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
+export UV_SYSTEM_CERTS := 1
+TESTS ?= tests
+
+.PHONY: help setup run test test-all check format ui lock
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## install everything into .venv from the lock
+
+$(UV_STAMP): bootstrap.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python3 is %d.%d; this project needs 3.11 or newer: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	@$(PYTHON) -m pip --version >/dev/null || { echo "$(PYTHON) has no pip: install python3-pip, or name a Python that has it: make PYTHON=..."; exit 1; }
+	@rm -rf .venv/uv
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-warn-script-location --require-hashes --target .venv/uv -r bootstrap.lock
+	@touch $@
+
+$(STAMP): requirements.lock $(UV_STAMP)
+	@rm -f .venv/.installed-*
+	@$(BIN)/python -c '' 2>/dev/null || $(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .venv
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@touch $@
+
+run: setup  ## the whole graph on params.yaml, then the table of results
+	$(IN_VENV) dvc repro
+	@cat reports/table.txt
+
+test: setup  ## the tests
+	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest -n 2 -m "not slow and not gpu" $(TESTS)
+
+test-all: setup  ## the tests, the slow ones too
+	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest -n 2 $(TESTS)
+
+check: setup  ## format, lint and types, without changing anything
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup  ## put the code into the form that `make check` wants
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: setup  ## resolve the ranges of pyproject.toml anew into the lock files
+	echo 'uv>=0.9' | UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile --quiet --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-emit-find-links - -o bootstrap.lock
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile --quiet --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-emit-find-links --group dev pyproject.toml -o requirements.lock

@@ -1,0 +1,167 @@
+"""params.yaml, checked as a whole: every room's own Config put together."""
+
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from pipeline import methods, nets
+from pipeline.benchmark import BenchmarkConfig
+from pipeline.data.augment import AugmentConfig
+from pipeline.data.protocol import ProtocolConfig
+from pipeline.data.sources import DataConfig
+from pipeline.export.bundle import ExportConfig
+from pipeline.inputs import InputError, Settings, unknown
+from pipeline.methods.base import MethodConfig
+from pipeline.nets import NetConfig, torchvision_zoo
+from pipeline.nets.start import StartConfig
+from pipeline.train import TrainConfig
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # names become file names, stage names and words of a command
+
+
+class TeacherConfig(NetConfig):
+    start: StartConfig = StartConfig()
+    train: TrainConfig = TrainConfig()
+
+
+class RunConfig(Settings):
+    teacher: str
+    student: str
+    method: dict[str, Any]
+    protocol: dict[str, Any] = Field(default_factory=dict, description="what differs from the common `protocol`")
+    phases: dict[str, dict[str, Any]] = Field(default_factory=dict, description="what a phase does otherwise than `train`")
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError("seeds must be different from one another and not negative")
+        return seeds
+
+
+class Params(Settings):
+    launcher: str = "python"
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    protocol: ProtocolConfig = ProtocolConfig()
+    train: TrainConfig = TrainConfig()
+    teachers: dict[str, TeacherConfig]
+    students: dict[str, NetConfig]
+    runs: dict[str, RunConfig]
+    export: ExportConfig = ExportConfig()
+    benchmark: BenchmarkConfig = BenchmarkConfig()
+
+    def teacher(self, name: str) -> TeacherConfig:
+        if name not in self.teachers:
+            raise unknown("teachers", name, self.teachers)
+        return self.teachers[name]
+
+    def run(self, name: str) -> RunConfig:
+        if name not in self.runs:
+            raise unknown("runs", name, self.runs)
+        return self.runs[name]
+
+    def method(self, run: str) -> MethodConfig:
+        given = self.run(run).method
+        if not isinstance(given.get("name"), str):
+            raise InputError(f"runs.{run}.method.name is missing. Choose one of: {', '.join(methods.names())}.")
+        try:
+            cls = methods.load(given["name"])
+        except InputError as error:
+            raise InputError(f"params.yaml: runs.{run}.{error}") from error
+        return _check(cls.Config, given, f"runs.{run}.method")
+
+    def run_protocol(self, run: str) -> ProtocolConfig:
+        return _check(ProtocolConfig, self.protocol.model_dump() | self.run(run).protocol, f"runs.{run}.protocol")
+
+    def phase(self, run: str, phase: str) -> TrainConfig:
+        """`train`, with what `runs.<run>.phases.<phase>` says otherwise."""
+        return _check(TrainConfig, self.train.model_dump() | self.run(run).phases.get(phase, {}), f"runs.{run}.phases.{phase}")
+
+    def told(self, run: str) -> dict[str, Any]:
+        """Everything a run is trained with, defaults written out, as plain JSON."""
+        cfg = self.run(run)
+        return {
+            "run": cfg.model_dump(mode="json") | {"method": self.method(run).model_dump(mode="json")},
+            "phases": {phase: self.phase(run, phase).model_dump(mode="json") for phase in cfg.phases},
+            "train": self.train.model_dump(mode="json"),
+            "student": self.students[cfg.student].model_dump(mode="json"),
+            "protocol": self.run_protocol(run).model_dump(mode="json"),
+            "augment": self.augment.model_dump(mode="json"),
+        }
+
+
+def load(path: Path = Path("params.yaml")) -> Params:
+    try:
+        given = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} can't be read: {error}") from error
+    if not isinstance(given, dict):
+        raise InputError(f"{path} must hold sections such as `data:` and `runs:`; it holds {type(given).__name__}.")
+    params = _check(Params, given, "")
+    for section in ("teachers", "students", "runs"):
+        names = getattr(params, section)
+        if not names:
+            raise InputError(f"params.yaml: {section} is empty; name at least one.")
+        for name in names:
+            if not NAME.fullmatch(name):
+                raise InputError(f"params.yaml: {section}.{name}: a name has letters, digits, '-' and '_' only, 64 at most.")
+    for section in ("teachers", "students"):
+        for name, net in getattr(params, section).items():
+            _buildable(net.net, f"{section}.{name}.net")
+    for name, run in params.runs.items():
+        if run.teacher not in params.teachers:
+            raise unknown(f"runs.{name}.teacher", run.teacher, params.teachers)
+        if run.student not in params.students:
+            raise unknown(f"runs.{name}.student", run.student, params.students)
+        params.method(name), params.run_protocol(name)
+        for phase in run.phases:
+            params.phase(name, phase)
+    return params
+
+
+def _buildable(name: str, field: str) -> None:
+    """A wrong name is found before anything is trained. Importable nets are left to their stage: only it may run their code."""
+    try:
+        if ":" not in name:
+            nets.build(name, classes=2)
+        elif name.startswith(torchvision_zoo.PREFIX) and name.removeprefix(torchvision_zoo.PREFIX) not in torchvision_zoo.available():
+            raise unknown("net", name.removeprefix(torchvision_zoo.PREFIX), torchvision_zoo.available())
+    except InputError as error:
+        raise InputError(f"params.yaml: {field}: {error}") from error
+
+
+M = typing.TypeVar("M", bound=BaseModel)
+
+
+def _check(model: type[M], given: dict[str, Any], where: str) -> M:
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise InputError(f"params.yaml: {'; '.join(_explain(model, problem, where) for problem in error.errors())}") from error
+
+
+def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
+    path = [str(part) for part in problem["loc"]]
+    place = ".".join(([where] if where else []) + path)
+    if problem["type"] == "extra_forbidden":
+        return str(unknown(f"unknown key {place}", path[-1], _fields(model, path[:-1]))).rstrip(".")
+    if problem["type"] == "missing":
+        return f"{place} is missing"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')} (it is {problem['input']!r})"
+
+
+def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The legal keys of the section that `path` leads to."""
+    current: Any = model
+    for part in path:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            current = current.model_fields[part].annotation
+        else:
+            current = typing.get_args(current)[-1]  # dict[str, X]: the key is part of the path
+    return list(current.model_fields)

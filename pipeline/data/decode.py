@@ -1,0 +1,75 @@
+"""Any picture file to square uint8 pixels: the one way in, for training and for the deployed predictor alike.
+
+Imports numpy and Pillow only, because the predictor runs where nothing else is installed. The rules:
+turned upright by its EXIF orientation (a broken EXIF block is ignored); transparency laid on white; palette, grey, CMYK and 16-bit
+pixels brought to 8-bit RGB; of an animation the first frame; colour profiles are not applied. Then the largest centred square is
+resized to `size` by Pillow's bilinear filter with anti-aliasing, that is: shorter side to `size`, centre crop.
+"""
+
+from io import BytesIO
+from os import PathLike
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# a closed list, because Pillow also opens formats that run other programs (EPS)
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb; here it is an error
+
+Readable = bytes | str | PathLike[str] | BinaryIO | Image.Image
+
+
+class Undecodable(ValueError):
+    """These bytes are no picture that can be used; the message says why in a few words."""
+
+
+def decode(source: Readable, size: int, channels: int) -> np.ndarray:
+    """A picture as uint8 `size x size x channels` (1 = luma, 3 = RGB)."""
+    return fit(load(source), size, channels)
+
+
+def load(source: Readable) -> Image.Image:
+    """A picture at its own size, upright, in RGB."""
+    try:
+        if isinstance(source, Image.Image):
+            return _rgb(_upright(source))
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Undecodable(f"{image.width} x {image.height} pixels are too many")
+            image.load()
+            return _rgb(_upright(image))
+    except Undecodable:
+        raise
+    except UnidentifiedImageError:
+        raise Undecodable("not a picture in a known format") from None
+    except Exception as error:  # on broken bytes Pillow's readers raise nearly every type there is
+        raise Undecodable(str(error).partition("\n")[0] or type(error).__name__) from error
+
+
+def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """The largest centred square of an RGB picture as uint8 `size x size x channels`."""
+    square = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(square) if channels == 3 else np.asarray(square.convert("L"))[:, :, None]
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block says nothing about the pixels, and they are fine
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise Undecodable("floating-point pixels have no known range")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise Undecodable("32-bit pixels have no known range")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

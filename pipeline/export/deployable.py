@@ -1,0 +1,46 @@
+"""The network as it is deployed: pixels in, answers out."""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.functional import normalise
+
+
+class Deployable(nn.Module):
+    """uint8 images N x H x W x C to (logits, probabilities); what is exported, and what evaluation runs."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        self.training = net.training  # the wrapper has no mode of its own
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.net(normalise(images, self.mean, self.std))
+        return logits, logits.softmax(1)
+
+    def outputs(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(logits, probabilities) of a batch of pixels, in evaluation mode."""
+        assert images.dtype == np.uint8, images.dtype
+        assert not any(module.training for module in self.modules()), "call .eval() first"
+        with torch.inference_mode():
+            logits, probabilities = self(torch.tensor(images, device=self.mean.device))
+        return logits.cpu().numpy(), probabilities.cpu().numpy()
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Logits of a batch of pixels, in evaluation mode."""
+        return self.outputs(images)[0]
+
+    def exact(self, images: np.ndarray) -> np.ndarray:
+        """Logits computed in float64: what float32 would give without rounding."""
+        with torch.inference_mode():
+            pixels = normalise(torch.tensor(images, device=self.mean.device), self.mean, self.std).double()
+            return copy.deepcopy(self.net).double()(pixels).cpu().numpy()

@@ -1,0 +1,27 @@
+"""Pure maths on tensors: no state, no networks."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def normalise(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
+    """uint8 images B x H x W x C to float B x C x H x W, `(x / 255 - mean) / std` a channel."""
+    mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
+    std = torch.as_tensor(std, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
+    return (images.permute(0, 3, 1, 2).float() - 255 * mean) * (1 / (255 * std))
+
+
+def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """`tau^2 * KL(softmax(z_t / tau) || softmax(z_s / tau))`, mean over the batch (Hinton et al., 2015)."""
+    log_s = F.log_softmax(student / temperature, dim=1)
+    log_t = F.log_softmax(teacher / temperature, dim=1)
+    return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+
+
+def match_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps brought to the smaller height and width of both by adaptive average pooling."""
+    size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
+    return tuple(x if tuple(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, size) for x in (a, b))  # type: ignore[return-value]

@@ -1,0 +1,80 @@
+"""The protocol every distillation method follows."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.functional import softened_kl
+from pipeline.inputs import InputError, Settings
+from pipeline.taps import Step, Tapped
+
+Terms = dict[str, Tensor]
+
+
+class Weighted(NamedTuple):
+    """A term of a loss, raw, and what it counts."""
+
+    value: Tensor
+    weight: float
+
+
+Loss = dict[str, Weighted]  # the trainer sums weight * value and logs both
+
+
+class MethodConfig(Settings):
+    name: str
+    ce_weight: float = Field(1.0, ge=0, description="labels")
+    kd_weight: float = Field(0.0, ge=0, description="softened teacher logits, for every method alike")
+    term_weight: float = Field(1.0, ge=0, description="the method's own terms")
+    temperature: float = Field(4.0, gt=0, description="softens the logits of both networks")
+
+
+@dataclass(frozen=True)
+class Phase:
+    name: str  # key under runs.<run>.phases in params.yaml
+    loss: Callable[[Step], Loss]
+    trains: tuple[nn.Module, ...]  # exactly what the optimiser sees; all else is frozen
+
+
+class Method(nn.Module, ABC):
+    """A method is its terms; the weights, the labels and plain KD are the base's.
+
+    Adapters and dictionaries are built in `__init__` from the probe's shapes: as sub-modules they train, move and are saved by themselves.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+
+    def __init__(self, cfg: MethodConfig, probe: Step, labels: Tensor) -> None:
+        """`probe` is a small batch seen by both networks; `labels` are those of the whole training set, by index."""
+        super().__init__()
+        self.cfg = cfg
+        if cfg.kd_weight and probe.teacher.logits.shape[1] != probe.student.logits.shape[1]:
+            raise InputError(
+                f"method.kd_weight is {cfg.kd_weight}, but the teacher tells {probe.teacher.logits.shape[1]} classes apart and the student "
+                f"{probe.student.logits.shape[1]}: their logits can't be matched. Set method.kd_weight to 0."
+            )
+
+    @abstractmethod
+    def terms(self, step: Step) -> Terms:
+        """The knowledge terms, unweighted scalars."""
+
+    def loss(self, step: Step) -> Loss:
+        cfg, loss = self.cfg, {}
+        if cfg.ce_weight:
+            loss["ce"] = Weighted(F.cross_entropy(step.student.logits, step.labels), cfg.ce_weight)
+        if cfg.kd_weight:
+            loss["kd"] = Weighted(softened_kl(step.student.logits, step.teacher.logits, cfg.temperature), cfg.kd_weight)
+        if cfg.term_weight:
+            loss.update({name: Weighted(value, cfg.term_weight) for name, value in self.terms(step).items()})
+        return loss
+
+    def phases(self, student: Tapped) -> list[Phase]:
+        return [Phase("distill", self.loss, (student.net, self))]
+
+    def after_backward(self, step: Step, student: Tapped) -> None:
+        """The single hook: gradients are there, the optimiser hasn't stepped yet."""

@@ -1,0 +1,60 @@
+"""ShuffleNetV2 (Ma et al., 2018) for small images, as in the CRD tables: a 1 x 1 stem that keeps the size.
+
+A stage ends in a shuffle of activated halves, so the taps are the stages themselves.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.nets.layers import Chain, ChannelShuffle, conv_norm, conv_norm_relu
+
+WIDTHS = {"shufflenetv2": (116, 232, 464), "shufflenetv2_x0.5": (48, 96, 192)}
+BLOCKS = (4, 8, 4)
+LAST = 1024
+NAMES = tuple(WIDTHS)
+
+
+def _branch(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        conv_norm_relu(inputs, outputs, 1),
+        conv_norm(outputs, outputs, 3, stride=stride, groups=outputs),
+        conv_norm_relu(outputs, outputs, 1),
+    )
+
+
+class Block(nn.Module):
+    """Half of the channels pass, the other half is worked on."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.branch = _branch(channels // 2, channels // 2, stride=1)
+        self.shuffle = ChannelShuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        passed, worked = x.chunk(2, dim=1)
+        return self.shuffle(torch.cat([passed, self.branch(worked)], dim=1))
+
+
+class Down(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.left = nn.Sequential(conv_norm(inputs, inputs, 3, stride=2, groups=inputs), conv_norm_relu(inputs, outputs // 2, 1))
+        self.right = _branch(inputs, outputs // 2, stride=2)
+        self.shuffle = ChannelShuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shuffle(torch.cat([self.left(x), self.right(x)], dim=1))
+
+
+def build(name: str, classes: int, channels: int) -> nn.Module | None:
+    if name not in WIDTHS:
+        return None
+    inputs = 24
+    parts: dict[str, nn.Module] = {"stem": conv_norm_relu(channels, inputs, 1)}
+    taps = {"stem": "stem.2"}
+    for n, (outputs, count) in enumerate(zip(WIDTHS[name], BLOCKS, strict=True), start=1):
+        parts[f"stage{n}"] = nn.Sequential(Down(inputs, outputs), *(Block(outputs) for _ in range(count - 1)))
+        taps[f"stage{n}"] = f"stage{n}"
+        inputs = outputs
+    parts["last"] = conv_norm_relu(inputs, LAST, 1)
+    return Chain(parts, taps, features=LAST, classes=classes)

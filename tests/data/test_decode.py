@@ -1,0 +1,183 @@
+import contextlib
+import subprocess
+import sys
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data.folders import picture
+from PIL import Image
+
+from pipeline.data import decode
+
+
+def encoded(image: Image.Image, format: str = "PNG", exif: Image.Exif | None = None) -> bytes:
+    file = BytesIO()
+    image.save(file, format, **({} if exif is None else {"exif": exif}))
+    return file.getvalue()
+
+
+RED = np.array([200, 10, 30], dtype=np.uint8)
+
+
+def test_a_picture_of_the_right_size_keeps_its_pixels() -> None:
+    image = picture(0, size=(16, 16))
+    assert np.array_equal(decode.decode(encoded(image), 16, 3), np.asarray(image))
+
+
+def test_bytes_path_file_and_image_are_read_alike(tmp_path: Path) -> None:
+    image = picture(1, size=(30, 20))
+    (tmp_path / "a.png").write_bytes(encoded(image))
+    expected = decode.decode(image, 8, 3)
+    with (tmp_path / "a.png").open("rb") as file:
+        for source in (encoded(image), tmp_path / "a.png", str(tmp_path / "a.png"), file):
+            assert np.array_equal(decode.decode(source, 8, 3), expected)
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 20), (20, 40), (33, 20), (20, 20), (5, 3), (1, 300)])
+def test_the_centre_square_is_resized(width: int, height: int) -> None:
+    image = picture(2, size=(width, height))
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    expected = image.resize((20, 20), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    assert np.array_equal(decode.decode(image, 20, 3), np.asarray(expected))
+
+
+def test_shrinking_is_antialiased() -> None:
+    fine = np.indices((64, 64)).sum(0) % 2 * 255
+    image = Image.fromarray(np.repeat(fine[:, :, None].astype(np.uint8), 3, axis=2))
+    assert abs(decode.decode(image, 8, 3).astype(int) - 127).max() < 16
+
+
+def test_one_channel_is_luma() -> None:
+    image = picture(3, size=(9, 9))
+    assert np.array_equal(decode.decode(image, 9, 1)[:, :, 0], np.asarray(image.convert("L")))
+    assert decode.decode(image, 9, 1).shape == (9, 9, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_stays_grey_exactly(channels: int) -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    decoded = decode.decode(encoded(Image.fromarray(values)), 16, channels)
+    assert np.array_equal(decoded, np.repeat(values[:, :, None], channels, axis=2))
+
+
+@pytest.mark.parametrize("big_endian", [False, True])
+def test_sixteen_bits_are_scaled_not_clipped(big_endian: bool) -> None:
+    values = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    image, format = (Image.fromarray(values.astype(">u2")), "TIFF") if big_endian else (Image.fromarray(values), "PNG")
+    assert np.array_equal(decode.decode(encoded(image, format), 16, 1)[:, :, 0], np.arange(256).reshape(16, 16))
+
+
+def test_palette_cmyk_and_bilevel() -> None:
+    colours = Image.fromarray(np.tile(RED, (8, 8, 1)))
+    assert np.array_equal(decode.decode(encoded(colours.convert("P", palette=Image.Palette.ADAPTIVE)), 8, 3)[4, 4], RED)
+    cmyk = decode.decode(encoded(colours.convert("CMYK"), "JPEG"), 8, 3)[4, 4].astype(int)
+    assert abs(cmyk - RED).max() <= 6
+    assert np.array_equal(decode.decode(encoded(Image.new("1", (8, 8), 1)), 8, 3), np.full((8, 8, 3), 255))
+
+
+def test_transparency_is_laid_on_white() -> None:
+    half = np.zeros((8, 8, 4), dtype=np.uint8)
+    half[:, :, 0] = 255  # red, but the left half can't be seen
+    half[:, 4:, 3] = 255
+    for format in ("PNG", "WEBP", "TIFF"):
+        decoded = decode.decode(encoded(Image.fromarray(half), format), 8, 3)
+        assert decoded[0, 0].tolist() == [255, 255, 255], format
+        assert decoded[0, 7, 0] > 250, format
+        assert decoded[0, 7, 1:].max() < 8, format
+
+
+def test_a_transparent_palette_entry_is_white_too() -> None:
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([10, 20, 30, 200, 0, 0])
+    image.putpixel((0, 0), 1)
+    image.info["transparency"] = 0
+    decoded = decode.decode(encoded(image), 8, 3)
+    assert decoded[0, 0].tolist() == [200, 0, 0]
+    assert decoded[5, 5].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied(orientation: int, format: str) -> None:
+    upright = np.full((16, 16, 3), 128, dtype=np.uint8)
+    upright[:8, :8] = (255, 0, 0)
+    upright[:8, 8:] = (0, 255, 0)
+    # how the camera stored it: the inverse of what the tag asks the reader to do
+    stored = {
+        1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1], 5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a), 7: lambda a: a[::-1, ::-1].transpose(1, 0, 2), 8: lambda a: np.rot90(a, -1),
+    }[orientation](upright)  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode.decode(encoded(Image.fromarray(np.ascontiguousarray(stored)), format, exif), 16, 3)
+    assert abs(decoded.astype(int) - upright)[2:6, 2:6].max() < 40
+    assert abs(decoded.astype(int) - upright)[2:6, 10:14].max() < 40
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")  # Pillow's TiffImagePlugin, which reads EXIF, remarks on it
+def test_a_broken_exif_block_is_ignored() -> None:
+    whole = encoded(picture(4), "JPEG")
+    rubbish = b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff" + b"\x99" * 40
+    broken = whole[:2] + b"\xff\xe1" + (len(rubbish) + 2).to_bytes(2, "big") + rubbish + whole[2:]
+    assert np.array_equal(decode.decode(broken, 10, 3), decode.decode(whole, 10, 3))
+
+
+def test_the_first_frame_of_an_animation() -> None:
+    frames = [Image.fromarray(np.full((8, 8, 3), value, dtype=np.uint8)) for value in (0, 255)]
+    file = BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    assert decode.decode(file.getvalue(), 8, 3).max() == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        (b"", "known format"),
+        (b"hello, world" * 10, "known format"),
+        (encoded(picture(5, size=(200, 200)), "JPEG")[:5000], "truncated"),
+        (encoded(picture(5, size=(200, 200)), "PNG")[:5000], "truncated|incomplete|broken|EOF"),
+        (encoded(picture(5, size=(200, 200)), "BMP")[:5000], "truncated"),
+        (encoded(Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)), "TIFF"), "floating-point"),
+        (encoded(Image.fromarray(np.full((8, 8), 70000, dtype=np.int32)), "TIFF"), "32-bit"),
+        (encoded(picture(6).convert("L"), "EPS"), "known format"),
+    ],
+)
+def test_what_is_no_picture_is_refused(source: bytes, why: str) -> None:
+    with pytest.raises(decode.Undecodable, match=why) as caught:
+        decode.decode(source, 8, 3)
+    assert str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("side", [9_460, 9_500, 20_000])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # Pillow's own word, besides our error
+def test_a_decompression_bomb_is_refused_before_it_is_read(side: int) -> None:
+    header = encoded(Image.new("1", (1, 1)))
+    bomb = bytearray(header)
+    bomb[16:24] = side.to_bytes(4, "big") * 2
+    bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4, "big")
+    with pytest.raises(decode.Undecodable, match=r"too many|bomb"):
+        decode.decode(bytes(bomb), 8, 3)
+
+
+def test_random_damage_never_gives_another_error() -> None:
+    random = np.random.default_rng(0)
+    for format in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
+        whole = np.frombuffer(encoded(picture(7, size=(24, 24)), format), dtype=np.uint8)
+        for _ in range(60):
+            broken = whole.copy()
+            broken[random.integers(0, len(broken), 6)] = random.integers(0, 256, 6)
+            with contextlib.suppress(decode.Undecodable):
+                assert decode.decode(broken.tobytes(), 8, 3).shape == (8, 8, 3)
+
+
+def test_it_imports_numpy_and_pillow_only() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['pydantic'] = sys.modules['sklearn'] = sys.modules['torchvision'] = None\n"
+        "import pipeline.data.decode"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

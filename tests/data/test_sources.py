@@ -1,0 +1,246 @@
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data.folders import fill, picture, tree
+from PIL import Image
+from pydantic import ValidationError
+
+from pipeline.data import sources
+from pipeline.data.sources import DataConfig
+from pipeline.inputs import InputError
+
+
+def folder(root: Path) -> sources.Source:
+    return sources.find(DataConfig(source="folder", root=str(root), size=8))
+
+
+def listed(source: sources.Source) -> list[tuple[str, str | None, str]]:
+    return [(source.classes[item.label], item.split, item.path) for item in source.items]
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"source": "digit"}, "did you mean 'digits'"),
+        ({"source": "torchvision:"}, "source"),
+        ({"size": 7}, "size"),
+        ({"size": 513}, "size"),
+        ({"channels": 2}, "channels"),
+        ({"val": 0}, "val"),
+        ({"test": 1.0}, "test"),
+        ({"val": 0.5, "test": 0.5}, r"data\.val \+ data\.test is 1"),
+        ({"roof": "x"}, "roof"),
+        ({"test": float("nan")}, "test"),
+    ],
+)
+def test_wrong_settings_name_the_field(given: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValidationError, match=f"(?i){field}"):
+        DataConfig(**{"source": "digits", "size": 8, **given})
+
+
+def test_digits() -> None:
+    source = sources.find(DataConfig(source="digits", size=8))
+    assert len(source.items) == 1797
+    assert source.classes == list("0123456789")
+    image = source.read(0)
+    assert isinstance(image, Image.Image)
+    assert image.size == (8, 8)
+    assert np.asarray(image).max() > 230
+
+
+def test_class_folders_at_any_depth(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"dog": 3, "cat/deep/er": 2, "cat": 1})
+    for suffix in (".JPG", ".jpeg", ".Bmp", ".gif", ".webp", ".TIF"):
+        fill(root / "dog", 1, start=50, suffix=suffix)
+    source = folder(root)
+    assert source.classes == ["cat", "dog"]
+    assert listed(source)[0] == ("cat", None, "cat/0005.png")
+    assert [path for name, _, path in listed(source) if name == "cat"] == ["cat/0005.png", "cat/deep/er/0003.png", "cat/deep/er/0004.png"]
+    assert len(source.items) == 12
+    assert source.read(0) == (root / "cat/0005.png").read_bytes()
+
+
+def test_what_is_no_image_is_counted_and_passed_over(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"dog": 3, "cat": 3})
+    for name in ("README.md", "dog/labels.csv", "cat/deep/x.txt", ".hidden.png", "cat/.DS_Store", ".git/a.png", "cat/.thumbs/a.png"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"x")
+    source = folder(root)
+    assert len(source.items) == 6
+    assert source.ignored == 3
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Valid"])
+def test_given_split_folders(tmp_path: Path, val: str) -> None:
+    root = tree(tmp_path, {"train/a": 2, "train/b": 1, f"{val}/a": 1, f"{val}/b": 1, "test/a": 1, "test/b": 1})
+    (root / "notes").mkdir()
+    (root / "notes/a.txt").write_text("x")
+    source = folder(root)
+    assert source.classes == ["a", "b"]
+    assert sorted(str(item.split) for item in source.items) == ["test", "test", "train", "train", "train", "val", "val"]
+    assert source.ignored == 1
+
+
+def test_a_link_back_up_ends(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"a": 2, "b": 2})
+    (root / "a" / "loop").symlink_to(root / "a")
+    assert len(folder(root).items) == 4
+
+
+def test_linked_class_folders_are_followed(tmp_path: Path) -> None:
+    tree(tmp_path / "elsewhere", {"a": 2})
+    root = tree(tmp_path / "root", {"b": 2})
+    (root / "a").symlink_to(tmp_path / "elsewhere" / "a")
+    assert listed(folder(root))[0] == ("a", None, "a/0000.png")
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({}, "no class folders"),
+        ({".": 3}, "no class folders"),
+        ({"a": 2, "b": 0}, "class folder 'b' holds no images"),
+        ({"train/a": 2, "train/b": 0}, "class folder 'train/b' holds no images"),
+        ({"train": 2}, "split folder 'train' holds no class folders"),
+        ({"train/a": 2, "train/b": 2, "c": 1}, r"split folders \(train\) and class folders \(c\) lie side by side"),
+        ({"train/a": 2, "val/a": 2, "valid/a": 1}, "val and valid are both the val split"),
+    ],
+)
+def test_a_wrong_layout_is_refused(tmp_path: Path, counts: dict[str, int], message: str) -> None:
+    root = tree(tmp_path / "pictures", counts)
+    root.mkdir(exist_ok=True)
+    with pytest.raises(InputError, match=message) as caught:
+        folder(root)
+    assert str(caught.value).startswith(f"data.root '{root}': ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_root_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for name, why in (("nowhere", "does not exist"), ("file", "is not a folder")):
+        with pytest.raises(InputError, match=rf"data\.root .*{name}.*{why}"):
+            folder(tmp_path / name)
+
+
+def test_a_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    tree(tmp_path, {"a": 2})
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    with pytest.raises(InputError, match="not valid UTF-8"):
+        folder(tmp_path)
+
+
+def mnist_like(root: Path, count: int) -> None:
+    """Files as torchvision expects them of FashionMNIST."""
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        images = np.random.default_rng(len(split)).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(struct.pack(">iiii", 0x803, count, 28, 28) + images.tobytes())
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 0x801, count) + labels.tobytes())
+
+
+def torchvision_set(name: str, root: Path) -> sources.Source:
+    return sources.find(DataConfig(source=f"torchvision:{name}", root=str(root), size=8))
+
+
+def test_a_torchvision_set_on_disk(tmp_path: Path) -> None:
+    mnist_like(tmp_path, 20)
+    source = torchvision_set("FashionMNIST", tmp_path)
+    assert len(source.classes) == 10
+    assert source.classes[0] == "T-shirt/top"
+    assert listed(source)[0] == ("T-shirt/top", "train", "FashionMNIST/train:0")
+    assert listed(source)[21] == ("Trouser", "test", "FashionMNIST/test:1")
+    image = source.read(21)
+    assert isinstance(image, Image.Image)
+    assert image.size == (28, 28)
+
+
+class Offline:
+    """A data set with a `split`, of which nothing is there and nothing can be had."""
+
+    base_folder = "offline-1"
+
+    def __init__(self, root: str, split: str = "train", download: bool = False) -> None:
+        if split not in ("trainval", "validation"):
+            raise ValueError(f"Unknown value '{split}' for argument split. Valid values are ...")
+        raise OSError("no route to host\nmore") if download else RuntimeError("Dataset not found or corrupted.")
+
+
+class Present:
+    """One with three splits under its own names, labels only in its items, arrays for pictures, and synonyms for class names."""
+
+    classes = (("crane", "bird"), ("crane", "machine"), ("cat",))
+
+    def __init__(self, root: str, split: str = "trainval", transform: None = None) -> None:
+        if split not in ("trainval", "validation", "test"):
+            raise ValueError(f"Unknown value '{split}' for argument split.")
+        self.offset = len(split)
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        if not 0 <= i < 6:
+            raise IndexError
+        return np.asarray(picture(self.offset * 10 + i)), i % 3
+
+
+class Boxes(Present):
+    def __getitem__(self, i: int) -> Any:
+        return picture(i), {"boxes": [1, 2]}
+
+
+class NoTrain(Present):
+    def __init__(self, root: str, split: str = "test") -> None:
+        if split != "test":
+            raise ValueError("Unknown value for argument split")
+
+
+class Needy:
+    def __init__(self, root: str, annotations: str) -> None: ...
+
+
+@pytest.fixture
+def invented(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    for each in (Offline, Present, Boxes, NoTrain, Needy):
+        monkeypatch.setattr(datasets, each.__name__, each, raising=False)
+
+
+@pytest.mark.usefixtures("invented")
+def test_a_torchvision_set_with_a_split_argument(tmp_path: Path) -> None:
+    source = torchvision_set("Present", tmp_path)
+    assert source.classes == ["crane, bird", "crane, machine", "cat"]
+    assert [item.split for item in source.items] == ["train"] * 6 + ["val"] * 6 + ["test"] * 6
+    assert listed(source)[8] == ("cat", "val", "Present/val:2")
+    image = source.read(8)
+    assert isinstance(image, Image.Image)
+    assert np.array_equal(np.asarray(image), np.asarray(picture(len("validation") * 10 + 2)))
+
+
+@pytest.mark.usefixtures("invented")
+def test_what_cannot_be_downloaded_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        torchvision_set("Offline", tmp_path)
+    message = str(caught.value)
+    for part in ("torchvision:Offline", str(tmp_path / "offline-1"), "(OSError: no route to host)", "another data.source"):
+        assert part in message
+    assert "\n" not in message
+
+
+@pytest.mark.usefixtures("invented")
+def test_other_torchvision_sets_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.source.*'CIFAR1O'.*Did you mean 'CIFAR10'"):
+        torchvision_set("CIFAR1O", tmp_path)
+    with pytest.raises(InputError, match="Needy"):
+        torchvision_set("Needy", tmp_path)
+    with pytest.raises(InputError, match="one class for each image"):
+        torchvision_set("Boxes", tmp_path)
+    with pytest.raises(InputError, match="no plain training split"):
+        torchvision_set("NoTrain", tmp_path)

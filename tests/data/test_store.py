@@ -1,0 +1,234 @@
+import csv
+import hashlib
+import json
+import shutil
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data.folders import fill, picture, tree
+from PIL import Image
+
+from pipeline.data import decode
+from pipeline.data.prepare import prepare
+from pipeline.data.sources import DataConfig
+from pipeline.data.store import SPLITS, Store
+from pipeline.inputs import InputError
+
+FILES = ["files.csv", "images.npy", "labels.npy", "manifest.json", "sheet.png"]
+
+
+def made(root: Path, out: Path, **settings: Any) -> Store:
+    prepare(DataConfig(**{"source": "folder", "root": str(root), "size": 8, **settings}), out)
+    return Store.open(out)
+
+
+def rows(store: Store) -> list[dict[str, str]]:
+    with (store.path / "files.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tree(tmp_path / "raw", {"cat": 10, "dog": 20})
+
+
+def test_every_row_is_its_file(root: Path, tmp_path: Path) -> None:
+    store = made(root, tmp_path / "out")
+    assert sorted(path.name for path in store.path.iterdir()) == FILES
+    assert store.images.shape == (30, 8, 8, 3)
+    listed = rows(store)
+    assert sorted(row["path"] for row in listed) == sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+    for n, row in enumerate(listed):
+        assert int(row["row"]) == n
+        assert np.array_equal(store.images[n], decode.decode(root / row["path"], 8, 3))
+        assert store.classes[store.labels[n]] == row["class"] == Path(row["path"]).parts[0]
+        assert row["sha256"] == hashlib.sha256((root / row["path"]).read_bytes()).hexdigest()
+        assert n in store.indices(row["split"])
+
+
+def test_the_manifest_counts(root: Path, tmp_path: Path) -> None:
+    store = made(root, tmp_path / "out", val=0.1, test=0.3, split_seed=5)
+    assert store.manifest["splits"] == {"train": 18, "val": 3, "test": 9}
+    assert store.manifest["per_class"] == {"train": {"cat": 6, "dog": 12}, "val": {"cat": 1, "dog": 2}, "test": {"cat": 3, "dog": 6}}
+    assert store.manifest["settings"] == {"source": "folder", "size": 8, "channels": 3, "val": 0.1, "test": 0.3, "split_seed": 5}
+    assert [store.indices(split).tolist() for split in SPLITS] == [list(range(18)), list(range(18, 21)), list(range(21, 30))]
+    assert (store.size, store.channels, store.classes) == (8, 3, ["cat", "dog"])
+
+
+def test_mean_and_deviation_are_those_of_train(root: Path, tmp_path: Path) -> None:
+    store = made(root, tmp_path / "out", test=0.4)
+    train = store.images[store.indices("train")] / 255
+    assert store.mean == pytest.approx(train.mean((0, 1, 2)).tolist(), abs=1e-12)
+    assert store.std == pytest.approx(train.std((0, 1, 2)).tolist(), abs=1e-12)
+
+
+def test_a_constant_channel_has_a_deviation_to_divide_by(tmp_path: Path) -> None:
+    for n in range(8):
+        folder = tmp_path / "raw" / "ab"[n % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.asarray(picture(n)).copy()
+        pixels[:, :, 1] = 7
+        Image.fromarray(pixels).save(folder / f"{n}.png")
+    store = made(tmp_path / "raw", tmp_path / "out")
+    assert store.std[1] == 1 / 255
+    assert store.mean[1] == pytest.approx(7 / 255)
+
+
+def test_the_same_data_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
+    made(root, tmp_path / "one")
+    shutil.copytree(root, tmp_path / "moved")
+    made(tmp_path / "moved", tmp_path / "two")
+    for name in FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def assignment(store: Store) -> dict[str, str]:
+    return {row["sha256"]: row["split"] for row in rows(store)}
+
+
+def test_unrelated_settings_and_names_move_no_picture(root: Path, tmp_path: Path) -> None:
+    before = assignment(made(root, tmp_path / "before"))
+    assert assignment(made(root, tmp_path / "other", size=13, channels=1)) == before
+    for n, path in enumerate(sorted(root.rglob("*.png"), reverse=True)):
+        path.rename(path.with_name(f"renamed-{n}.png"))
+    assert assignment(made(root, tmp_path / "renamed")) == before
+    assert assignment(made(root, tmp_path / "seeded", split_seed=1)) != before
+
+
+def test_content_follows_what_is_learnt_from(root: Path, tmp_path: Path) -> None:
+    before = made(root, tmp_path / "before").content
+    (root / "README").write_text("x")
+    (root / "cat/0000.png").rename(root / "cat/zero.png")
+    assert made(root, tmp_path / "renamed").content == before
+    assert made(root, tmp_path / "seeded", split_seed=1).content != before
+    assert made(root, tmp_path / "sized", size=9).content != before
+    picture(99).save(root / "cat/zero.png")
+    assert made(root, tmp_path / "changed").content != before
+
+
+def test_copies_are_removed_wherever_they_lie(tmp_path: Path) -> None:
+    root = tree(tmp_path / "raw", {"train/cat": 5, "train/dog": 5, "test/cat": 2, "test/dog": 2})
+    shutil.copy(root / "test/cat/0010.png", root / "train/cat/copy.png")  # straddles: leaves train
+    shutil.copy(root / "train/dog/0006.png", root / "train/dog/copy.png")
+    picture(1).save(root / "train/cat/other-encoding.bmp")  # the pixels of 0001.png
+    shutil.copy(root / "train/cat/0000.png", root / "test/dog/contradiction.png")
+    store = made(root, tmp_path / "out")
+    assert store.manifest["duplicates_removed"] == 3
+    assert store.manifest["conflicts_removed"] == 2
+    assert store.manifest["conflicts"] == ["test/dog/contradiction.png", "train/cat/0000.png"]
+    assert store.manifest["splits"]["test"] == 4
+    pixels = [image.tobytes() for image in store.images]
+    assert len(set(pixels)) == len(pixels) == 13
+    [kept] = [row for row in rows(store) if row["path"].endswith("0010.png") or row["path"].endswith("cat/copy.png")]
+    assert kept["split"] == "test"
+
+
+def test_copies_do_not_count_towards_a_class(tmp_path: Path) -> None:
+    root = tree(tmp_path / "raw", {"cat": 5, "dog": 1})
+    for n in range(5):
+        shutil.copy(root / "dog/0005.png", root / f"dog/copy-{n}.png")
+    with pytest.raises(InputError, match="class 'dog' has 1 usable image"):
+        made(root, tmp_path / "out")
+
+
+def test_all_kinds_of_picture_become_one(tmp_path: Path) -> None:
+    root = tree(tmp_path / "raw", {"cat": 3, "dog": 3})
+    odd = picture(50, size=(31, 17))
+    odd.convert("L").save(root / "cat/grey.jpg")
+    odd.convert("P").save(root / "cat/palette.gif")
+    odd.convert("RGBA").save(root / "cat/alpha.webp")
+    odd.convert("CMYK").save(root / "cat/cmyk.tif")
+    Image.fromarray(np.asarray(odd.convert("L")).astype(np.uint16) * 257).save(root / "cat/deep.png")
+    for channels in (1, 3):
+        store = made(root, tmp_path / str(channels), channels=channels)
+        assert store.images.shape == (11, 8, 8, channels)
+        assert len(store.mean) == len(store.std) == channels
+
+
+def test_broken_pictures_are_named_and_counted(root: Path, tmp_path: Path) -> None:
+    whole = BytesIO()
+    picture(60, size=(100, 100)).save(whole, "JPEG")
+    (root / "dog/cut.jpg").write_bytes(whole.getvalue()[:2000])
+    with pytest.raises(InputError, match=r"data\.root .*: 1 of 31 images can't be decoded: dog/cut\.jpg \(.*truncated.*Delete or repair"):
+        made(root, tmp_path / "out")
+    for n in range(7):
+        (root / f"cat/{n}.jpg").write_bytes(b"")
+    (root / "dog/gone.png").symlink_to(root / "nowhere.png")
+    with pytest.raises(InputError, match=r"9 of 39 .*cat/0\.jpg.*cat/4\.jpg \(.*\) and 4 more") as caught:
+        made(root, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_pillow_remarks_stop_nothing(root: Path, tmp_path: Path) -> None:
+    jpeg = BytesIO()
+    picture(70).save(jpeg, "JPEG")
+    rubbish = b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff" + b"\x99" * 40
+    (root / "cat/exif.jpg").write_bytes(b"\xff\xd8\xff\xe1" + (len(rubbish) + 2).to_bytes(2, "big") + rubbish + jpeg.getvalue()[2:])
+    assert len(made(root, tmp_path / "out").labels) == 31
+
+
+def test_one_class_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    fill(tmp_path / "raw/cat", 5)
+    with pytest.raises(InputError, match=r"data\.root .*only one class, 'cat'"):
+        made(tmp_path / "raw", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_digits_end_to_end(tmp_path: Path) -> None:
+    manifest = prepare(DataConfig(source="digits", size=8, channels=1), tmp_path)
+    store = Store.open(tmp_path)
+    assert sum(manifest["splits"].values()) + manifest["duplicates_removed"] + manifest["conflicts_removed"] == 1797
+    assert store.images.shape[1:] == (8, 8, 1)
+    from sklearn.datasets import load_digits
+
+    originals = np.rint(load_digits().images * 255 / 16).astype(np.uint8)
+    for row, line in enumerate(rows(store)[:20]):
+        assert np.array_equal(store.images[row, :, :, 0], originals[int(line["path"].removeprefix("digits:"))])
+
+
+def test_a_store_stays_on_disk_and_unchanged(root: Path, tmp_path: Path) -> None:
+    store = made(root, tmp_path / "out")
+    assert isinstance(store.images, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        store.images[0] = 0
+
+
+def rewritten(path: Path, **changes: Any) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({key: value for key, value in {**manifest, **changes}.items() if value is not None}))
+
+
+def zipped(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, np.zeros(3))
+
+
+def test_a_broken_store_is_refused(root: Path, tmp_path: Path) -> None:
+    store = made(root, tmp_path / "store")
+    damages = {
+        "manifest.json is missing": lambda path: (path / "manifest.json").unlink(),
+        "images.npy is missing": lambda path: (path / "images.npy").unlink(),
+        "can't be read .JSON": lambda path: (path / "manifest.json").write_text("{"),
+        "can't be read .Unicode": lambda path: (path / "manifest.json").write_bytes(b"\xff\xff"),
+        "can't be read .TypeError": lambda path: (path / "manifest.json").write_text("[]"),
+        "can't be read .KeyError: 'mean'": lambda path: rewritten(path, mean=None),
+        "can't be read .ValueError": lambda path: (path / "images.npy").write_bytes((store.path / "images.npy").read_bytes()[:-1]),
+        "can't be read .EOFError": lambda path: (path / "labels.npy").write_bytes(b""),
+        "don't belong together": lambda path: rewritten(path, splits={"train": 1, "val": 1, "test": 1}),
+        "don't belong.*": lambda path: rewritten(path, classes=["cat"]),
+        "don't belong together.": lambda path: rewritten(path, schema=99),
+        "don't belong .*": lambda path: np.save(path / "labels.npy", store.labels[:-1]),
+        "can't be read .AttributeError": lambda path: zipped(path / "images.npy"),
+    }
+    for n, (message, damage) in enumerate(damages.items()):
+        path = tmp_path / str(n)
+        shutil.copytree(store.path, path)
+        Store.open(path)
+        damage(path)
+        with pytest.raises(InputError, match=f"data store '{path}'.*{message}.*prepare"):
+            Store.open(path)
+    with pytest.raises(InputError, match="missing"):
+        Store.open(tmp_path / "nowhere")

@@ -1,0 +1,114 @@
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.export import bundle
+
+MEAN, STD, SIZE, CLASSES = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 16, ("ant", "bee", "cat", "dog", "elk", "fox")
+
+
+class Net(nn.Module):
+    """A residual network in small, with everything in it that exports get wrong."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.down = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.act = nn.ReLU()
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(64, len(CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.act(self.norm(self.conv(x)) + x)
+        x = self.pool(self.act(self.down(x))).flatten(1)
+        return self.head(self.drop(x))
+
+
+def make(channels: int = 3, kind: type[nn.Module] = Net) -> nn.Module:
+    """A network with the weights and statistics of a trained one: nothing in it is at its initial value."""
+    torch.manual_seed(0)
+    net = kind(channels) if kind is Net else kind()
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(-0.5, 0.5)
+                module.running_mean.uniform_(-0.3, 0.3)  # type: ignore[union-attr]
+                module.running_var.uniform_(0.3, 2.0)  # type: ignore[union-attr]
+            if isinstance(module, nn.Linear):
+                module.weight.mul_(10)
+    return net.eval()
+
+
+def pictures(channels: int = 3, n: int = 80) -> np.ndarray:
+    """Smooth coloured blobs, more like photographs than noise is."""
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.uniform(40, 215, (n, channels, 4, 4)))
+    return nn.functional.interpolate(coarse, (SIZE, SIZE), mode="bicubic").clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def write(net: nn.Module, out: Path, channels: int = 3, cfg: bundle.ExportConfig | None = None) -> dict[str, Any]:
+    return bundle.export(
+        net,
+        out=out,
+        classes=CLASSES,
+        mean=MEAN[:channels],
+        std=STD[:channels],
+        size=SIZE,
+        channels=channels,
+        images=pictures(channels),
+        facts={"accuracy": 0.9},
+        cfg=cfg or bundle.ExportConfig(),
+    )
+
+
+@dataclass(frozen=True)
+class World:
+    """What the tests of this folder share."""
+
+    Net: type[nn.Module]
+    make: Callable[..., nn.Module]
+    pictures: Callable[..., np.ndarray]
+    write: Callable[..., dict[str, Any]]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int
+    classes: tuple[str, ...]
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    return World(Net, make, pictures, write, MEAN, STD, SIZE, CLASSES)
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return pictures()
+
+
+@dataclass(frozen=True)
+class Exported:
+    net: nn.Module
+    out: Path
+    bundle: dict[str, Any]
+    seen: list[Any]
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """One bundle, of a network that a distillation method left its hooks on."""
+    net, seen = make(), []
+    net.stem.register_forward_hook(lambda module, args, output: seen.append(output))  # type: ignore[union-attr]
+    net(torch.zeros(1, 3, SIZE, SIZE))
+    out = tmp_path_factory.mktemp("a place with spaces") / "bundle"
+    return Exported(net, out, write(net, out), seen)

@@ -1,0 +1,54 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.export.deployable import Deployable
+from pipeline.functional import normalise
+
+
+def test_is_the_network_on_normalised_pixels(world: Any, images: np.ndarray) -> None:
+    net = world.make()
+    logits, probabilities = Deployable(net, world.mean, world.std).outputs(images)
+    with torch.no_grad():
+        want = net(normalise(torch.tensor(images), world.mean, world.std))
+    assert np.array_equal(logits, want.numpy())
+    assert np.allclose(probabilities, want.softmax(1).numpy())
+    assert np.array_equal(Deployable(net, world.mean, world.std).predict(images), logits)
+
+
+def test_knows_its_constants_as_buffers() -> None:
+    deployed = Deployable(nn.Flatten(), (0.5,), (0.25,))
+    assert [name for name, _ in deployed.named_buffers()] == ["mean", "std"]
+    assert list(deployed.parameters()) == []
+    # pixel 255 of mean 1/2 and deviation 1/4 is 2
+    assert deployed(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8))[0].item() == pytest.approx(2)
+
+
+def test_reads_pixels_mapped_read_only_from_disk(world: Any, images: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    deployed = Deployable(world.make(), world.mean, world.std)
+    assert np.array_equal(deployed.predict(mapped[:5]), deployed.predict(images[:5]))
+
+
+def test_exact_is_the_same_network_without_rounding(world: Any, images: np.ndarray) -> None:
+    deployed = Deployable(world.make(), world.mean, world.std)
+    exact, logits = deployed.exact(images), deployed.predict(images)
+    assert exact.dtype == np.float64
+    assert 0 < np.abs(exact - logits).max() < 1e-5
+    assert {p.dtype for p in deployed.parameters()} == {torch.float32}
+
+
+def test_refuses_training_mode_and_other_types(world: Any, images: np.ndarray) -> None:
+    with pytest.raises(AssertionError, match=r"\.eval\(\)"):
+        Deployable(world.make().train(), world.mean, world.std).predict(images)
+    net = world.make()
+    net.norm.train()  # one layer is enough
+    with pytest.raises(AssertionError, match=r"\.eval\(\)"):
+        Deployable(net, world.mean, world.std).predict(images)
+    with pytest.raises(AssertionError, match="float32"):
+        Deployable(world.make(), world.mean, world.std).predict(images.astype(np.float32))

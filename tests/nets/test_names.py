@@ -1,0 +1,65 @@
+"""Names that can't be built, and what the person is told."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.inputs import InputError
+from pipeline.nets import NetConfig, build, names
+
+
+def test_every_family_shows_itself() -> None:
+    shown = names()
+    assert len(shown) == len(set(shown))
+    for name in ("resnet8x4", "wrn_<depth>_<width>", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2_x0.5", "allcnn", "densenet121"):
+        assert name in shown
+    assert {"mobilenet_x<width>", "torchvision:<name>", "<package.module>:<factory>"} <= set(shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("resnt20", "Did you mean 'resnet20'"),
+        ("resnet21", "Did you mean 'resnet"),
+        ("ResNet8x4", "Did you mean 'resnet8x4'"),
+        ("wrn-40-2", "Did you mean 'wrn_40_2'"),
+        ("vgg12", "Did you mean 'vgg1"),
+        ("shufflenetv2_x0.25", "Did you mean 'shufflenetv2_x0.5'"),
+        ("", "Choose one of: .*resnet20"),
+        ("resnet18", "write 'torchvision:resnet18'"),
+        ("torchvision:resnet81", "Did you mean 'torchvision:resnet18'"),
+        ("torchvision:", "Choose one of: .*torchvision:resnet18"),
+        ("torchvision:fcn_resnet50", "there is no 'torchvision:fcn_resnet50'"),
+        ("wrn_15_2", "6 n \\+ 4.*'wrn_16_2'"),
+        ("wrn_4_2", "'wrn_10_2'"),
+        ("wrn_16_0", "'wrn_16_1'"),
+        ("mobilenetv2_x0", "from 0.1 to 10"),
+        ("allcnn_x99", "from 0.1 to 10"),
+        ("mobilenet_x.5", "Did you mean 'mobilenet_x0.5'"),
+        ("mobilenet_x-1", "Did you mean 'mobilenet"),
+    ],
+)
+def test_a_wrong_name_is_refused_with_the_way_out(name: str, says: str) -> None:
+    with pytest.raises(InputError, match=says) as error:
+        build(name, 5)
+    assert str(error.value).startswith("net")
+    assert "\n" not in str(error.value)
+
+
+def test_the_config_is_strict() -> None:
+    assert NetConfig(net="resnet8").taps == {}
+    with pytest.raises(ValidationError, match="nett"):
+        NetConfig.model_validate({"net": "resnet8", "nett": 1})
+    with pytest.raises(ValidationError, match="taps"):
+        NetConfig.model_validate({"net": "resnet8", "taps": {"stage1": 3}})
+
+
+def test_importing_nets_loads_no_torch_and_building_loads_no_torchvision() -> None:
+    code = (
+        "import sys, pipeline.nets; assert 'torch' not in sys.modules\n"
+        "import pipeline.nets.start; pipeline.nets.names(); pipeline.nets.build('resnet8', 2); assert 'torchvision' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -1,0 +1,85 @@
+"""Parameter counts as published."""
+
+import pytest
+import torch
+
+from pipeline.nets import build
+
+
+def parameters(name: str, classes: int) -> int:
+    with torch.device("meta"):  # shapes only: nothing is computed
+        return sum(parameter.numel() for parameter in build(name, classes).parameters())
+
+
+# Millions as printed for CIFAR-100 in the tables that follow CRD (Tian et al., 2020) and SemCKD (Chen et al., 2021), and the exact count.
+CIFAR100 = {
+    "resnet8": ("0.08", 83_892),
+    "resnet14": ("0.18", 181_108),
+    "resnet20": ("0.28", 278_324),
+    "resnet32": ("0.47", 472_756),
+    "resnet44": ("0.67", 667_188),
+    "resnet56": ("0.86", 861_620),
+    "resnet110": ("1.74", 1_736_564),
+    "resnet8x4": ("1.23", 1_233_540),
+    "resnet32x4": ("7.43", 7_433_860),
+    "wrn_16_1": ("0.18", 180_916),
+    "wrn_16_2": ("0.70", 703_284),
+    "wrn_40_1": ("0.57", 569_780),
+    "wrn_40_2": ("2.26", 2_255_156),
+    "vgg8": ("3.97", 3_965_028),
+    "vgg11": ("9.28", 9_277_284),
+    "vgg13": ("9.46", 9_462_180),
+    "mobilenetv2": ("0.81", 812_836),
+    "shufflenetv1": ("0.95", 949_258),
+    "shufflenetv2": ("1.36", 1_355_528),
+}
+
+
+@pytest.mark.parametrize("name", CIFAR100)
+def test_counts_of_the_cifar_100_tables(name: str) -> None:
+    millions, exact = CIFAR100[name]
+    assert parameters(name, 100) == exact
+    assert f"{exact / 1e6:.2f}" == millions
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "printed"),
+    [
+        ("vgg16", 10, "14.73"),  # CIFAR-10 model zoos
+        ("vgg19", 10, "20.04"),
+        ("densenet121", 10, "6.96"),
+        ("mobilenet", 1000, "4.23"),  # Howard et al., 2017, tables 6 and 7: 4.2, 2.6, 1.3 and 0.5 million
+        ("mobilenet_x0.75", 1000, "2.59"),
+        ("mobilenet_x0.5", 1000, "1.33"),
+        ("mobilenet_x0.25", 1000, "0.47"),
+        ("allcnn", 200, "5.06"),  # SRM (Tran et al., 2021): 5.1 million on the transfer sets, 2.2 at width 0.66 on CIFAR-100
+        ("allcnn_x0.66", 100, "2.18"),
+    ],
+)
+def test_counts_of_other_tables(name: str, classes: int, printed: str) -> None:
+    assert f"{parameters(name, classes) / 1e6:.2f}" == printed
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "stem_of_the_imagenet_form", "stem_here"),
+    [
+        ("shufflenetv2", 2_278_604, 3 * 24 * 9, 3 * 24),  # torchvision's table of weights: 3 x 3 stem there, 1 x 1 here
+        ("shufflenetv2_x0.5", 1_366_792, 3 * 24 * 9, 3 * 24),
+        ("densenet121", 7_978_856, 3 * 64 * 49 + 2 * 64, 3 * 64 * 9),  # 7 x 7 and a norm there, 3 x 3 here
+    ],
+)
+def test_only_the_stem_differs_from_the_imagenet_form(name: str, published: int, stem_of_the_imagenet_form: int, stem_here: int) -> None:
+    assert parameters(name, 1000) == published - stem_of_the_imagenet_form + stem_here
+
+
+@pytest.mark.parametrize(("name", "published"), [("torchvision:resnet18", 11_689_512), ("torchvision:mobilenet_v2", 3_504_872)])
+def test_torchvisions_own_counts(name: str, published: int) -> None:
+    assert parameters(name, 1000) == published
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [("mobilenet_x1", "mobilenet"), ("mobilenetv2_x0.5", "mobilenetv2"), ("allcnn_x1.0", "allcnn"), ("wrn_016_2", "wrn_16_2")],
+)
+def test_a_width_may_be_written_out(name: str, same: str) -> None:
+    assert parameters(name, 10) == parameters(same, 10)

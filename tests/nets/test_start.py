@@ -1,0 +1,287 @@
+"""What a network starts from."""
+
+import hashlib
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipeline.inputs import InputError
+from pipeline.nets import build
+from pipeline.nets.start import StartConfig, load_start
+
+NAME = "resnet8"
+FIELD = "teachers.big.start"
+
+
+def net_of(seed: int, *, name: str = NAME, classes: int = 5) -> nn.Module:
+    torch.manual_seed(seed)
+    return build(name, classes)
+
+
+def config(file: Path) -> StartConfig:
+    return StartConfig(source="file", file=str(file), sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+def saved(folder: Path, content: object, name: str = "weights.pt") -> Path:
+    file = folder / name
+    torch.save(content, file)
+    return file
+
+
+def refused(net: nn.Module, start: StartConfig, *, says: str, name: str = NAME) -> str:
+    """The message; the network must be as it was."""
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(InputError, match=says) as error:
+        load_start(net, start, name=name, field=FIELD)
+    same(net.state_dict(), before)
+    assert str(error.value).startswith(FIELD)
+    return str(error.value)
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_random_touches_nothing() -> None:
+    net = net_of(0)
+    assert set(load_start(net, StartConfig(), name=NAME, field=FIELD)) == set(net.state_dict())
+    same(net.state_dict(), net_of(0).state_dict())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": state},
+        lambda state: {f"module.{key}": value for key, value in state.items()},
+        lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+        lambda state: {"model": {f"module._orig_mod.{key}": value for key, value in state.items()}},
+        lambda state: {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
+    ],
+    ids=["plain", "state_dict", "model", "module.", "_orig_mod.", "all at once", "old norms"],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+def test_a_state_dict_is_loaded_however_it_was_wrapped(tmp_path: Path, wrap: Callable[[dict[str, Tensor]], Any], suffix: str) -> None:
+    source, net = net_of(1), net_of(2)
+    start = config(saved(tmp_path, wrap(source.state_dict()), f"weights{suffix}"))
+    assert load_start(net, start, name=NAME, field=FIELD) == ()
+    same(net.state_dict(), source.state_dict())
+
+
+def test_safetensors_are_loaded(tmp_path: Path) -> None:
+    source, net = net_of(1), net_of(2)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    assert load_start(net, config(tmp_path / "weights.safetensors"), name=NAME, field=FIELD) == ()
+    same(net.state_dict(), source.state_dict())
+
+
+def test_half_precision_becomes_the_networks_own(tmp_path: Path) -> None:
+    source, net = net_of(1), net_of(2)
+    load_start(net, config(saved(tmp_path, source.half().state_dict())), name=NAME, field=FIELD)
+    same(net.state_dict(), {key: value if value.dtype == torch.int64 else value.float() for key, value in source.state_dict().items()})
+    assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", [NAME, "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1"])
+def test_a_classifier_for_other_classes_stays_random_and_all_else_is_loaded(tmp_path: Path, name: str) -> None:
+    source, net = net_of(1, name=name, classes=8), net_of(2, name=name)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    kept = load_start(net, config(saved(tmp_path, source.state_dict())), name=name, field=FIELD)
+    assert len(kept) == 2
+    after, given = net.state_dict(), source.state_dict()
+    same({key: after[key] for key in kept}, {key: before[key] for key in kept})
+    same({key: after[key] for key in after if key not in kept}, {key: given[key] for key in given if key not in kept})
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "says"),
+    [
+        ("resnet14", 5, "holds 92 tensors, the network 56\\. 36 only in it: stage1.1"),
+        (
+            "resnet8x4",
+            5,
+            "of another shape: stem.0.weight \\(there 32x3x3x3, here 16x3x3x3\\), .*, \\.\\.\\.",
+        ),
+        ("vgg8", 5, "not in it: stage1.0.conv1.0.weight.* only in it: stem.0.bias"),
+        ("resnet8x4", 9, "of another shape"),
+    ],
+)
+def test_another_architecture_is_refused_by_name_and_count(tmp_path: Path, name: str, classes: int, says: str) -> None:
+    file = saved(tmp_path, net_of(1, name=name, classes=classes).state_dict())
+    message = refused(net_of(2), config(file), says=says)
+    assert str(file) in message
+    assert "isn't a resnet8" in message
+
+
+def test_a_missing_tensor_is_refused(tmp_path: Path) -> None:
+    state = net_of(1).state_dict()
+    del state["fc.bias"]
+    refused(net_of(2), config(saved(tmp_path, state)), says="1 not in it: fc.bias\\.")
+
+
+def test_only_the_classifier_may_differ_and_only_in_its_classes(tmp_path: Path) -> None:
+    state = net_of(1).state_dict()
+    refused(net_of(2), config(saved(tmp_path, state | {"fc.weight": torch.zeros(5, 63)})), says="fc.weight \\(there 5x63, here 5x64\\)")
+    refused(net_of(2), config(saved(tmp_path, state | {"stem.0.weight": torch.zeros(17, 3, 3, 3)})), says="stem.0.weight")
+
+
+@pytest.mark.parametrize("given", ["", "0" * 64])
+def test_the_true_hash_is_printed_to_be_pasted(tmp_path: Path, given: str) -> None:
+    file = saved(tmp_path, net_of(1).state_dict())
+    message = refused(net_of(2), StartConfig(source="file", file=str(file), sha256=given), says="sha256")
+    lines = [line.strip() for line in message.splitlines()]
+    assert f"sha256: {hashlib.sha256(file.read_bytes()).hexdigest()}" in lines
+
+
+def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
+    file = saved(tmp_path, net_of(1).state_dict())
+    start = config(file)
+    saved(tmp_path, net_of(3).state_dict())
+    refused(net_of(2), start, says="belongs to another file")
+
+
+class Evil:
+    """Unpickled naively, it leaves a file behind."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("plain_pickle", [False, True])
+def test_a_file_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path, plain_pickle: bool) -> None:
+    mark = tmp_path / "it ran"
+    content = net_of(1).state_dict() | {"evil": Evil(mark)}
+    if plain_pickle:
+        file = tmp_path / "weights.pt"
+        file.write_bytes(pickle.dumps(dict(content), protocol=2))
+    else:
+        file = saved(tmp_path, content)
+    refused(net_of(2), config(file), says="could run code and so is refused.*torch.save\\(net.state_dict\\(\\)")
+    assert not mark.exists()
+    if not plain_pickle:
+        torch.load(file, weights_only=False)  # the trap is a real one
+        assert mark.exists()
+
+
+def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
+    refused(net_of(2), config(saved(tmp_path, net_of(1))), says="isn't a plain state dict")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, share: float) -> None:
+    file = tmp_path / f"weights{suffix}"
+    if suffix == ".pt":
+        saved(tmp_path, net_of(1).state_dict())
+    else:
+        save_file(net_of(1).state_dict(), file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * share)])
+    refused(net_of(2), config(file), says="damaged")
+
+
+@pytest.mark.parametrize("noise", [b"hello", b"\x80\x02}q\x00.", bytes(range(256)) * 8])
+def test_any_other_bytes_are_refused(tmp_path: Path, noise: bytes) -> None:
+    for suffix in (".pt", ".safetensors"):
+        file = tmp_path / f"weights{suffix}"
+        file.write_bytes(noise)
+        refused(net_of(2), config(file), says="damaged|holds no state dict")
+
+
+@pytest.mark.parametrize("content", [{}, [torch.zeros(1)], torch.zeros(3), {"state_dict": {}}, {"epoch": 3}, {1: torch.zeros(1)}])
+def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object) -> None:
+    refused(net_of(2), config(saved(tmp_path, content)), says="holds no state dict")
+
+
+def test_a_missing_file_a_folder_and_a_strange_suffix_are_refused(tmp_path: Path) -> None:
+    refused(net_of(2), StartConfig(source="file", file=str(tmp_path / "no.pt")), says="can't be opened \\(No such file.*looked for from")
+    (tmp_path / "folder.pt").mkdir()
+    refused(net_of(2), StartConfig(source="file", file=str(tmp_path / "folder.pt")), says="can't be opened \\(Is a directory")
+    refused(net_of(2), StartConfig(source="file", file="weights.onnx"), says="must end in one of .safetensors, .pt, .pth")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"source": "file"}, "`file` is empty"),
+        ({"file": "weights.pt"}, "source is 'random', but a file is given"),
+        ({"source": "torchvision", "sha256": "00"}, "source is 'torchvision', but a file is given"),
+        ({"source": "imagenet"}, "source"),
+        ({"sources": "file"}, "sources"),
+    ],
+)
+def test_settings_that_contradict_themselves_are_refused(settings: dict[str, str], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        StartConfig.model_validate(settings)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty torch cache, and no network."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub._hub_dir", None)
+
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise OSError("no network here")
+
+    monkeypatch.setattr("torch.hub.urlopen", no_network)
+    return tmp_path / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def weights(monkeypatch: pytest.MonkeyPatch, hub: Path) -> tuple[dict[str, Tensor], Path]:
+    """Stands in for torchvision's file of squeezenet1_1, under the name its own hash gives it."""
+    from torchvision.models import SqueezeNet1_1_Weights
+
+    hub.mkdir(parents=True)
+    state = net_of(1, name="torchvision:squeezenet1_1", classes=1000).state_dict()
+    file = saved(hub, state)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    file = file.rename(hub / f"squeezenet1_1-{digest}.pth")
+    monkeypatch.setattr(SqueezeNet1_1_Weights.DEFAULT.value, "url", f"https://download.pytorch.org/models/{file.name}")
+    return state, file
+
+
+SQUEEZENET = "torchvision:squeezenet1_1"
+TORCHVISION = StartConfig(source="torchvision")
+
+
+def test_torchvisions_weights_are_loaded(weights: tuple[dict[str, Tensor], Path]) -> None:
+    net = net_of(2, name=SQUEEZENET, classes=1000)
+    assert load_start(net, TORCHVISION, name=SQUEEZENET, field=FIELD) == ()
+    same(net.state_dict(), weights[0])
+
+
+def test_torchvisions_weights_leave_another_classifier_random(weights: tuple[dict[str, Tensor], Path]) -> None:
+    net = net_of(2, name=SQUEEZENET)
+    assert load_start(net, TORCHVISION, name=SQUEEZENET, field=FIELD) == ("classifier.1.weight", "classifier.1.bias")
+    assert torch.equal(net.state_dict()["features.0.weight"], weights[0]["features.0.weight"])
+    assert torch.equal(net.state_dict()["classifier.1.weight"], net_of(2, name=SQUEEZENET).state_dict()["classifier.1.weight"])
+
+
+def test_a_damaged_torchvision_file_is_refused(weights: tuple[dict[str, Tensor], Path]) -> None:
+    weights[1].write_bytes(weights[1].read_bytes()[:-100])
+    refused(net_of(2, name=SQUEEZENET), TORCHVISION, says=f"{weights[1]} is damaged", name=SQUEEZENET)
+
+
+def test_weights_that_cannot_be_downloaded_say_where_to_put_them(hub: Path) -> None:
+    message = refused(net_of(2, name=SQUEEZENET), TORCHVISION, says="no network here", name=SQUEEZENET)
+    assert str(hub / "squeezenet1_1-b8a52dc0.pth") in message
+    assert "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth" in message
+    assert "source: file" in message
+
+
+def test_torchvision_has_no_weights_for_our_own_networks() -> None:
+    refused(net_of(2), TORCHVISION, says="torchvision:NAME networks only, and this one is 'resnet8'")

@@ -1,0 +1,101 @@
+"""What a person sees when a stage can't go on: a paragraph, an exit code, nothing half-written."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def stage(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", f"stages.{name}", *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
+
+
+def with_params(tmp_path: Path, **data: object) -> Path:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["data"] |= data
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"source": "folder", "root": "nowhere"}, "nowhere"),
+        ({"source": "foldr"}, "data.source"),
+        ({"sizes": 3}, "Did you mean 'size'?"),
+    ],
+)
+def test_bad_input_is_a_paragraph_and_an_exit_code(data: dict, said: str, tmp_path: Path) -> None:
+    cwd = with_params(tmp_path, **data)
+    done = stage("prepare", "--data", "out", "--record", "r.json", cwd=cwd)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.strip().startswith("Error: ")
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in cwd.iterdir()] == ["params.yaml"]
+
+
+def test_a_missing_input_says_which_command_makes_it(tmp_path: Path) -> None:
+    cwd = with_params(tmp_path)
+    done = stage("teacher", "--name", "big", "--data", "d", "--out", "o", "--work", "w", "--record", "r", cwd=cwd)
+    assert done.returncode == 2
+    assert "dvc repro" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_keeps_what_was_trained(tmp_path: Path) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["data"] |= {"size": 8}
+    params["teachers"]["big"] = {"net": "resnet8", "train": {"epochs": 500, "batch_size": 256}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    assert stage("prepare", "--data", "d", "--record", "r.json", cwd=tmp_path).returncode == 0
+    arguments = ["--name", "big", "--data", "d", "--out", "o", "--work", "w", "--record", "t.json"]
+    command = [
+        sys.executable,
+        "-c",
+        "from pipeline import train; train.SAVE_EVERY = 0.0; import runpy, sys; runpy.run_module('stages.teacher', run_name='__main__')",
+    ]
+    running = subprocess.Popen(
+        [*command, *arguments], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("w/*/distill.state")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130
+    assert "`dvc repro` goes on from there" in said
+    assert list(tmp_path.glob("w/teacher-big-*/distill.state"))
+    assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "t.json").exists()
+
+
+def test_two_trainings_of_the_same_thing_don_t_mix(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+    from typing import Any, cast
+
+    from pipeline.data.augment import AugmentConfig
+    from pipeline.runs import Lab
+
+    store = SimpleNamespace(content="x")
+    lab: Any = SimpleNamespace(store=store, params=SimpleNamespace(augment=AugmentConfig()), work=tmp_path, main=True)
+    desk = cast(Any, Lab.desk)
+    twice = pytest.raises(ValueError, match="already being trained by another process")
+    with desk(lab, "teacher", "big", cfg=1), twice, desk(lab, "teacher", "big", cfg=1):
+        pass
+    with desk(lab, "teacher", "big", cfg=1), desk(lab, "teacher", "big", cfg=2):
+        assert len(list(tmp_path.iterdir())) == 2
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,74 @@
+"""Who may import whom, and what an import costs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from closure import ROOT, imported_by
+
+FILES = sorted(str(path.relative_to(ROOT)) for folder in ("pipeline", "stages") for path in (ROOT / folder).rglob("*.py"))
+BASE = {"inputs", "functional", "taps"}
+# room -> the rooms it may import, besides itself
+ALLOWED = {
+    "inputs": set(),
+    "functional": set(),
+    "taps": {"inputs"},
+    "checkpoint": {"inputs"},
+    "record": {"checkpoint"},
+    "nets": BASE,
+    "data": BASE,
+    "methods": BASE,
+    "evaluate": {"inputs"},
+    "export": BASE,
+    "benchmark": BASE | {"export"},
+    "train": BASE | {"methods", "checkpoint"},
+    "saved": {"inputs", "checkpoint", "nets"},
+    "config": {"inputs", "methods", "nets", "data", "train", "export", "benchmark"},
+    "runs": BASE | {"checkpoint", "config", "data", "methods", "nets", "record", "saved", "train"},
+    "report": {"inputs", "checkpoint", "record", "evaluate"},
+    "track": {"inputs", "checkpoint", "record", "report"},
+}
+
+
+def room(file: str) -> str:
+    parts = Path(file).with_suffix("").parts
+    return parts[0] if parts[0] == "stages" else parts[1] if len(parts) > 1 else ""
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_room_imports_only_the_rooms_below_it(file: str) -> None:
+    if (own := room(file)) in ("stages", "__init__"):
+        return
+    others = {room(imported) for imported in imported_by(file)} - {own, "__init__"}
+    assert others <= ALLOWED[own], f"{file} imports {sorted(others - ALLOWED[own])}"
+
+
+def test_only_track_knows_mlflow_and_nobody_dvc() -> None:
+    for file in FILES:
+        text = (ROOT / file).read_text()
+        assert ("import mlflow" in text or "from mlflow" in text) == (file == "pipeline/track.py"), file
+        assert "import dvc" not in text, file
+        assert "from dvc" not in text, file
+
+
+@pytest.mark.parametrize("stage", sorted((ROOT / "stages").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_a_stage_is_thin(stage: Path) -> None:
+    assert len(stage.read_text().splitlines()) <= 60, stage
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("pipeline", {"torch", "mlflow", "numpy"}),
+        ("pipeline.data.decode", {"torch", "mlflow", "pandas"}),
+        ("pipeline.report", {"torch", "mlflow", "matplotlib", "sklearn"}),
+        ("pipeline.track", {"torch", "mlflow"}),
+        ("pipeline.runs", {"mlflow", "dvc", "torchvision", "sklearn", "onnx"}),
+        ("stages.evaluate", {"mlflow", "dvc", "torchvision", "sklearn", "accelerate"}),
+    ],
+)
+def test_an_import_brings_in_no_more_than_it_needs(module: str, unwanted: set[str]) -> None:
+    code = f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}} & {unwanted!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

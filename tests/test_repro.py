@@ -1,0 +1,187 @@
+"""The whole graph through real `dvc repro`, on a folder of pictures, in a path with a space."""
+
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from world import pictures
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+CODE = ("pipeline", "stages", "dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", ".dvc/plots", "data/raw")
+RUN = {"teacher": "big", "student": "small", "seeds": [0, 1]}
+PARAMS = {
+    "launcher": "python",
+    "data": {"source": "folder", "root": "../our pictures", "size": 8, "val": 0.2, "test": 0.3},
+    "augment": {"pad": 1, "flip": 0.5},
+    "protocol": {"shots": 4},
+    "train": {"epochs": 2, "batch_size": 16},
+    "teachers": {"big": {"net": "resnet8", "train": {"epochs": 6, "batch_size": 32, "lr": 0.01}}},
+    "students": {"small": {"net": "mobilenet_x0.25"}},
+    "runs": {
+        "alone": RUN | {"method": {"name": "ce"}},
+        "hints": RUN | {"method": {"name": "fitnet"}, "phases": {"hint": {"epochs": 1}}},
+    },
+    "benchmark": {"batches": [1, 2], "seconds": 0.05},
+}
+
+
+def copy_of_the_project(place: Path) -> Path:
+    for name in CODE:
+        source, target = ROOT / name, place / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    return place
+
+
+class Project:
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        home = place.parent / "home"
+        home.mkdir()
+        kept = {key: os.environ[key] for key in ("LANG", "TMPDIR") if key in os.environ}
+        self.env = kept | {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(home), "OMP_NUM_THREADS": "1"}
+
+    def do(self, *command: str, fails: bool = False) -> str:
+        done = subprocess.run(
+            command, cwd=self.place, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        assert (done.returncode != 0) == fails, done.stdout[-4000:]
+        return done.stdout
+
+    def repro(self, *arguments: str, fails: bool = False) -> list[str]:
+        """The stages that ran."""
+        self.said = self.do("dvc", "repro", *arguments, fails=fails)
+        return re.findall(r"Running stage '([^']+)'", self.said)
+
+    def params(self, change: dict | None = None) -> None:
+        (self.place / "params.yaml").write_text(yaml.safe_dump(change or PARAMS, sort_keys=False))
+
+    def rows(self) -> list[str]:
+        with sqlite3.connect(self.place / "mlflow.db") as database:
+            return [name for (name,) in database.execute("select name from runs where status = 'FINISHED' and lifecycle_stage = 'active'")]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    place = tmp_path_factory.mktemp("a place") / "the project"
+    images, labels = pictures(90, size=10)
+    for n, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = place.parent / "our pictures" / f"stripes {label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{n}.png")
+    project = Project(copy_of_the_project(place))
+    project.params()
+    project.do("git", "init", "-q")
+    project.do("git", "add", "-A")
+    project.do("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start")
+    project.first = project.repro()  # type: ignore[attr-defined]
+    return project
+
+
+def test_everything_is_there(project: Project) -> None:
+    place = project.place
+    assert len(project.first) == 1 + 1 + 5 * 2 + 2  # type: ignore[attr-defined]
+    table = (place / "reports/table.txt").read_text()
+    for word in ("big", "alone", "hints", "models/export", "make ui"):
+        assert word in table, table
+    for run in ("alone", "hints"):
+        bundle = {file.name for file in (place / "models/export" / run).iterdir()}
+        assert bundle == {"student.onnx", "student.ts", "student.safetensors", "bundle.json"}
+        assert len(list((place / "models/students" / run).glob("seed-*/weights.safetensors"))) == 2
+    assert sorted(project.rows()) == ["alone", "big", "hints"]
+
+
+def test_numbers_agree_wherever_they_stand(project: Project) -> None:
+    place = project.place
+    for run in ("alone", "hints"):
+        evaluated = json.loads((place / f"records/evaluate/{run}.json").read_text())
+        metrics = json.loads((place / f"metrics/evaluate/{run}.json").read_text())
+        bundle = json.loads((place / f"models/export/{run}/bundle.json").read_text())
+        assert metrics["accuracy"] == pytest.approx(evaluated["metrics"]["accuracy"], abs=1e-5)
+        assert bundle["facts"]["test"] == metrics
+        seeds = [scores["accuracy"] for scores in evaluated["details"]["seeds"].values()]
+        assert metrics["accuracy"] == pytest.approx(np.mean(seeds), abs=1e-5)
+        assert f"{100 * metrics['accuracy']:.1f}" in (place / "reports/table.txt").read_text()
+
+
+def test_the_student_that_is_exported_scores_what_is_reported(project: Project) -> None:
+    import onnxruntime
+
+    place = project.place
+    images, labels = (np.load(place / f"data/prepared/{name}.npy") for name in ("images", "labels"))
+    manifest = json.loads((place / "data/prepared/manifest.json").read_text())
+    test = slice(len(labels) - manifest["splits"]["test"], None)
+    for run in ("alone", "hints"):
+        session = onnxruntime.InferenceSession(place / f"models/export/{run}/student.onnx", providers=["CPUExecutionProvider"])
+        logits = session.run(["logits"], {session.get_inputs()[0].name: images[test]})[0]
+        details = json.loads((place / f"records/evaluate/{run}.json").read_text())["details"]
+        assert (logits.argmax(1) == labels[test]).mean() == details["seeds"][str(details["exported_seed"])]["accuracy"]
+
+
+def test_a_second_repro_does_nothing(project: Project) -> None:
+    rows = project.rows()
+    assert project.repro() == []
+    assert "up to date" in project.said
+    assert project.rows() == rows
+    assert "up to date" in project.do("dvc", "status")
+
+
+def test_dvc_has_something_to_show(project: Project) -> None:
+    metrics = project.do("dvc", "metrics", "show")
+    assert "metrics/evaluate/hints.json" in metrics
+    assert "accuracy" in metrics
+    assert "hints" in project.do("dvc", "exp", "show", "--md")
+    project.do("dvc", "plots", "show")
+    assert (project.place / "dvc_plots/index.html").stat().st_size > 1000
+
+
+def test_a_changed_run_runs_alone_and_going_back_runs_nothing(project: Project) -> None:
+    project.do("git", "add", "-A")
+    project.do("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "results")
+    changed = json.loads(json.dumps(PARAMS))
+    changed["runs"]["hints"]["method"]["temperature"] = 2.0
+    changed["runs"]["more"] = RUN | {"method": {"name": "kd"}}
+    project.params(changed)
+    ran = project.repro()
+    expected = [f"{stage}@{run}" for run in ("hints", "more") for stage in ("pretrain", "distill", "evaluate", "export", "benchmark")]
+    assert sorted(ran) == sorted([*expected, "report", "track"])
+    assert sorted(project.rows()) == ["alone", "big", "hints", "hints", "more"]
+    assert "accuracy" in project.do("dvc", "metrics", "diff", "--all")
+    project.do("dvc", "plots", "diff", "HEAD")
+
+    project.params()
+    assert set(project.repro()) <= {"report", "track"}  # the rest comes out of DVC's cache
+    assert sorted(project.rows()) == ["alone", "big", "hints", "hints", "more"]
+
+
+def test_an_experiment_runs_and_is_listed(project: Project) -> None:
+    project.params()
+    project.do("dvc", "exp", "run", "--temp", "-n", "warmer", "-S", "runs.hints.method.temperature=8")
+    assert "warmer" in project.do("dvc", "exp", "show", "--md")
+    assert sorted(project.rows()).count("hints") == 3  # kept in the project's own store
+
+
+def test_a_bad_parameter_leaves_everything_as_it_was(project: Project) -> None:
+    broken = json.loads(json.dumps(PARAMS))
+    broken["runs"]["hints"]["method"]["temprature"] = 2.0
+    project.params(broken)
+    project.repro(fails=True)
+    assert "Did you mean 'temperature'" in project.said
+    assert "Traceback" not in project.said
+    assert not list(project.place.rglob("*.partial"))
+    project.params()
+    project.do("dvc", "checkout")
+    assert set(project.repro()) <= {"report", "track"}

@@ -1,0 +1,79 @@
+"""A world small enough to train in: striped pictures of a few classes, a tiny student, a small teacher."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pipeline import methods, nets
+from pipeline.data.augment import AugmentConfig
+from pipeline.data.batches import Batches
+from pipeline.data.protocol import Sample
+from pipeline.functional import normalise
+from pipeline.methods.base import Method
+from pipeline.taps import Step, Tapped
+from pipeline.train import Curves, TrainConfig, fit
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+CLASSES = 3
+QUICK = TrainConfig(epochs=2, batch_size=8, lr=0.01, schedule="constant", optimizer="sgd")
+
+
+def pictures(n: int, *, size: int = 8, classes: int = CLASSES, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 images whose class is the period of their stripes, under noise."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    wave = np.sin(np.arange(size) * np.pi / (1 + labels[:, None]) + random.uniform(0, 6, (n, 1)))
+    images = 128 + 70 * wave[:, None, :, None] + random.normal(0, 25, (n, size, size, 3))
+    return images.clip(0, 255).astype(np.uint8), labels
+
+
+@dataclass
+class World:
+    images: np.ndarray
+    labels: np.ndarray
+    student: Tapped
+    teacher: Tapped
+
+    @classmethod
+    def make(cls, *, n: int = 22, student: str = "resnet8", teacher: str = "resnet14", seed: int = 0) -> "World":
+        images, labels = pictures(n)
+        torch.manual_seed(seed)
+        probe = normalise(torch.as_tensor(images[:2]), MEAN, STD)
+        nets_ = [nets.build(name, CLASSES) for name in (student, teacher)]
+        for norm in [m for m in nets_[1].modules() if isinstance(m, nn.BatchNorm2d)]:
+            assert norm.running_mean is not None
+            norm.running_mean.normal_(0, 0.1)  # a teacher that has seen something
+        nets_[1].requires_grad_(False).eval()
+        return cls(images, labels, *(Tapped(net, probe) for net in nets_))
+
+    def batches(self, batch_size: int = 8, **options: Any) -> Batches:
+        sample = Sample(np.arange(len(self.labels)), self.labels)
+        fixed: dict[str, Any] = {"seed": 0, "mean": MEAN, "std": STD, "augment": AugmentConfig(pad=1, flip=0.5), "device": "cpu"}
+        return Batches(self.images, sample, batch_size=batch_size, **fixed | options)
+
+    def step(self, n: int = 8) -> Step:
+        images = normalise(torch.as_tensor(self.images[:n]), MEAN, STD)
+        return Step(images, torch.as_tensor(self.labels[:n]), torch.arange(n), self.student, self.teacher)
+
+    def method(self, name: str, **settings: Any) -> Method:
+        cls = methods.load(name)
+        return cls(cls.Config(name=name, **settings), self.step(4), torch.as_tensor(self.labels))
+
+    def fit(self, method: Method, phase: int = -1, cfg: TrainConfig = QUICK, **options: Any) -> Curves:
+        fixed: dict[str, Any] = {"accelerator": Accelerator(cpu=True), "seed": 0}
+        batches = options.pop("batches", None) or self.batches(cfg.batch_size)
+        return fit(
+            method.phases(self.student)[phase], batches, cfg, student=self.student, teacher=self.teacher, method=method, **fixed | options
+        )  # fmt: skip
+
+
+def snapshot(*modules: nn.Module) -> dict[str, Tensor]:
+    return {f"{n}.{name}": t.detach().clone() for n, module in enumerate(modules) for name, t in module.state_dict().items()}
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
