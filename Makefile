@@ -11,8 +11,9 @@ STAMP := .venv/.installed-$(shell sha256sum < requirements.lock | cut -c1-16)
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 export UV_SYSTEM_CERTS := 1
 TESTS ?= tests
+PORT ?= 5000
 
-.PHONY: help setup run test test-all check format ui lock
+.PHONY: help setup run ui test test-all check format ui lock
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +36,14 @@ $(STAMP): requirements.lock $(UV_STAMP)
 run: setup  ## the whole graph on params.yaml, then the table of results
 	$(IN_VENV) dvc repro
 	@cat reports/table.txt
+
+ui: setup  ## MLflow on this machine, open on this project's runs (PORT=5000)
+	@export $(IN_VENV); link="$$(python -c 'from pipeline.track import view_link; print(view_link($(PORT)))')"; \
+	case "$${MLFLOW_TRACKING_URI:-}" in http*) echo "Open $$link"; exit;; esac; \
+	echo "Open $$link (ready in some ten seconds; Ctrl-C stops it)"; \
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true MLFLOW_LOGGING_LEVEL=WARNING exec mlflow server --workers 1 \
+		--host 127.0.0.1 --port $(PORT) --allowed-hosts "localhost:$(PORT),127.0.0.1:$(PORT)" \
+		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --artifacts-destination ./mlartifacts
 
 test: setup  ## the tests
 	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest -n 2 -m "not slow and not gpu" $(TESTS)

@@ -39,11 +39,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def save_weights(file: Path, state: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    file.parent.mkdir(parents=True, exist_ok=True)
+    content = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()})
     with atomic_file(file) as partial:
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, partial)
+        partial.write_bytes(content)  # save_file would make it readable by its owner alone
 
 
 def load_weights(file: Path) -> dict[str, Any]:

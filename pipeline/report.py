@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.evaluate import Gain
 
 WIDTH = 110
-COSTS = "MB and latency (one image, CPU): of a student its exported ONNX file, of a teacher the plain PyTorch network."
+COSTS = "MB and latency (one image, CPU): students as exported ONNX files, teachers as plain PyTorch networks."
 RUN_STAGES = ("pretrain", "distill", "evaluate", "export", "benchmark")
 
 
@@ -207,7 +207,7 @@ def write(
         file.write_text(table(results, bundles=bundles, report=report))
     plots(results, plots_dir)
     with atomic_file(metrics_file) as file:
-        file.write_text(json.dumps({name: gain.mean for name, gain in gains(results).items()}, indent=1) + "\n")
+        file.write_text(json.dumps({"gain": {name: gain.mean for name, gain in gains(results).items()}}, indent=1) + "\n")
     return results
 
 

@@ -1,157 +1,16 @@
 import csv
-import hashlib
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fabricated import NAMES, RIGHT, VALIDATION, edit, fabricate
 
 from pipeline import report
 from pipeline.inputs import InputError
-
-CLASSES = ["cat", "dog", "eel", "fox"]
-# right answers of 100 test images by run and seed, and mean accuracy on validation: fitnet is best there, kd on test
-RIGHT = {"alone": (70, 72, 74), "kd": (80, 81, 85), "fitnet": (79, 80, 81)}
-VALIDATION = {"alone": 0.71, "kd": 0.79, "fitnet": 0.83}
-NAMES: dict[str, Any] = {"runs": ["alone", "kd", "fitnet"], "teachers": ["big"]}
-
-
-def fabricate(
-    records: Path, *, right: Mapping[str, Sequence[int]] = RIGHT, validation: Mapping[str, float] = VALIDATION, again: Sequence[str] = ()
-) -> Path:
-    """The records of one teacher and its runs, as the stages write them; `again` names those whose stages ran once more (`evaluate/kd`)."""
-
-    def put(stage: str, name: str, hour: int, **content: Any) -> None:
-        key = f"{stage}/{name}"
-        fixed = {
-            "schema": 1,
-            "stage": stage,
-            "name": name,
-            "id": hashlib.sha256(f"{key}, {2 if key in again else 1}".encode()).hexdigest()[:32],
-            "started": f"2026-01-02T{hour:02}:00:00.000+00:00",
-            "finished": f"2026-01-02T{hour:02}:01:30.000+00:00",
-            "seconds": 90.0,
-            "environment": {"python": "3.11.7", "torch": "2.15.0", "device": "cpu"},
-        }
-        empty: dict[str, dict] = {"params": {}, "metrics": {}, "curves": {}, "details": {}, "inputs": {}, "outputs": {}}
-        path = records / ("prepare.json" if stage == "prepare" else f"{key}.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(fixed | empty | content))
-
-    counts = {"train": 40, "val": 20, "test": 100}
-    manifest = {
-        "schema": 1,
-        "source": "digits",
-        "size": 8,
-        "channels": 1,
-        "classes": CLASSES,
-        "mean": [0.3],
-        "std": [0.3],
-        "splits": counts,
-        "per_class": {split: dict.fromkeys(CLASSES, n // 4) for split, n in counts.items()},
-        "duplicates_removed": 3,
-        "settings": {},
-        "content": "d" * 64,
-    }
-    put(
-        "prepare",
-        "prepare",
-        1,
-        params={"data": {"source": "digits", "k": 5}},
-        metrics={"images": 160},
-        details={"manifest": manifest},
-        outputs={"data": "d" * 64},
-    )
-    put(
-        "teacher",
-        "big",
-        2,
-        params={"teacher": {"net": "resnet32x4"}, "train": {"epochs": 2}},
-        metrics={"val_accuracy": 0.95},
-        curves={"teacher": {"epoch": [1.0, 2.0], "loss": [1.0, 0.5], "val_accuracy": [0.9, 0.95], "seconds": [4.0, 8.0]}},
-        outputs={"teacher": "b" * 64},
-    )
-    for name, scores in right.items():
-        method = {"alone": {"name": "ce"}, "kd": {"name": "kd", "kd_weight": 0.9}, "fitnet": {"name": "fitnet", "term_weight": 100.0}}[name]
-        seeds = list(range(len(scores)))
-        params = {
-            "run": {"teacher": "big", "student": "small", "method": method, "seeds": seeds},
-            "student": {"net": "resnet8x4"},
-            "protocol": {"shots": 5},
-        }
-        curve = {
-            "epoch": [1.0, 2.0, 3.0],
-            "loss": [3.0, 2.0, 1.5],
-            "val_accuracy": [0.5, 0.6, validation[name]],
-            "seconds": [1.0, 2.0, 3.0],
-        }
-        hint = {"epoch": [1.0, 2.0], "loss": [9.0, 8.0], "seconds": [1.0, 2.0]} if name == "fitnet" else {}
-        accuracies = [n / 100 for n in scores]
-        mean = sum(accuracies) / len(seeds)
-        spread = math.sqrt(sum((a - mean) ** 2 for a in accuracies) / max(1, len(seeds) - 1))
-        put("pretrain", name, 3, params=params, curves={f"hint/seed-{seed}": hint for seed in seeds} if hint else {})
-        put(
-            "distill",
-            name,
-            4,
-            params=params,
-            metrics={"val_accuracy": validation[name]},
-            curves={f"distill/seed-{seed}": curve for seed in seeds},
-            details={"sample": {"images": 20, "sha256": "a" * 64}},
-            outputs={"student": "5" * 64},
-        )
-        details = {
-            "seeds": {str(seed): _scores(n) for seed, n in zip(seeds, scores, strict=True)},
-            "teacher": _scores(96),
-            "classes": CLASSES,
-            "exported_seed": len(seeds) - 1,
-        }
-        put(
-            "evaluate",
-            name,
-            5,
-            params={"run": {"seeds": seeds}},
-            metrics={"accuracy": mean, "spread": spread, "n": len(seeds), "ece": 0.04, "agreement": 0.875},
-            details=details,
-        )
-        parity = {"max_abs": 2.5e-7, "scale": 10.0, "rel": 2.5e-8, "agreement": 1.0, "images": 64, "cases": {"noise": 2.5e-8}}
-        formats = {"onnx": {"file": "student.onnx", "parity": parity}, "safetensors": {"file": "student.safetensors"}}
-        put("export", name, 6, details={"formats": formats}, outputs={"bundle": "e" * 64})
-        row = {
-            "variant": "student",
-            "format": "onnx",
-            "batch": 1,
-            "median_ms": 0.5,
-            "p95_ms": 0.625,
-            "images_per_s": 2000.0,
-            "size_mb": 4.75,
-        }
-        put(
-            "benchmark",
-            name,
-            7,
-            metrics={"latency_ms": 0.5, "throughput": 2000.0, "size_mb": 4.75, "parameters_m": 1.234, "macs_m": 177.0},
-            details={"rows": [row], "teacher": {"latency_ms": 4.25, "size_mb": 29.5, "parameters_m": 7.433}},
-        )
-    return records
-
-
-def _scores(right: int) -> dict[str, Any]:
-    """`right` of 100 images, wrong ones all taken for the next class; cats are the hardest."""
-    lost = [100 - right - 3 * ((100 - right) // 5), *[(100 - right) // 5] * 3]
-    confusion = [[0] * 4 for _ in CLASSES]
-    for i, n in enumerate(lost):
-        confusion[i][i], confusion[i][(i + 1) % 4] = 25 - n, n
-    per_class = [(25 - n) / 25 for n in lost]
-    return {"accuracy": right / 100, "ece": 0.04, "agreement": 0.875, "per_class": per_class, "confusion": confusion}
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.fixture
@@ -326,7 +185,7 @@ def test_plots_confusion_counts_the_exported_seed(records: Path, tmp_path: Path)
 
 def test_write_leaves_report_table_plots_and_gains(records: Path, tmp_path: Path) -> None:
     report.write(records, tmp_path / "reports", tmp_path / "plots", tmp_path / "metrics" / "gain.json", **NAMES, **PLACES)
-    assert json.loads((tmp_path / "metrics" / "gain.json").read_text()) == pytest.approx({"kd": 0.10, "fitnet": 0.08})
+    assert json.loads((tmp_path / "metrics" / "gain.json").read_text())["gain"] == pytest.approx({"kd": 0.10, "fitnet": 0.08})
     assert "82.00 ± 2.65" in (tmp_path / "reports" / "table.txt").read_text()
     assert "82.00 ± 2.65" in (tmp_path / "reports" / "report.md").read_text()
     assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == ["report.md", "table.txt"]

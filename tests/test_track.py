@@ -1,6 +1,5 @@
 import json
 import os
-import runpy
 import shutil
 import socket
 import sqlite3
@@ -12,10 +11,10 @@ from base64 import b64decode
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
+import fabricated
 import pytest
 
 from pipeline import report, track
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy is deprecated"  # by sqlalchemy 2.1; mlflow 3.17 still uses it
 )
-fabricated = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("test_report.py"))))
 RUNS, TEACHERS = fabricated.NAMES["runs"], fabricated.NAMES["teachers"]
 
 
