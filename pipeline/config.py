@@ -45,16 +45,18 @@ class RunConfig(Settings):
 
 
 class Params(Settings):
-    launcher: str = "python"
+    """Every section must be there, since dvc.yaml names it."""
+
+    launcher: str
     data: DataConfig
-    augment: AugmentConfig = AugmentConfig()
-    protocol: ProtocolConfig = ProtocolConfig()
-    train: TrainConfig = TrainConfig()
+    augment: AugmentConfig
+    protocol: ProtocolConfig
+    train: TrainConfig
     teachers: dict[str, TeacherConfig]
     students: dict[str, NetConfig]
     runs: dict[str, RunConfig]
-    export: ExportConfig = ExportConfig()
-    benchmark: BenchmarkConfig = BenchmarkConfig()
+    export: ExportConfig
+    benchmark: BenchmarkConfig
 
     def teacher(self, name: str) -> TeacherConfig:
         if name not in self.teachers:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -200,15 +200,9 @@ class State:
             self.score = score
             self.kept = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
 
-    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | lr_scheduler.LRScheduler | torch.amp.GradScaler]:
-        parts = {
-            "student": self.student,
-            "method": self.method,
-            "optimiser": self.optimiser,
-            "schedule": self.schedule,
-            "scaler": self.scaler,
-        }
-        return parts if self.average is None else parts | {"average": self.average}
+    def _parts(self) -> dict[str, Any]:
+        names = ("student", "method", "optimiser", "schedule", "scaler", "average")
+        return {name: part for name in names if (part := getattr(self, name)) is not None}
 
     def due(self) -> bool:
         return time.monotonic() - self.saved > SAVE_EVERY

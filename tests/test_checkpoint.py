@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_tensors_that_share_memory_are_saved_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * 8 + b[8:]])
-def test_damaged_weights_are_refused(damage, tmp_path: Path) -> None:
+def test_damaged_weights_are_refused(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     checkpoint.save_net(tmp_path, {"a": torch.zeros(50)}, {})
     file = tmp_path / "weights.safetensors"
     file.write_bytes(damage(file.read_bytes()))

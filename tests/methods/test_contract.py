@@ -11,7 +11,7 @@ from pipeline import checkpoint, methods
 from pipeline.methods.base import Method
 from pipeline.taps import Step, View
 
-VARIANTS = [(name, {}) for name in methods.names()] + [("fitnet", {"joint": True}), ("kd", {"ce_weight": 0.0})]
+VARIANTS: list[tuple[str, dict]] = [(name, {}) for name in methods.names()] + [("fitnet", {"joint": True}), ("kd", {"ce_weight": 0.0})]
 every_method = pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=lambda v: v if isinstance(v, str) else ",".join(v) or "default")
 
 

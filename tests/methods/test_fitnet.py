@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from world import World
 
 from pipeline.methods.fitnet import FitNet
@@ -18,31 +18,38 @@ def made(student: Tensor, teacher: Tensor, **settings: Any) -> tuple[FitNet, Ste
     return FitNet(FitNet.Config(name="fitnet", **settings), step, torch.zeros(2)).double(), step
 
 
+def parts(method: FitNet) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    conv, norm = method.regressor
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    return conv, norm
+
+
 def test_the_hint_equals_the_slow_loop() -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 3, 2, 2, dtype=torch.float64), torch.randn(2, 4, 4, 4, dtype=torch.float64)
     method, step = made(student, teacher)
-    method.eval()
-    torch.nn.init.normal_(method.regressor[1].running_mean)
-    conv, norm = method.regressor[0].weight, method.regressor[1]
-    total, count = 0.0, 0
+    conv, norm = parts(method.eval())
+    norm.running_mean, norm.running_var = torch.randn(4).double(), torch.rand(4).double() + 0.5
+    s, t, w = student.tolist(), teacher.tolist(), conv.weight.tolist()
+    errors = []
     for b in range(2):
         for y in range(2):
             for x in range(2):
                 for c in range(4):
-                    pooled = sum(teacher[b, c, 2 * y + dy, 2 * x + dx].item() for dy in (0, 1) for dx in (0, 1)) / 4
-                    mapped = sum(conv[c, k, 0, 0].item() * student[b, k, y, x].item() for k in range(3))
+                    pooled = sum(t[b][c][2 * y + dy][2 * x + dx] for dy in (0, 1) for dx in (0, 1)) / 4
+                    mapped = sum(w[c][k][0][0] * s[b][k][y][x] for k in range(3))
                     mapped = (mapped - norm.running_mean[c].item()) / (norm.running_var[c].item() + norm.eps) ** 0.5
-                    total, count = total + (mapped * norm.weight[c].item() + norm.bias[c].item() - pooled) ** 2, count + 1
-    assert method.hint(step).item() == pytest.approx(total / count, rel=1e-9)
+                    errors.append((mapped * norm.weight[c].item() + norm.bias[c].item() - pooled) ** 2)
+    assert method.hint(step).item() == pytest.approx(sum(errors) / len(errors), rel=1e-9)
 
 
 def test_a_regressor_that_reaches_the_hint_leaves_nothing() -> None:
     student = torch.randn(2, 3, 2, 2, dtype=torch.float64)
     method, step = made(student, student)
-    method.eval()
-    method.regressor[1].eps = 0.0
-    torch.nn.init.dirac_(method.regressor[0].weight)
+    conv, norm = parts(method.eval())
+    norm.eps = 0.0
+    nn.init.dirac_(conv.weight)
     assert method.hint(step).item() == pytest.approx(0, abs=1e-20)
 
 
