@@ -29,7 +29,7 @@ PARAMS = {
     "students": {"small": {"net": "wrn_10_1"}},
     "runs": {
         "alone": RUN | {"method": {"name": "ce"}},
-        "hints": RUN | {"method": {"name": "fitnet"}, "phases": {"hint": {"epochs": 1}}},
+        "hints": RUN | {"method": {"name": "fitnet", "temperature": 4.0}, "phases": {"hint": {"epochs": 1}}},
     },
     "export": {"parity_images": 20},
     "benchmark": {"batches": [1, 2], "seconds": 0.05},
@@ -116,7 +116,7 @@ def test_numbers_agree_wherever_they_stand(project: Project) -> None:
         assert bundle["facts"]["test"] == metrics
         seeds = [scores["accuracy"] for scores in evaluated["details"]["seeds"].values()]
         assert metrics["accuracy"] == pytest.approx(np.mean(seeds), abs=1e-5)
-        assert f"{100 * metrics['accuracy']:.1f}" in (place / "reports/table.txt").read_text()
+        assert f"{100 * metrics['accuracy']:.2f}" in (place / "reports/table.txt").read_text()
 
 
 def test_the_student_that_is_exported_scores_what_is_reported(project: Project) -> None:
