@@ -4,10 +4,17 @@ import json
 import os
 import re
 import shutil
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -21,7 +28,7 @@ CODE = ("pipeline", "stages", "dvc.yaml", ".gitignore", ".dvcignore", ".dvc/conf
 RUN = {"teacher": "big", "student": "small", "seeds": [0, 1]}
 PARAMS = {
     "launcher": "python",
-    "data": {"source": "folder", "root": "../our pictures", "size": 8, "val": 0.2, "test": 0.3},
+    "data": {"source": "folder", "size": 8, "val": 0.2, "test": 0.3},
     "augment": {"pad": 1, "flip": 0.5},
     "protocol": {"shots": 4},
     "train": {"epochs": 15, "batch_size": 16, "lr": 0.01},
@@ -50,6 +57,8 @@ def copy_of_the_project(place: Path) -> Path:
 class Project:
     def __init__(self, place: Path) -> None:
         self.place = place
+        self.settings: dict = json.loads(json.dumps(PARAMS))
+        self.settings["data"]["root"] = str(place.parent / "our pictures")
         home = place.parent / "home"
         home.mkdir()
         kept = {key: os.environ[key] for key in ("LANG", "TMPDIR") if key in os.environ}
@@ -68,8 +77,11 @@ class Project:
         self.said = self.do("dvc", "repro", *arguments, fails=fails)
         return re.findall(r"Running stage '([^']+)'", self.said)
 
-    def params(self, change: dict | None = None) -> None:
-        (self.place / "params.yaml").write_text(yaml.safe_dump(change or PARAMS, sort_keys=False))
+    def params(self, change: Callable[[Any], Any] = lambda settings: None) -> None:
+        """Write params.yaml: the settings of the first run, changed."""
+        settings = json.loads(json.dumps(self.settings))
+        change(settings)
+        (self.place / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
 
     def rows(self) -> list[str]:
         with sqlite3.connect(self.place / "mlflow.db") as database:
@@ -95,7 +107,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 def test_everything_is_there(project: Project) -> None:
     place = project.place
-    assert len(project.first) == 1 + 1 + 5 * 2 + 2  # type: ignore[attr-defined]
+    assert len(project.first) == 2 + 1 + 5 * 2 + 2  # type: ignore[attr-defined]
     table = (place / "reports/table.txt").read_text()
     for word in ("big", "alone", "hints", "models/export", "make ui"):
         assert word in table, table
@@ -153,19 +165,21 @@ def test_dvc_has_something_to_show(project: Project) -> None:
 def test_a_changed_run_runs_alone_and_going_back_runs_nothing(project: Project) -> None:
     project.do("git", "add", "-A")
     project.do("git", "commit", "-qm", "results")
-    changed = json.loads(json.dumps(PARAMS))
-    changed["runs"]["hints"]["method"]["temperature"] = 2.0
-    changed["runs"]["more"] = RUN | {"method": {"name": "kd"}}
-    project.params(changed)
+
+    def change(settings: Any) -> None:
+        settings["runs"]["hints"]["method"]["temperature"] = 2.0
+        settings["runs"]["more"] = RUN | {"method": {"name": "kd"}}
+
+    project.params(change)
     ran = project.repro()
     expected = [f"{stage}@{run}" for run in ("hints", "more") for stage in ("pretrain", "distill", "evaluate", "export", "benchmark")]
-    assert sorted(ran) == sorted([*expected, "report", "track"])
+    assert sorted(ran) == sorted(["check", *expected, "report", "track"])
     assert sorted(project.rows()) == ["alone", "big", "hints", "hints", "more"]
     assert "accuracy" in project.do("dvc", "metrics", "diff", "--all")
     project.do("dvc", "plots", "diff", "HEAD")
 
     project.params()
-    assert set(project.repro()) <= {"report", "track"}  # the rest comes out of DVC's cache
+    assert set(project.repro()) <= {"check", "report", "track"}  # the rest comes out of DVC's cache
     assert sorted(project.rows()) == ["alone", "big", "hints", "hints", "more"]
 
 
@@ -176,14 +190,67 @@ def test_an_experiment_runs_and_is_listed(project: Project) -> None:
     assert sorted(project.rows()).count("hints") == 3  # kept in the project's own store
 
 
-def test_a_bad_parameter_leaves_everything_as_it_was(project: Project) -> None:
-    broken = json.loads(json.dumps(PARAMS))
-    broken["runs"]["hints"]["method"]["temprature"] = 2.0
-    project.params(broken)
-    project.repro(fails=True)
-    assert "Did you mean 'temperature'" in " ".join(project.said.split())
+BAD = {
+    "key": (lambda p: p["runs"]["hints"]["method"].update(temprature=2.0), "Did you mean 'temperature'"),
+    "method": (
+        lambda p: p["runs"]["hints"]["method"].update(name="fitnets"),
+        "runs.hints.method.name: there is no 'fitnets'. Did you mean 'fitnet'",
+    ),
+    "net": (lambda p: p["students"]["small"].update(net="resnet9"), "students.small.net"),
+    "teacher": (lambda p: p["runs"]["hints"].update(teacher="bgi"), "runs.hints.teacher: there is no 'bgi'. Did you mean 'big'"),
+    "student": (lambda p: p["runs"]["hints"].update(student="smal"), "Did you mean 'small'"),
+    "folder": (lambda p: p["data"].update(root="nowhere"), "data.root: there is no folder 'nowhere'"),
+    "split": (lambda p: p["data"].update(val=1.5), "data.val"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_params_are_said_before_anything_runs(what: str, project: Project) -> None:
+    change, said = BAD[what]
+    project.params(change)
+    assert project.repro(fails=True) == ["check"]
+    assert said in " ".join(project.said.split())
     assert "Traceback" not in project.said
+
+
+def test_after_bad_params_good_ones_go_on(project: Project) -> None:
     assert not list(project.place.rglob("*.partial"))
     project.params()
     project.do("dvc", "checkout")
-    assert set(project.repro()) <= {"report", "track"}
+    assert set(project.repro()) <= {"check", "report", "track"}
+
+
+def test_make_run_ends_with_the_table_and_make_ui_serves_the_runs(project: Project) -> None:
+    shutil.copy(ROOT / "Makefile", project.place)
+    (project.place / ".venv").symlink_to(BIN.parent)
+    assert (project.place / "reports/table.txt").read_text() in project.do("make", "-o", "setup", "run")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["make", "-o", "setup", "ui", f"PORT={port}"]
+    ui = subprocess.Popen(command, cwd=project.place, env=project.env, stdout=subprocess.PIPE, text=True, process_group=0)
+    try:
+        assert ui.stdout is not None
+        link = ui.stdout.readline()
+        assert f"http://127.0.0.1:{port}/#/experiments/" in link
+        search = f"http://127.0.0.1:{port}/api/2.0/mlflow/runs/search"
+        body = json.dumps({"experiment_ids": re.findall(r"experiments/(\d+)", link)}).encode()
+        found = answer(Request(search, body, {"Content-Type": "application/json"}), within=90)
+        names = sorted(run["info"]["run_name"] for run in json.loads(found)["runs"])
+        assert names == sorted(project.rows())
+        with pytest.raises(HTTPError, match="403"):
+            urlopen(Request(f"http://127.0.0.1:{port}/", headers={"Host": "10.evil.com"}), timeout=30)
+    finally:
+        os.killpg(ui.pid, signal.SIGINT)
+        ui.wait(30)
+
+
+def answer(request: Request, *, within: float) -> bytes:
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            return urlopen(request, timeout=30).read()
+        except URLError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
