@@ -34,7 +34,7 @@ class Lab:
 
     def __init__(self, params: Params, data: Path, protocol: ProtocolConfig, work: Path) -> None:
         self.params, self.work = params, work
-        self.accelerator = Accelerator()
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # else several processes on CPUs would not find each other
         self.device = self.accelerator.device
         self.store = Store.open(data)
         self.sample = subset(self.store.labels, self.store.indices("train"), protocol, classes=self.store.classes)

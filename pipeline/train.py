@@ -1,8 +1,6 @@
 """The one loop: a phase's loss, over batches, into weights. It knows no method's name and no network's."""
 
-import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -20,7 +18,8 @@ from tqdm import tqdm
 
 from pipeline import checkpoint
 from pipeline.inputs import InputError, Settings
-from pipeline.methods.base import Loss, Method, Phase
+from pipeline.meters import Means, Shares, gradient_shares
+from pipeline.methods.base import Method, Phase
 from pipeline.taps import Step, Tapped
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 Curves = dict[str, list[float]]  # column -> one value a point
 SAVE_EVERY = 20.0  # seconds between two saves of the state
+SHARES_EVERY = 50  # steps between two looks at the terms' shares of the gradient, each of which costs a backward pass a term
 
 
 class TrainConfig(Settings):
@@ -92,12 +92,12 @@ def fit(
     schedule = cfg.scheduler(optimiser, len(batches))
     scaler = torch.amp.GradScaler(enabled=cfg.amp == "fp16" and accelerator.device.type == "cuda")
     average = AveragedModel(student.net, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema), use_buffers=True) if cfg.ema else None
-    state = State(student.net, method, optimiser, schedule, scaler, average)
+    means, shares, started = Means(), Shares(phase.name), time.perf_counter()
+    state = State(student.net, method, optimiser, schedule, scaler, average, shares)
     state.load(state_file)
     every = -(-cfg.epochs // cfg.points)
     quiet = True if not accelerator.is_main_process else None  # None: silent unless a person looks on
     bar = tqdm(total=cfg.epochs * len(batches), initial=state.epoch * len(batches), desc=label, disable=quiet, leave=False)
-    means, started = Means(), time.perf_counter()
 
     for epoch in range(state.epoch, cfg.epochs):
         for n, batch in enumerate(batches.epoch(epoch)):
@@ -107,7 +107,13 @@ def fit(
                 autocast = partial(_autocast, cfg.amp, accelerator.device.type)
                 step = Step(part.images, part.labels, part.index, student, teacher, epoch, progress, autocast)
                 loss = phase.loss(step)
+                if not loss:
+                    raise InputError(
+                        f"Phase {phase.name} has nothing to learn from: raise method.ce_weight, kd_weight or term_weight above 0."
+                    )
                 total = torch.stack([term.weight * term.value for term in loss.values()]).sum()
+                if (epoch * len(batches) + n) % SHARES_EVERY == 0:
+                    shares.add(gradient_shares(loss, student.net))
                 scaler.scale(total * part.share).backward()
                 means.add(f"{phase.name}, epoch {epoch}, step {n}", loss, total, part.share)
             _average_gradients(parameters, accelerator)
@@ -123,7 +129,7 @@ def fit(
             continue
         _average_buffers(student.net, accelerator)
         net = student.net if average is None else average.module
-        point = {"epoch": epoch + 1, "lr": optimiser.param_groups[0]["lr"]} | means.take()
+        point = {"epoch": epoch + 1, "lr": optimiser.param_groups[0]["lr"]} | means.take() | shares.take()
         if validate is not None:
             point |= validate(net)
             bar.set_postfix(val=f"{point['val_accuracy']:.1%}")
@@ -146,35 +152,6 @@ def set_motion(phase: Phase, student: Tapped, method: Method) -> list[nn.Paramet
 
 
 @dataclass
-class Means:
-    """Means since the last point: of every term, raw, and of their weighted sum, `loss`. A value that isn't finite stops the stage."""
-
-    seen: list[tuple[str, float, dict[str, Tensor]]] = field(default_factory=list)
-
-    def add(self, place: str, loss: Loss, total: Tensor, share: float) -> None:
-        self.seen.append((place, share, {name: term.value.detach() for name, term in loss.items()} | {"loss": total.detach()}))
-
-    def take(self) -> dict[str, float]:
-        numbers = iter(
-            torch.stack([value for _, _, values in self.seen for value in values.values()]).tolist()
-        )  # the device is waited for once
-        sums: dict[str, float] = defaultdict(float)
-        shares: dict[str, float] = defaultdict(float)
-        for place, share, values in self.seen:
-            for name in values:
-                number = next(numbers)
-                if not math.isfinite(number):
-                    raise InputError(
-                        f"Phase {place}: the term {name!r} is {number}. Lower the learning rate (train.lr, or phases.<phase>.lr "
-                        "of the run) or the term's weight, or check the teacher and the images."
-                    )
-                sums[name] += share * number
-                shares[name] += share
-        self.seen.clear()
-        return {name: total / shares[name] for name, total in sums.items()}
-
-
-@dataclass
 class State:
     """All that a phase needs to go on: saved now and then, loaded once."""
 
@@ -184,6 +161,7 @@ class State:
     schedule: lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     average: nn.Module | None
+    shares: Shares
     epoch: int = 0
     curves: Curves = field(default_factory=dict)
     score: tuple[float, ...] = ()
@@ -193,8 +171,9 @@ class State:
     def reached(self, epoch: int, point: Mapping[str, float], net: nn.Module) -> None:
         """A point of the curves; the student is kept if it's the best on validation so far, or if nothing validates."""
         self.epoch = epoch
-        for name, value in point.items():
-            self.curves.setdefault(name, []).append(float(value))
+        earlier = len(next(iter(self.curves.values()), []))
+        for name in [*self.curves, *(name for name in point if name not in self.curves)]:  # a term that isn't in the loss counts 0
+            self.curves.setdefault(name, [0.0] * earlier).append(float(point.get(name, 0.0)))
         score = (point["val_accuracy"], -point["val_loss"]) if "val_accuracy" in point else (float(epoch),)
         if not self.kept or score > self.score:
             self.score = score
@@ -211,7 +190,14 @@ class State:
         if file is None:
             return
         random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-        own = {"epoch": self.epoch, "curves": self.curves, "score": self.score, "kept": self.kept, "random": random}
+        own = {
+            "epoch": self.epoch,
+            "curves": self.curves,
+            "score": self.score,
+            "kept": self.kept,
+            "shares": self.shares.last,
+            "random": random,
+        }
         checkpoint.save_state(file, own | {"parts": {name: part.state_dict() for name, part in self._parts().items()}})
         self.saved = time.monotonic()
 
@@ -222,6 +208,7 @@ class State:
         for name, part in self._parts().items():
             part.load_state_dict(saved["parts"][name])
         self.epoch, self.curves, self.score, self.kept = saved["epoch"], saved["curves"], saved["score"], saved["kept"]
+        self.shares.last = saved["shares"]
         torch.set_rng_state(saved["random"]["cpu"])
         if saved["random"]["cuda"]:
             torch.cuda.set_rng_state_all(saved["random"]["cuda"])

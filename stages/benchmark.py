@@ -11,17 +11,17 @@ from pipeline.record import sha256
 from stages.entry import command
 
 
-def stage(run: str, data: Path, teacher: Path, students: Path, bundle: Path, metrics: Path, record: Path) -> None:
+def stage(name: str, data: Path, teacher: Path, students: Path, bundle: Path, metrics: Path, record: Path) -> None:
     """How fast, how large: the exported student, the trained one and the teacher on this machine."""
     cfg, store = config.load().benchmark, Store.open(data)
     student, guide = (Deployable(saved.load(folder)[0], store.mean, store.std) for folder in (saved.best_seed(students), teacher))
-    with recording(record, "benchmark", run, {"benchmark": cfg.model_dump(mode="json")}) as kept:
+    with recording(record, "benchmark", name, {"benchmark": cfg.model_dump(mode="json")}) as kept:
         kept.inputs = {"bundle": sha256(bundle)}
         measured = measure(bundle, student, guide, store.images[store.indices("test")[: max(cfg.batches)]], cfg)
         kept.metrics, kept.details = measured["metrics"], measured["details"]
         with atomic_file(metrics) as file:
-            file.write_text(json.dumps({name: round(value, 4) for name, value in kept.metrics.items()}, indent=1) + "\n")
-    print(f"{run}: {kept.metrics['latency_ms']:.3f} ms an image, {kept.metrics['size_mb']:.2f} MB")
+            file.write_text(json.dumps({key: round(value, 4) for key, value in kept.metrics.items()}, indent=1) + "\n")
+    print(f"{name}: {kept.metrics['latency_ms']:.3f} ms an image, {kept.metrics['size_mb']:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ def command(stage: Callable[..., None]) -> None:
         parser.add_argument(f"--{name}", type=parameter.annotation, required=True)
     try:
         stage(**vars(parser.parse_args()))
-    except InputError as error:
-        if FIRST:
-            print("\n" + textwrap.fill(f"Error: {error}", 110, break_long_words=False, break_on_hyphens=False) + "\n", file=sys.stderr)
+    except InputError as error:  # said by every process: it may concern one alone
+        print("\n" + textwrap.fill(f"Error: {error}", 110, break_long_words=False, break_on_hyphens=False) + "\n", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         if FIRST:

@@ -14,7 +14,7 @@ from pipeline.record import sha256
 from stages.entry import command
 
 
-def stage(run: str, data: Path, teacher: Path, students: Path, metrics: Path, record: Path) -> None:
+def stage(name: str, data: Path, teacher: Path, students: Path, metrics: Path, record: Path) -> None:
     """Read the test split once: every seed's student, and the teacher beside it."""
     store = Store.open(data)
     rows = store.indices("test")
@@ -24,7 +24,7 @@ def stage(run: str, data: Path, teacher: Path, students: Path, metrics: Path, re
         net, _ = saved.load(folder)
         return logits_of(Deployable(net, store.mean, store.std).predict, store.images, rows)
 
-    with recording(record, "evaluate", run, {}) as kept:
+    with recording(record, "evaluate", name, {}) as kept:
         kept.inputs = {"data": store.content, "teacher": sha256(teacher), "students": sha256(students)}
         guide = logits(teacher)
         seeds: dict[int, Scores] = {}
@@ -38,8 +38,8 @@ def stage(run: str, data: Path, teacher: Path, students: Path, metrics: Path, re
             "exported_seed": saved.seed_of(saved.best_seed(students)),
         }
         with atomic_file(metrics) as file:
-            file.write_text(json.dumps({name: round(value, 5) for name, value in kept.metrics.items()}, indent=1) + "\n")
-    print(f"{run}: test accuracy {kept.metrics['accuracy']:.1%} ± {kept.metrics['spread']:.1%} over {len(seeds)} seeds")
+            file.write_text(json.dumps({key: round(value, 5) for key, value in kept.metrics.items()}, indent=1) + "\n")
+    print(f"{name}: test accuracy {kept.metrics['accuracy']:.1%} ± {kept.metrics['spread']:.1%} over {len(seeds)} seeds")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ from pipeline.record import sha256
 from stages.entry import command
 
 
-def stage(run: str, data: Path, students: Path, metrics: Path, out: Path, record: Path) -> None:
+def stage(name: str, data: Path, students: Path, metrics: Path, out: Path, record: Path) -> None:
     """The run's best student on validation as a bundle of files to deploy, checked against the trained network."""
     cfg, store = config.load().export, Store.open(data)
     chosen = saved.best_seed(students)
     net, facts = saved.load(chosen)
-    with recording(record, "export", run, {"export": cfg.model_dump(mode="json")}) as kept:
+    with recording(record, "export", name, {"export": cfg.model_dump(mode="json")}) as kept:
         kept.inputs = {"data": store.content, "students": sha256(students)}
-        told = {"run": run, "seed": facts["seed"], "net": facts["net"], "val_accuracy": facts["val_accuracy"]}
+        told = {"run": name, "seed": facts["seed"], "net": facts["net"], "val_accuracy": facts["val_accuracy"]}
         told |= {"test": json.loads(metrics.read_text()), "hashes": kept.inputs}
         with atomic_folder(out) as folder:
             kept.details = export(
@@ -25,7 +25,7 @@ def stage(run: str, data: Path, students: Path, metrics: Path, out: Path, record
                 images=store.images[store.indices("test")[: cfg.parity_images]], facts=told, cfg=cfg,
             )  # fmt: skip
         kept.outputs["bundle"] = sha256(out)
-    print(f"{run}: seed {facts['seed']} exported to {out}")
+    print(f"{name}: seed {facts['seed']} exported to {out}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+QUIET = "--num_machines 1 --mixed_precision no --dynamo_backend no"  # what accelerate would warn of choosing by itself
 
 
 def stage(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -99,3 +100,34 @@ def test_two_trainings_of_the_same_thing_don_t_mix(tmp_path: Path) -> None:
     with desk(lab, "teacher", "big", cfg=1), desk(lab, "teacher", "big", cfg=2):
         assert len(list(tmp_path.iterdir())) == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "python",
+        "torchrun --nproc-per-node 2",
+        "accelerate launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no",
+    ],
+)
+def test_stages_run_under_every_launcher(launcher: str, tmp_path: Path) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["train"] |= {"epochs": 2}
+    params["teachers"]["big"] = {"net": "resnet8", "train": {"epochs": 2}}
+    params["runs"] = {"fitnet": params["runs"]["fitnet"] | {"seeds": [0], "phases": {"hint": {"epochs": 2}}}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    assert stage("prepare", "--data", "d", "--record", "r.json", cwd=tmp_path).returncode == 0
+    common = ["--data", "d", "--work", "w"]
+    of_run = [*common, "--name", "fitnet", "--teacher", "t"]
+    for arguments in (
+        ["stages.teacher", *common, "--name", "big", "--out", "t", "--record", "t.json"],
+        ["stages.pretrain", *of_run, "--out", "i", "--record", "p.json"],
+        ["stages.distill", *of_run, "--initial", "i", "--out", "s", "--record", "s.json"],
+    ):
+        env = os.environ | {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        done = subprocess.run([*launcher.split(), "-m", *arguments], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("epochs on") == 1  # one of the processes speaks
+    assert (tmp_path / "s/seed-0/weights.safetensors").is_file()
+    assert not list(tmp_path.glob("w/*"))

@@ -49,7 +49,7 @@ def test_every_command_is_run_by_a_test_or_by_ci() -> None:
     assert targets >= {"run", "test", "check", "ui"}
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.M), target
-    for command in re.findall(r"^dvc ((?:exp |metrics |plots )?[a-z]+)", README, re.M) + re.findall(r"`dvc ((?:exp |metrics |plots )?[a-z]+)", README):
+    for command in re.findall(r"(?:^|`)dvc ((?:exp |metrics |plots )?[a-z]+)", README, re.M):
         called = ", ".join(f'"{word}"' for word in ("dvc", *command.split()))
         assert called in run or (command == "repro" and "repro" in run), f"nothing runs dvc {command}"
 

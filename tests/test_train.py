@@ -10,6 +10,7 @@ from torch import nn
 from world import QUICK, World, moved, snapshot
 
 from pipeline import train
+from pipeline.meters import gradient_shares
 from pipeline.methods.base import Method, MethodConfig, Terms
 from pipeline.taps import Step, Tapped
 from pipeline.train import TrainConfig
@@ -170,6 +171,45 @@ def test_a_nan_names_the_term_and_the_step() -> None:
     method = Broken(MethodConfig(name="broken"), world.step(4), torch.zeros(4))
     with pytest.raises(ValueError, match=r"Phase distill, epoch 1, step 0: the term 'wild' is nan.*train\.lr"):
         world.fit(method)
+
+
+def test_a_loss_without_terms_is_refused() -> None:
+    world = World.make(n=8)
+    with pytest.raises(ValueError, match=r"Phase distill has nothing to learn from: raise method\.ce_weight"):
+        world.fit(world.method("kd", ce_weight=0.0, kd_weight=0.0))
+
+
+def test_shares_are_each_term_s_part_of_the_student_s_gradient() -> None:
+    world = World.make()
+    loss = world.method("kd", ce_weight=0.3).loss(world.step())
+    norms = {}
+    for name, (value, weight) in loss.items():
+        world.student.net.zero_grad()
+        (weight * value).backward(retain_graph=True)
+        norms[name] = sum(float(p.grad.square().sum()) for p in world.student.net.parameters() if p.grad is not None) ** 0.5
+    shares = gradient_shares(loss, world.student.net)
+    assert shares == pytest.approx({name: norm / sum(norms.values()) for name, norm in norms.items()}, rel=1e-5)
+
+
+def test_a_term_that_drowns_the_others_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+    world = World.make()
+    curves = world.fit(world.method("kd", ce_weight=1e-6), cfg=QUICK.model_copy(update={"epochs": 3}))
+    said = capsys.readouterr().out
+    assert said.count("the term 'kd' drowns the others") == 1
+    assert said.count("the term 'ce' is drowned by the others") == 1
+    assert [round(kd + ce, 6) for kd, ce in zip(curves["share of kd"], curves["share of ce"], strict=True)] == [1, 1, 1]
+
+
+def test_a_term_that_comes_and_goes_has_a_full_column() -> None:
+    class Guest(Method):
+        def terms(self, step: Step) -> Terms:
+            return {"guest": step.student.logits.square().mean()} if step.epoch == 1 else {}
+
+    world = World.make(n=8)
+    method = Guest(MethodConfig(name="guest"), world.step(4), torch.zeros(4))
+    curves = world.fit(method, cfg=QUICK.model_copy(update={"epochs": 3}))
+    assert {len(column) for column in curves.values()} == {3}
+    assert [value > 0 for value in curves["guest"]] == [False, True, False]
 
 
 def test_ema_weights_are_the_mean_they_say() -> None:
