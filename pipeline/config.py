@@ -155,7 +155,8 @@ def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
         return str(unknown(f"unknown key {place}", path[-1], _fields(model, path[:-1]))).rstrip(".")
     if problem["type"] == "missing":
         return f"{place} is missing"
-    return f"{place}: {problem['msg'].removeprefix('Value error, ')} (it is {problem['input']!r})"
+    given = "" if isinstance(problem["input"], dict) else f" (it is {problem['input']!r})"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ').rstrip('.')}{given}"
 
 
 def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
