@@ -75,7 +75,7 @@ class Shares:
             self.last = {name: sum(shares) / len(shares) for name, shares in self.seen.items()}
             self.seen.clear()
         for name, share in self.last.items():
-            if not SMALL < share < LARGE and name not in self.named:
+            if share and not SMALL < share < LARGE and name not in self.named:  # 0: a term that has been stopped
                 self.named.add(name)
                 what = "drowns the others" if share >= LARGE else "is drowned by the others"
                 print(f"Phase {self.phase}: the term {name!r} {what}: {share:.2%} of the student's gradient. Its weight may be wrong.")

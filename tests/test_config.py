@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -6,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import config
+from pipeline import config, methods
 
 ROOT = Path(__file__).parents[1]
 DEFAULT = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -79,3 +80,10 @@ def test_a_phase_and_a_protocol_override_the_common_settings(tmp_path: Path) -> 
     assert params.phase("fitnet", "distill") == params.train
     assert (params.run_protocol("fitnet").shots, params.run_protocol("kd").shots) == (9, DEFAULT["protocol"]["shots"])
     assert params.run_protocol("fitnet").seed == DEFAULT["protocol"]["seed"]
+
+
+def test_every_method_has_its_line_and_the_commented_ones_are_legal(tmp_path: Path) -> None:
+    text = re.sub(r"^  # (\w+: {teacher)", r"  \1", (ROOT / "params.yaml").read_text(), flags=re.M)
+    (tmp_path / "params.yaml").write_text(text)
+    params = config.load(tmp_path / "params.yaml")
+    assert {run.method["name"] for run in params.runs.values()} == set(methods.names())

@@ -1,7 +1,7 @@
 """The protocol every distillation method follows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -68,7 +68,8 @@ class Method(nn.Module, ABC):
         if cfg.ce_weight:
             loss["ce"] = Weighted(F.cross_entropy(step.student.logits, step.labels), cfg.ce_weight)
         if cfg.kd_weight:
-            loss["kd"] = Weighted(softened_kl(step.student.logits, step.teacher.logits, cfg.temperature), cfg.kd_weight)
+            teacher = step.teacher.logits.detach()  # they carry a graph where a method asks for gradients of the images
+            loss["kd"] = Weighted(softened_kl(step.student.logits, teacher, cfg.temperature), cfg.kd_weight)
         if cfg.term_weight:
             loss.update({name: Weighted(value, cfg.term_weight) for name, value in self.terms(step).items()})
         return loss
@@ -78,3 +79,37 @@ class Method(nn.Module, ABC):
 
     def after_backward(self, step: Step, student: Tapped) -> None:
         """The single hook: gradients are there, the optimiser hasn't stepped yet."""
+
+
+Pairs = list[tuple[str, str]]  # (stage of the student, stage of the teacher)
+
+
+def stage_pairs(probe: Step, student: Sequence[str], teacher: Sequence[str], *, skip: Sequence[str] = ("stem",)) -> Pairs:
+    """Which stage of the student meets which of the teacher: those named, else all but `skip`; the deepest where there are too many."""
+    for name in student:
+        probe.student.stage(name, "method.student_stages")
+    for name in teacher:
+        probe.teacher.stage(name, "method.teacher_stages")
+    students = student or [name for name in probe.student.stages if name not in skip]
+    teachers = teacher or [name for name in probe.teacher.stages if name not in skip]
+    count = min(len(students), len(teachers))
+    for field, named in (("method.student_stages", student), ("method.teacher_stages", teacher)):
+        if len(named) > count:
+            raise InputError(f"{field} names {len(named)} stages, but there are {count} in the other network to match. Name {count}.")
+    if not count:
+        raise InputError("A network shows no stage to match. Name the modules whose outputs are its stages under `taps` of the network.")
+    return list(zip(students[-count:], teachers[-count:], strict=True))
+
+
+def preactivation_pairs(probe: Step, student: Sequence[str], teacher: Sequence[str]) -> Pairs:
+    """`stage_pairs` of stages that end in an activation, so that there is a map before it."""
+    pairs = stage_pairs(probe, student, teacher)
+    for whose, view, names in zip(("student", "teacher"), (probe.student, probe.teacher), zip(*pairs, strict=True), strict=True):
+        for name in names:
+            if name not in view.preactivations:
+                raise InputError(
+                    f"method.{whose}_stages: stage {name!r} of the {whose} ends in no activation module, so it has no map before it. "
+                    f"Choose stages among: {', '.join(view.preactivations) or '(none)'}; or let `taps` of the network name the activation, "
+                    "such as layer1.2.relu."
+                )
+    return pairs

@@ -1,0 +1,186 @@
+"""What a training step of every method costs, as a multiple of the floor: teacher forward, student forward and backward, optimiser.
+
+    python -m benchmarks.method_cost [METHOD ...] [--phases all] [--write FILE.md]
+
+One thread, process CPU time. All variants live in one process and take turns: in a round each makes one step on the same batch, and a
+ratio is that of two steps of the same round, so that a machine that slows down or is shared harms both alike. Every variant has its own
+copy of the same student; the data are noise, since time doesn't depend on them.
+"""
+
+import argparse
+import copy
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from pipeline import methods, nets
+from pipeline.checkpoint import atomic_file
+from pipeline.methods.base import Method
+from pipeline.taps import Step, Tapped
+from pipeline.train import TrainConfig, set_motion
+
+Variant = Callable[[], object]  # makes one training step
+RECIPE = TrainConfig(optimizer="sgd", lr=0.01)
+
+
+@dataclass(frozen=True)
+class Setup:
+    teacher: str = "resnet32x4"
+    student: str = "resnet8x4"
+    size: int = 32
+    channels: int = 3
+    classes: int = 100
+    batch_size: int = 64
+    examples: int = 50_000  # of the training set, for methods that remember each
+
+
+class Cost(NamedTuple):
+    method: str
+    phase: str
+    milliseconds: float  # median
+    ratios: tuple[float, ...]  # one a round
+
+
+class World:
+    """The batch, the teacher and the student every variant starts from."""
+
+    def __init__(self, setup: Setup) -> None:
+        torch.manual_seed(0)
+        self.images = torch.randn(setup.batch_size, setup.channels, setup.size, setup.size)
+        self.all_labels = torch.randint(setup.classes, (setup.examples,))
+        self.index = torch.randperm(setup.examples)[: setup.batch_size]
+        self.labels = self.all_labels[self.index]
+        self.student, teacher = (nets.build(name, setup.classes, setup.channels) for name in (setup.student, setup.teacher))
+        self.teacher = teacher.requires_grad_(False).eval()
+
+    def floor(self) -> Variant:
+        student = copy.deepcopy(self.student).train()
+        optimiser = RECIPE.optimiser(student.parameters())
+
+        def step() -> None:
+            optimiser.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                self.teacher(self.images)
+            F.cross_entropy(student(self.images), self.labels).backward()
+            optimiser.step()
+
+        return step
+
+    def phases(self, name: str, *, earlier: bool = False) -> dict[str, Variant]:
+        """The last phase of a method, or all of them, each with networks and a method of its own."""
+        method, student, _ = self._method(name)
+        count = len(method.phases(student))
+        return dict(self._phase(name, n) for n in range(0 if earlier else count - 1, count))
+
+    def _method(self, name: str) -> tuple[Method, Tapped, Tapped]:
+        # copies, since every Tapped adds hooks to its network
+        student, teacher = (Tapped(copy.deepcopy(net), self.images[:2]) for net in (self.student, self.teacher))
+        student.net.eval()
+        cls = methods.load(name)
+        with torch.no_grad():
+            probe = Step(self.images[:4], self.labels[:4], self.index[:4], student, teacher)
+            return cls(cls.Config(name=name), probe, self.all_labels), student, teacher
+
+    def _phase(self, name: str, number: int) -> tuple[str, Variant]:
+        method, student, teacher = self._method(name)
+        phase = method.phases(student)[number]
+        optimiser = RECIPE.optimiser(set_motion(phase, student, method))
+
+        def make_step() -> Tensor:
+            optimiser.zero_grad(set_to_none=True)
+            step = Step(self.images.detach(), self.labels, self.index, student, teacher)
+            total = torch.stack([term.weight * term.value for term in phase.loss(step).values()]).sum()
+            total.backward()
+            method.after_backward(step, student)
+            optimiser.step()
+            return total
+
+        return phase.name, make_step
+
+
+def measure(names: Sequence[str], setup: Setup, *, rounds: int, all_phases: bool) -> list[Cost]:
+    world = World(setup)
+    variants = {("floor", ""): world.floor()}
+    for name in names:
+        variants |= {(name, phase): step for phase, step in world.phases(name, earlier=all_phases).items()}
+    for step in variants.values():  # warm caches and the optimiser's state
+        step()
+    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in variants}
+    for n in tqdm(range(rounds), desc="rounds", disable=None, leave=False):  # silent unless a person looks on
+        order = list(variants)
+        for key in order[n % len(order) :] + order[: n % len(order)]:  # nobody always follows the same neighbour at the same time
+            start = time.process_time()
+            variants[key]()
+            seconds[key].append(time.process_time() - start)
+    floor = seconds["floor", ""]
+    return [
+        Cost(*key, 1000 * statistics.median(taken), tuple(t / f for t, f in zip(taken, floor, strict=True)))
+        for key, taken in seconds.items()
+    ]
+
+
+def table(costs: Sequence[Cost], setup: Setup) -> str:
+    """Markdown; the spread is the quartiles over the rounds."""
+    lines = [
+        f"CPU time of a training step over the floor: {setup.teacher} -> {setup.student}, {setup.size}x{setup.size}, "
+        f"batch {setup.batch_size}, one thread. torch {torch.__version__}, {_processor()}.",
+        "",
+        "| method | phase | median ratio | quartiles | n | ms a step |",
+        "|---|---|--:|:-:|--:|--:|",
+    ]
+    for cost in costs:
+        low, _, high = statistics.quantiles(cost.ratios, n=4, method="inclusive") if len(cost.ratios) > 1 else cost.ratios * 3
+        median = statistics.median(cost.ratios)
+        lines.append(
+            f"| {cost.method} | {cost.phase} | {median:.2f} | {low:.2f}-{high:.2f} | {len(cost.ratios)} | {cost.milliseconds:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    found = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.is_file()
+        else []
+    )
+    return found[0] if found else platform.processor() or platform.machine()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    default = Setup()
+    parser = argparse.ArgumentParser(description="CPU time of a training step of every method over the floor")
+    parser.add_argument("methods", nargs="*", help="all of them unless named")
+    parser.add_argument("--phases", choices=("last", "all"), default="last")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--teacher", default=default.teacher)
+    parser.add_argument("--student", default=default.student)
+    parser.add_argument("--size", type=int, default=default.size)
+    parser.add_argument("--batch-size", type=int, default=default.batch_size)
+    parser.add_argument("--write", type=Path, help="a file for the table")
+    given = parser.parse_args(arguments)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    setup = Setup(teacher=given.teacher, student=given.student, size=given.size, batch_size=given.batch_size)
+    try:
+        costs = measure(given.methods or methods.names(), setup, rounds=given.rounds, all_phases=given.phases == "all")
+    finally:
+        torch.set_num_threads(threads)
+    text = table(costs, setup)
+    print(text, end="")
+    if given.write:
+        with atomic_file(given.write) as file:
+            file.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from benchmarks import method_cost
+from benchmarks.method_cost import Setup, World
+
+TINY = ("--teacher", "resnet14", "--student", "resnet8", "--size", "8", "--batch-size", "4")
+
+
+def rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_the_table_has_a_row_for_the_floor_and_every_method_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    file = tmp_path / "cost.md"
+    method_cost.main(["ce", "kd", "fitnet", *TINY, "--rounds", "2", "--write", str(file)])
+    text = capsys.readouterr().out
+    assert file.read_text() == text
+    assert torch.get_num_threads() == threads
+    heading, _, floor, *others = rows(text)
+    assert heading == ["method", "phase", "median ratio", "quartiles", "n", "ms a step"]
+    assert floor[:5] == ["floor", "", "1.00", "1.00-1.00", "2"]
+    assert [row[:2] for row in others] == [["ce", "distill"], ["kd", "distill"], ["fitnet", "distill"]]
+    assert {len(row) for row in others} == {len(heading)}
+
+
+def test_earlier_phases_are_measured_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    method_cost.main(["fitnet", *TINY, "--rounds", "1", "--phases", "all"])
+    assert [row[:2] for row in rows(capsys.readouterr().out)[3:]] == [["fitnet", "hint"], ["fitnet", "distill"]]
+
+
+def tiny_world() -> World:
+    return World(Setup(teacher="resnet14", student="resnet8", size=8, batch_size=4, examples=10))
+
+
+def test_only_the_floor_and_methods_that_read_it_run_the_teacher() -> None:
+    world = tiny_world()
+    modes: list[list[bool]] = []
+    steps = (world.floor(), world.phases("ce")["distill"], world.phases("kd")["distill"])
+
+    def note(net: nn.Module, *_: object) -> None:
+        if type(net) is type(world.teacher):
+            modes[-1].append(net.training)
+
+    hook = register_module_forward_hook(note)
+    for step in steps:
+        modes.append([])
+        step()
+    hook.remove()
+    assert [sorted(mode) for mode in modes] == [[False, True], [True], [False, True]]
+
+
+def test_a_step_trains_the_student() -> None:
+    step = tiny_world().phases("ce")["distill"]
+    first, *_, last = (step() for _ in range(30))
+    assert isinstance(first, Tensor)
+    assert isinstance(last, Tensor)
+    assert last < first
