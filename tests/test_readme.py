@@ -59,5 +59,5 @@ def test_the_tree_is_the_tree() -> None:
     for name in re.findall(r"[\w/]+(?:\.\w+|/)(?=\s|$)", tree):
         if name.split("/")[0] in ("models", "records", "plots", "reports", "metrics"):
             continue
-        places = [ROOT / name, ROOT / "pipeline" / name, ROOT / "tests" / name]
+        places = [ROOT / name, ROOT / "pipeline" / name, ROOT / "tests" / name, ROOT / "benchmarks" / name]
         assert any(place.exists() for place in places), name

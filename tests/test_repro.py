@@ -153,6 +153,13 @@ def test_a_second_repro_does_nothing(project: Project) -> None:
     assert "up to date" in project.do("dvc", "status")
 
 
+def test_a_lost_tracking_database_is_rebuilt(project: Project) -> None:
+    for file in project.place.glob("mlflow.db*"):
+        file.unlink()
+    assert project.repro("-f", "-s", "track") == ["track"]
+    assert sorted(project.rows()) == ["alone", "big", "hints"]
+
+
 def test_dvc_has_something_to_show(project: Project) -> None:
     metrics = project.do("dvc", "metrics", "show")
     assert "metrics/evaluate/hints.json" in metrics

@@ -3,9 +3,9 @@
 Both pooled embeddings go through a linear map to unit vectors of 128 dimensions. A memory keeps such a vector of every training image for
 each network (new = .5 old + .5 seen, scaled to length one). The student's vector s_i must tell the remembered teacher's vector of its own
 image from N = 16384 of images of other classes, by noise-contrastive estimation: with `h_ij = exp(s_i . t_j / .07) / Z` and M images,
-`-log(h_ii / (h_ii + N / M)) - sum over j of log((N / M) / (h_ij + N / M))`, mean over the batch; and likewise the teacher's vector among
-the student's memory, which trains the teacher's map alone; the term is the sum. Z is a constant each way: M times the mean of `exp(s_i . t_j / .07)` over the first batch.
-Weights 1, 0 and .8 are those of the CRD paper's tables (1, 1 and .8 with KD, as in SemCKD's).
+`-log(h_ii / (h_ii + N / M)) - sum over j of log((N / M) / (h_ij + N / M))`, mean over the batch. Likewise the teacher's vector among the
+student's memory, which trains the teacher's map alone; the term is the sum of both. Z is a constant, one each way: M times the mean of
+`exp(s_i . t_j / .07)` over the first batch. Weights 1, 0 and .8 are those of the CRD paper's tables (1, 1 and .8 with KD).
 
 Our reading: N is at most the number of images there are of other classes. Negatives are drawn one from each of N equal shares of those
 images, sorted by class: the mean of independent draws with less noise; at rest the middle of each share, so that nothing is random.
