@@ -78,7 +78,6 @@ class Shares:
             if share and not SMALL < share < LARGE and name not in self.named:  # 0: a term that has been stopped
                 self.named.add(name)
                 what = "drowns the others" if share >= LARGE else "is drowned by the others"
-                print(
-                    f"Phase {self.phase}: the term {name!r} {what}: {share:.2%} of the student's gradient. If not meant so, change its weight."
-                )
+                told = f"Phase {self.phase}: the term {name!r} {what}: {share:.2%} of the student's gradient."
+                print(f"{told} If that isn't meant, change its weight.")
         return {f"share of {name}": share for name, share in self.last.items()}

@@ -1,4 +1,4 @@
-"""A large folder of real pictures, where one is at hand: DISTIL_IMAGES=/path/to/root/{train,test}/CLASS/*.jpg."""
+"""A large folder of real pictures, where one is at hand: DISTIL_IMAGES names it, with {train,test}/CLASS/*.jpg below it."""
 
 import os
 import time
