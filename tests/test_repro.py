@@ -22,7 +22,6 @@ import yaml
 from PIL import Image
 from world import pictures
 
-pytestmark = pytest.mark.slow  # one project, whose tests build on one another: run it with one worker
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 CODE = ("pipeline", "stages", "dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", ".dvc/plots", "data/raw")
