@@ -22,6 +22,7 @@ import yaml
 from PIL import Image
 from world import pictures
 
+pytestmark = pytest.mark.xdist_group("repro")  # one project, whose tests build on one another
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 CODE = ("pipeline", "stages", "dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", ".dvc/plots", "data/raw")
