@@ -46,10 +46,10 @@ ui: setup  ## MLflow on this machine, open on this project's runs (PORT=5000)
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --artifacts-destination ./mlartifacts
 
 test: setup  ## the tests
-	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" $(TESTS)
+	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" $(TESTS)
 
 test-all: setup  ## the tests, the slow ones too
-	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadgroup $(TESTS)
+	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: setup  ## format, lint and types, without changing anything
 	$(BIN)/ruff format --check .

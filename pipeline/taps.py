@@ -23,6 +23,11 @@ class View:
     pooled: Tensor  # B x D, what the classifier reads
     preactivations: dict[str, Tensor]  # the same maps before their activation, for the stages that end in one
 
+    @property
+    def shown(self) -> dict[str, Tensor]:
+        """Everything by its name."""
+        return self.stages | {"pooled": self.pooled, "logits": self.logits}
+
     def stage(self, name: str, field: str) -> Tensor:
         """The map of a stage a person named in `field`."""
         if name not in self.stages:

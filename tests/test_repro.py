@@ -1,4 +1,4 @@
-"""The whole graph through real `dvc repro`, on a folder of pictures, in a path with a space."""
+"""The whole graph through real `dvc repro`, on a folder of pictures, in a path with a space: one project, whose tests build on one another."""
 
 import json
 import os
@@ -22,7 +22,6 @@ import yaml
 from PIL import Image
 from world import pictures
 
-pytestmark = pytest.mark.xdist_group("repro")  # one project, whose tests build on one another
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 CODE = ("pipeline", "stages", "dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", ".dvc/plots", "data/raw")

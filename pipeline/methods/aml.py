@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.methods.base import Method, MethodConfig, Terms
+from pipeline.methods.base import Method, MethodConfig, Pairs, Terms
 from pipeline.taps import Step
 
 
 class AsymmetricMetricLearning(Method):
+    pairs: Pairs = (("pooled", "pooled"),)
+
     class Config(MethodConfig):
         form: Literal["contrastive", "triplet"] = "contrastive"
         contrastive_margin: float = Field(0.7, ge=-1, le=1, description="similarity below which a negative is let alone")

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -32,6 +32,7 @@ class MethodConfig(Settings):
     kd_weight: float = Field(0.0, ge=0, description="softened teacher logits, for every method alike")
     term_weight: float = Field(1.0, ge=0, description="the method's own terms")
     temperature: float = Field(4.0, gt=0, description="softens the logits of both networks")
+    combine: dict[str, Any] = Field(default_factory=dict, description="a second method whose terms are added: {name: crd, ...}")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Phase:
     name: str  # key under runs.<run>.phases in params.yaml
     loss: Callable[[Step], Loss]
     trains: tuple[nn.Module, ...]  # exactly what the optimiser sees; all else is frozen
+    of_teacher: bool = False  # reads the teacher alone, so it can be learned once, before there is a student
+
+
+Pairs = Sequence[tuple[str, str]]  # (of the student, of the teacher): stages, `pooled` or `logits`
 
 
 class Method(nn.Module, ABC):
@@ -48,11 +53,14 @@ class Method(nn.Module, ABC):
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    needs_image_gradients: ClassVar[bool] = False  # terms differentiate the views with respect to the images
+    pairs: Pairs = ()  # what its terms match with what
 
     def __init__(self, cfg: MethodConfig, probe: Step, labels: Tensor) -> None:
         """`probe` is a small batch seen by both networks; `labels` are those of the whole training set, by index."""
         super().__init__()
         self.cfg = cfg
+        self.notes: dict[str, Tensor] = {}  # scalars to look at that are no terms: the trainer logs their means
         if cfg.kd_weight and probe.teacher.logits.shape[1] != probe.student.logits.shape[1]:
             raise InputError(
                 f"method.kd_weight is {cfg.kd_weight}, but the teacher tells {probe.teacher.logits.shape[1]} classes apart and the student "
@@ -65,6 +73,8 @@ class Method(nn.Module, ABC):
 
     def loss(self, step: Step) -> Loss:
         cfg, loss = self.cfg, {}
+        if self.needs_image_gradients:
+            step.images.requires_grad_()  # before any view is read
         if cfg.ce_weight:
             loss["ce"] = Weighted(F.cross_entropy(step.student.logits, step.labels), cfg.ce_weight)
         if cfg.kd_weight:
@@ -74,14 +84,15 @@ class Method(nn.Module, ABC):
             loss.update({name: Weighted(value, cfg.term_weight) for name, value in self.terms(step).items()})
         return loss
 
+    def matched(self) -> Pairs:
+        """What of the student meets what of the teacher, KD's logits included."""
+        return [*self.pairs, *([("logits", "logits")] if self.cfg.kd_weight else [])]
+
     def phases(self, student: Tapped) -> list[Phase]:
         return [Phase("distill", self.loss, (student.net, self))]
 
     def after_backward(self, step: Step, student: Tapped) -> None:
         """The single hook: gradients are there, the optimiser hasn't stepped yet."""
-
-
-Pairs = list[tuple[str, str]]  # (stage of the student, stage of the teacher)
 
 
 def stage_pairs(probe: Step, student: Sequence[str], teacher: Sequence[str], *, skip: Sequence[str] = ("stem",)) -> Pairs:

@@ -21,11 +21,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.methods.base import Method, MethodConfig, Terms
+from pipeline.methods.base import Method, MethodConfig, Pairs, Terms
 from pipeline.taps import Step
 
 
 class CorrelationCongruence(Method):
+    pairs: Pairs = (("pooled", "pooled"),)
+
     class Config(MethodConfig):
         term_weight: float = Field(0.02, ge=0)
         dimensions: int = Field(128, ge=1, description="of the projections")

@@ -21,11 +21,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.inputs import InputError
-from pipeline.methods.base import Method, MethodConfig, Terms
+from pipeline.methods.base import Method, MethodConfig, Pairs, Terms
 from pipeline.taps import Step, Tapped
 
 
 class ContrastiveRepresentation(Method):
+    pairs: Pairs = (("pooled", "pooled"),)
+
     class Config(MethodConfig):
         term_weight: float = Field(0.8, ge=0)
         dimensions: int = Field(128, ge=2, description="of the space the embeddings are compared in")

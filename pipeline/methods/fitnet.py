@@ -29,14 +29,14 @@ class FitNet(Method):
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
         self.cfg: FitNet.Config = cfg
-        self.teacher_stage = cfg.teacher_stage or _middle(probe.teacher.stages)
-        self.student_stage = cfg.student_stage or _middle(probe.student.stages)
-        hint = probe.teacher.stage(self.teacher_stage, "method.teacher_stage")
-        guided = probe.student.stage(self.student_stage, "method.student_stage")
+        self.guided, self.hinting = cfg.student_stage or _middle(probe.student.stages), cfg.teacher_stage or _middle(probe.teacher.stages)
+        self.pairs = [(self.guided, self.hinting)]
+        guided = probe.student.stage(self.guided, "method.student_stage")
+        hint = probe.teacher.stage(self.hinting, "method.teacher_stage")
         self.regressor = nn.Sequential(nn.Conv2d(guided.shape[1], hint.shape[1], 1, bias=False), nn.BatchNorm2d(hint.shape[1]))
 
     def hint(self, step: Step) -> Tensor:
-        guided, hint = match_size(step.student.stages[self.student_stage], step.teacher.stages[self.teacher_stage])
+        guided, hint = match_size(step.student.stages[self.guided], step.teacher.stages[self.hinting])
         return F.mse_loss(self.regressor(guided), hint)
 
     def terms(self, step: Step) -> Terms:
@@ -46,7 +46,7 @@ class FitNet(Method):
         if self.cfg.joint:
             return super().phases(student)
         return [
-            Phase("hint", self.hint_loss, (*student.upto(self.student_stage), self.regressor)),
+            Phase("hint", self.hint_loss, (*student.upto(self.guided), self.regressor)),
             Phase("distill", self.loss, (student.net,)),
         ]
 

@@ -23,13 +23,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.inputs import InputError
-from pipeline.methods.base import Loss, Method, MethodConfig, Phase, Terms, Weighted
+from pipeline.methods.base import Loss, Method, MethodConfig, Pairs, Phase, Terms, Weighted
+from pipeline.neighbours import cosine, neighbours, transfer
 from pipeline.taps import Step, Tapped, View, resting
-
-SMALLEST = 1e-7
 
 
 class InformationFlow(Method):
+    pairs: Pairs = (("pooled", "pooled"),)  # by way of the auxiliary
+
     class Config(MethodConfig):
         kd_weight: float = Field(1.0, ge=0)
         auxiliary_weight: float = Field(30000.0, ge=0, description="of the transfer from the teacher in phase auxiliary")
@@ -76,26 +77,8 @@ def divergence(student: Tensor, auxiliary: Tensor) -> Tensor:
     return total
 
 
-def transfer(auxiliary: Tensor, teacher: Tensor) -> Tensor:
-    """Probabilistic knowledge transfer: KL of the cosine kernels' neighbourhoods, mean over all pairs."""
-    p_a, p_t = neighbours(cosine(auxiliary)), neighbours(cosine(teacher))
-    return (p_t * (p_t / p_a).log()).sum() / max(p_t.numel(), 1)
-
-
-def cosine(x: Tensor) -> Tensor:
-    unit = F.normalize(x)
-    return (unit @ unit.T + 1) / 2
-
-
 def t_student(x: Tensor) -> Tensor:
     return 1 / (1 + torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist"))  # a batch is small: exact distances cost nothing
-
-
-def neighbours(kernel: Tensor) -> Tensor:
-    """Rows of probabilities from a B x B kernel without its diagonal: B x (B - 1)."""
-    n = len(kernel)
-    others = kernel.flatten()[1:].view(n - 1, n + 1)[:, :-1].reshape(n, n - 1).clamp_min(SMALLEST)
-    return others / others.sum(1, keepdim=True)
 
 
 def doubled(probe: Step) -> nn.Module:

@@ -28,7 +28,7 @@ class InstanceRelationshipGraph(Method):
 
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
-        self.pairs = stage_pairs(probe, cfg.student_stages, cfg.teacher_stages)
+        self.pairs = [*stage_pairs(probe, cfg.student_stages, cfg.teacher_stages), ("pooled", "pooled")]
         narrow, wide = probe.student.pooled.shape[1], probe.teacher.pooled.shape[1]
         self.widen = nn.Identity() if narrow == wide else nn.Linear(narrow, wide, bias=False)
 
@@ -47,9 +47,9 @@ def per_instance(difference: Tensor) -> Tensor:
     return difference.pow(2).sum() / difference.shape[-2]
 
 
-def layer_edges(view: View, stages: list[str]) -> Tensor:
-    """Layers x B x B, shallow to deep; the last layer is the pooled embedding."""
-    return torch.stack([edges(layer) for layer in (*(view.stages[name] for name in stages), view.pooled)])
+def layer_edges(view: View, layers: list[str]) -> Tensor:
+    """Layers x B x B, shallow to deep."""
+    return torch.stack([edges(view.shown[name]) for name in layers])
 
 
 def edges(layer: Tensor) -> Tensor:

@@ -23,11 +23,13 @@ from torch import Tensor
 
 from pipeline.functional import match_size
 from pipeline.inputs import InputError
-from pipeline.methods.base import Loss, Method, MethodConfig, Terms
+from pipeline.methods.base import Method, MethodConfig, Terms
 from pipeline.taps import Step, View
 
 
 class JacobianMatching(Method):
+    needs_image_gradients = True
+
     class Config(MethodConfig):
         kd_weight: float = Field(1.0, ge=0)
         of: Literal["logit", "attention"] = Field("logit", description="the output whose gradient with respect to the image is matched")
@@ -40,10 +42,8 @@ class JacobianMatching(Method):
                 f"method.of is 'logit', but the teacher tells {probe.teacher.logits.shape[1]} classes apart and the student "
                 f"{probe.student.logits.shape[1]}: no logit of one is a logit of the other. Set method.of to attention."
             )
-
-    def loss(self, step: Step) -> Loss:
-        step.images.requires_grad_()  # before any view is read, labels' and KD's included
-        return super().loss(step)
+        last = (list(probe.student.stages)[-1:], list(probe.teacher.stages)[-1:])
+        self.pairs = list(zip(*last, strict=True)) if cfg.of == "attention" else [("logits", "logits")]
 
     def terms(self, step: Step) -> Terms:
         student, teacher = _attentions(step) if self.cfg.of == "attention" else (step.student.logits, step.teacher.logits)

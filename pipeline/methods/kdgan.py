@@ -20,11 +20,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.inputs import InputError
-from pipeline.methods.base import Method, MethodConfig, Terms
+from pipeline.methods.base import Method, MethodConfig, Pairs, Terms
 from pipeline.taps import Step
 
 
 class KDGAN(Method):
+    pairs: Pairs = (("logits", "pooled"),)  # the discriminator judges labels by the teacher's embedding
+
     class Config(MethodConfig):
         kd_weight: float = Field(1.0, ge=0)
         share: float = Field(0.5, gt=0, le=1, description="of the forged labels that is the student's; the rest is the teacher's")

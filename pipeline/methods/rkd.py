@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.methods.base import Method, MethodConfig, Terms
+from pipeline.methods.base import Method, MethodConfig, Pairs, Terms
 from pipeline.taps import Step
 
 
 class RelationalDistillation(Method):
+    pairs: Pairs = (("pooled", "pooled"),)
+
     class Config(MethodConfig):
         distance_weight: float = Field(25.0, ge=0)
         angle_weight: float = Field(50.0, ge=0)

@@ -22,12 +22,13 @@ class SimilarityPreserving(Method):
 
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
-        self.student_stage = _last_or(cfg.student_stage, probe.student, "method.student_stage")
-        self.teacher_stage = _last_or(cfg.teacher_stage, probe.teacher, "method.teacher_stage")
+        student = _last_or(cfg.student_stage, probe.student, "method.student_stage")
+        teacher = _last_or(cfg.teacher_stage, probe.teacher, "method.teacher_stage")
+        self.pairs = [(student, teacher)]
 
     def terms(self, step: Step) -> Terms:
-        student, teacher = step.student.stages[self.student_stage], step.teacher.stages[self.teacher_stage]
-        return {"similarity": F.mse_loss(similarity(student), similarity(teacher))}
+        ((student, teacher),) = self.pairs
+        return {"similarity": F.mse_loss(similarity(step.student.stages[student]), similarity(step.teacher.stages[teacher]))}
 
 
 def similarity(features: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def test_the_middle_stage_is_meant_unless_another_is_named() -> None:
     world = World.make()
     method = world.method("fitnet")
     assert isinstance(method, FitNet)
-    assert (method.student_stage, method.teacher_stage) == ("stage2", "stage2")
+    assert method.pairs == [("stage2", "stage2")]
 
 
 def test_a_stage_that_is_not_there_is_named_with_the_near_ones() -> None:

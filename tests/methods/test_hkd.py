@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from world import World
 
 from pipeline import nets
-from pipeline.methods.hkd import InformationFlow, cosine, divergence, doubled, neighbours, t_student, transfer
+from pipeline.methods.hkd import InformationFlow, divergence, doubled, t_student
+from pipeline.neighbours import cosine, neighbours, transfer
 from pipeline.taps import Step, Tapped
 
 

@@ -115,8 +115,8 @@ def test_float32_is_near_to_float64_far_from_the_origin() -> None:
 def test_stages_are_paired_from_the_deepest_unless_they_are_named() -> None:
     student, teacher = view(2, 1, 2, 3), view(2, 1, 2, 3)
     teacher.stages["stage3"] = maps(2, 1, 2, 2)
-    assert made(student, teacher)[0].pairs == [("stage1", "stage2"), ("stage2", "stage3")]
-    assert made(student, teacher, student_stages=("stem",))[0].pairs == [("stem", "stage3")]
+    assert made(student, teacher)[0].pairs == [("stage1", "stage2"), ("stage2", "stage3"), ("pooled", "pooled")]
+    assert made(student, teacher, student_stages=("stem",))[0].pairs == [("stem", "stage3"), ("pooled", "pooled")]
 
 
 def test_stages_that_are_not_there_or_have_no_partner_are_refused() -> None:

@@ -64,7 +64,7 @@ def test_one_instance_is_like_every_other_one() -> None:
 def test_the_last_stage_is_meant_unless_another_is_named() -> None:
     stages = {"stem": maps(2, 1, 4, 4), "stage1": maps(2, 1, 2, 2)}
     method, _ = made(stages, stages, teacher_stage="stem")
-    assert (method.student_stage, method.teacher_stage) == ("stage1", "stem")
+    assert method.pairs == [("stage1", "stem")]
 
 
 def test_a_stage_that_is_not_there_is_refused() -> None:
