@@ -13,7 +13,7 @@ export UV_SYSTEM_CERTS := 1
 TESTS ?= tests
 PORT ?= 5000
 
-.PHONY: help setup run ui test test-all check format ui lock
+.PHONY: help setup run ui balance test test-all check format lock
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,10 @@ ui: setup  ## MLflow on this machine, open on this project's runs (PORT=5000)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true MLFLOW_LOGGING_LEVEL=WARNING exec mlflow server --workers 1 \
 		--host 127.0.0.1 --port $(PORT) --allowed-hosts "localhost:$(PORT),127.0.0.1:$(PORT)" \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --artifacts-destination ./mlartifacts
+
+balance: setup  ## suggest a term_weight for a run of params.yaml (RUN=at)
+	$(IN_VENV) dvc repro -q pretrain@$(RUN)
+	$(IN_VENV) python -m stages.balance --name $(RUN) --data data/prepared --teachers models/teachers --initial models/initial
 
 test: setup  ## the tests
 	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" $(TESTS)

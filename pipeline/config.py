@@ -44,6 +44,15 @@ class RunConfig(Settings):
         return seeds
 
 
+class KnowledgeConfig(Settings):
+    """What is learned of a teacher before there is a student: those phases of a method that read the teacher alone."""
+
+    teacher: str
+    method: dict[str, Any]
+    phases: dict[str, dict[str, Any]] = Field(default_factory=dict, description="what a phase does otherwise than `train`")
+    seed: int = Field(0, ge=0)
+
+
 class Params(Settings):
     """Every section must be there, since dvc.yaml names it."""
 
@@ -53,6 +62,7 @@ class Params(Settings):
     protocol: ProtocolConfig
     train: TrainConfig
     teachers: dict[str, TeacherConfig]
+    knowledge: dict[str, KnowledgeConfig]
     students: dict[str, NetConfig]
     runs: dict[str, RunConfig]
     export: ExportConfig
@@ -69,14 +79,31 @@ class Params(Settings):
         return self.runs[name]
 
     def method(self, run: str) -> MethodConfig:
-        given = self.run(run).method
-        if not isinstance(given.get("name"), str):
-            raise InputError(f"runs.{run}.method.name is missing. Choose one of: {', '.join(methods.names())}.")
-        try:
-            cls = methods.load(given["name"])
-        except InputError as error:
-            raise InputError(f"params.yaml: runs.{run}.{error}") from error
-        return _check(cls.Config, given, f"runs.{run}.method")
+        """The run's; what its teacher's knowledge was learned with need not be said again."""
+        given, known = self.run(run).method, self.knowledge.get(self.run(run).teacher)
+        if known and known.method.get("name") == given.get("name"):
+            for key in known.method.keys() & given.keys():
+                if known.method[key] != given[key]:
+                    raise InputError(
+                        f"params.yaml: runs.{run}.method.{key} is {given[key]!r}, but knowledge.{self.run(run).teacher} was learned with "
+                        f"{known.method[key]!r}. Say it there alone, or give the run its teacher without that knowledge."
+                    )
+            given = known.method | given
+        return _method(given, f"runs.{run}.method")
+
+    def partner(self, run: str) -> MethodConfig | None:
+        """The method combined with the run's: terms only, since labels and KD are weighted by the run's own."""
+        cfg = self.method(run)
+        where = f"runs.{run}.method.combine"
+        if not cfg.combine:
+            return None
+        for key in ("ce_weight", "kd_weight", "combine"):
+            if key in cfg.combine:
+                raise InputError(f"params.yaml: {where}.{key}: a partner only adds its terms. Set {key} of runs.{run}.method instead.")
+        partner = _method(cfg.combine | {"ce_weight": 0.0, "kd_weight": 0.0}, where)
+        if partner.name == cfg.name:
+            raise InputError(f"params.yaml: {where}.name: {cfg.name} can't be combined with itself. Name another method.")
+        return partner
 
     def run_protocol(self, run: str) -> ProtocolConfig:
         return _check(ProtocolConfig, self.protocol.model_dump() | self.run(run).protocol, f"runs.{run}.protocol")
@@ -85,17 +112,43 @@ class Params(Settings):
         """`train`, with what `runs.<run>.phases.<phase>` says otherwise."""
         return _check(TrainConfig, self.train.model_dump() | self.run(run).phases.get(phase, {}), f"runs.{run}.phases.{phase}")
 
+    def knowledge_method(self, name: str) -> MethodConfig:
+        return _method(self.knowledge[name].method, f"knowledge.{name}.method")
+
+    def knowledge_phase(self, name: str, phase: str) -> TrainConfig:
+        return _check(TrainConfig, self.train.model_dump() | self.knowledge[name].phases.get(phase, {}), f"knowledge.{name}.phases.{phase}")
+
+    def knowledge_told(self, name: str) -> dict[str, Any]:
+        method = self.knowledge_method(name).model_dump(mode="json")
+        return {
+            "knowledge": self.knowledge[name].model_dump(mode="json") | {"method": method},
+            "train": self.train.model_dump(mode="json"),
+            "protocol": self.protocol.model_dump(mode="json"),
+            "augment": self.augment.model_dump(mode="json"),
+        }
+
     def told(self, run: str) -> dict[str, Any]:
         """Everything a run is trained with, defaults written out, as plain JSON."""
-        cfg = self.run(run)
+        cfg, partner = self.run(run), self.partner(run)
+        method = self.method(run).model_dump(mode="json") | {"combine": partner.model_dump(mode="json") if partner else {}}
+        known = self.knowledge.get(cfg.teacher)
         return {
-            "run": cfg.model_dump(mode="json") | {"method": self.method(run).model_dump(mode="json")},
+            "run": cfg.model_dump(mode="json") | {"method": method, "teacher": known.teacher if known else cfg.teacher},
+            "knowledge": {cfg.teacher: known.model_dump(mode="json")} if known else {},
             "phases": {phase: self.phase(run, phase).model_dump(mode="json") for phase in cfg.phases},
             "train": self.train.model_dump(mode="json"),
             "student": self.students[cfg.student].model_dump(mode="json"),
             "protocol": self.run_protocol(run).model_dump(mode="json"),
             "augment": self.augment.model_dump(mode="json"),
         }
+
+
+def _method(given: dict[str, Any], where: str) -> MethodConfig:
+    if not isinstance(given.get("name"), str):
+        raise InputError(f"params.yaml: {where}.name is missing. Choose one of: {', '.join(methods.names())}.")
+    if given["name"] not in methods.names():
+        raise unknown(f"params.yaml: {where}.name", given["name"], methods.names())
+    return _check(methods.load(given["name"]).Config, given, where)
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
@@ -106,9 +159,9 @@ def load(path: Path = Path("params.yaml")) -> Params:
     if not isinstance(given, dict):
         raise InputError(f"{path} must hold sections such as `data:` and `runs:`; it holds {type(given).__name__}.")
     params = _check(Params, given, "")
-    for section in ("teachers", "students", "runs"):
+    for section in ("teachers", "students", "runs", "knowledge"):
         names = getattr(params, section)
-        if not names:
+        if not names and section != "knowledge":
             raise InputError(f"params.yaml: {section} is empty; name at least one.")
         for name in names:
             if not NAME.fullmatch(name):
@@ -116,15 +169,32 @@ def load(path: Path = Path("params.yaml")) -> Params:
     for section in ("teachers", "students"):
         for name, net in getattr(params, section).items():
             _buildable(net.net, f"{section}.{name}.net")
+    for name, knowledge in params.knowledge.items():
+        if knowledge.teacher not in params.teachers:
+            raise unknown(f"knowledge.{name}.teacher", knowledge.teacher, params.teachers)
+        if name in params.teachers:
+            raise InputError(f"params.yaml: knowledge.{name}: a teacher is called {name} too. Choose another name.")
+        params.knowledge_method(name)
+        for phase in knowledge.phases:
+            params.knowledge_phase(name, phase)
     for name, run in params.runs.items():
-        if run.teacher not in params.teachers:
-            raise unknown(f"runs.{name}.teacher", run.teacher, params.teachers)
+        if run.teacher not in params.teachers | params.knowledge:
+            raise unknown(f"runs.{name}.teacher", run.teacher, params.teachers | params.knowledge)
         if run.student not in params.students:
             raise unknown(f"runs.{name}.student", run.student, params.students)
-        params.method(name), params.run_protocol(name)
+        params.method(name), params.partner(name), params.run_protocol(name)
+        if run.teacher in params.knowledge and run.protocol:
+            raise InputError(
+                f"params.yaml: runs.{name}.protocol: knowledge.{run.teacher} was learned under the common `protocol`. Leave it out."
+            )
         for phase in run.phases:
             params.phase(name, phase)
     return params
+
+
+def code_of(partner: MethodConfig | None) -> str:
+    """The source of a run's second method, for what must run again when it changes; empty where there is none."""
+    return (Path(methods.__file__).parent / f"{partner.name}.py").read_text() if partner else ""
 
 
 def _buildable(name: str, field: str) -> None:

@@ -16,12 +16,16 @@ SMALL, LARGE = 0.001, 0.95  # shares of the gradient outside of which a term is 
 
 @dataclass
 class Means:
-    """Means since the last point: of every term, raw, and of their weighted sum, `loss`. A value that isn't finite stops the stage."""
+    """Means since the last point: of every term, raw, of their weighted sum, `loss`, and of what the method notes beside them.
+
+    A value that isn't finite stops the stage.
+    """
 
     seen: list[tuple[str, float, dict[str, Tensor]]] = field(default_factory=list)
 
-    def add(self, place: str, loss: Loss, total: Tensor, share: float) -> None:
-        self.seen.append((place, share, {name: term.value.detach() for name, term in loss.items()} | {"loss": total.detach()}))
+    def add(self, place: str, loss: Loss, total: Tensor, share: float, notes: Mapping[str, Tensor]) -> None:
+        values = {name: term.value.detach() for name, term in loss.items()} | {"loss": total.detach()}
+        self.seen.append((place, share, values | {f"note/{name}": value.detach() for name, value in notes.items()}))
 
     def take(self) -> dict[str, float]:
         numbers = iter(

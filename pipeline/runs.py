@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from pipeline import checkpoint, methods, nets, saved
-from pipeline.config import Params, RunConfig
+from pipeline.combined import Combined, build
+from pipeline.config import Params
 from pipeline.data.batches import Batches
 from pipeline.data.protocol import ProtocolConfig, subset
 from pipeline.data.store import Store
@@ -24,16 +25,19 @@ from pipeline.functional import normalise
 from pipeline.inputs import InputError, unknown
 from pipeline.methods.base import Method, MethodConfig, Phase
 from pipeline.nets.start import load_start
+from pipeline.overview import overview, table
 from pipeline.record import Record, sha256
 from pipeline.taps import Step, Tapped, resting
 from pipeline.train import Curves, TrainConfig, fit
 
+KNOWLEDGE = "knowledge.safetensors"
+
 
 class Lab:
-    """What all seeds of a stage share: the data, the device, the work folder."""
+    """What all seeds of a stage share: the data and the device."""
 
-    def __init__(self, params: Params, data: Path, protocol: ProtocolConfig, work: Path) -> None:
-        self.params, self.work = params, work
+    def __init__(self, params: Params, data: Path, protocol: ProtocolConfig) -> None:
+        self.params = params
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # else several processes on CPUs would not find each other
         self.device = self.accelerator.device
         self.store = Store.open(data)
@@ -62,9 +66,25 @@ class Lab:
         index = torch.arange(len(rows), device=self.device)
         return Step(self.images(rows), self.labels[: len(rows)].to(self.device), index, student, teacher)
 
-    def method(self, cfg: MethodConfig, student: Tapped, teacher: Tapped | None) -> Method:
+    def method(self, cfg: MethodConfig, student: Tapped, teacher: Tapped | None, partner: MethodConfig | None = None) -> Method:
         with resting(student.net):
-            return methods.load(cfg.name)(cfg, self.probe(student, teacher), self.labels).to(self.device)
+            return build(cfg, partner, self.probe(student, teacher), self.labels).to(self.device)
+
+    def overview(self, student: Tapped, teacher: Tapped, method: Method) -> list[list[str]]:
+        """Shapes of both networks and what is matched with what: printed before the first step, kept in the record."""
+        with resting(student.net):
+            probe = self.probe(student, teacher)
+            rows = overview(probe.student, probe.teacher, method.matched())
+        if self.main:
+            print(table(rows), flush=True)
+        return rows
+
+    def batches(self, cfg: TrainConfig, seed: int) -> Batches:
+        shard = (self.accelerator.process_index, self.accelerator.num_processes)
+        return Batches(
+            self.store.images, self.sample, batch_size=cfg.batch_size, seed=seed, mean=self.store.mean, std=self.store.std,
+            augment=self.params.augment, device=self.device, shard=shard,
+        )  # fmt: skip
 
     def validate(self, net: nn.Module) -> dict[str, float]:
         """Accuracy and cross-entropy on the validation split."""
@@ -95,14 +115,10 @@ class Lab:
     ) -> Curves:
         """One phase; its order of images, views and random numbers depend on the seed and the phase's name alone."""
         own_seed = zlib.crc32(f"{seed}/{phase.name}".encode())
-        shard = (self.accelerator.process_index, self.accelerator.num_processes)
-        batches = Batches(
-            self.store.images, self.sample, batch_size=cfg.batch_size, seed=own_seed, mean=self.store.mean, std=self.store.std,
-            augment=self.params.augment, device=self.device, shard=shard,
-        )  # fmt: skip
         curves = fit(
-            phase, batches, cfg, student=student, teacher=teacher, method=method, accelerator=self.accelerator, seed=own_seed,
-            validate=self.validate if select else None, state_file=folder / f"{phase.name}.state", label=f"{label} {phase.name}",
+            phase, self.batches(cfg, own_seed), cfg, student=student, teacher=teacher, method=method, accelerator=self.accelerator,
+            seed=own_seed, validate=self.validate if select else None,
+            state_file=folder / f"{phase.name}.state", label=f"{label} {phase.name}",
         )  # fmt: skip
         if self.main:
             best = f", validation accuracy {max(curves['val_accuracy']):.1%}" if select else f", loss {curves['loss'][-1]:.4g}"
@@ -116,11 +132,11 @@ class Lab:
         return self.tapped(net, facts["taps"])
 
     @contextmanager
-    def desk(self, stage: str, name: str, **depends: Any) -> Iterator[Path]:
+    def desk(self, work: Path, stage: str, name: str, **depends: Any) -> Iterator[Path]:
         """A work folder of this stage with exactly these inputs and this code; it outlives a stop and goes when the stage is done."""
         code = {file.name: sha256(file) for file in sorted(Path(__file__).parent.rglob("*.py"))}
         key = json.dumps([stage, name, self.store.content, self.params.augment.model_dump(), depends, code], sort_keys=True, default=str)
-        folder = self.work / f"{stage}-{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        folder = work / f"{stage}-{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
         if not self.main:
             yield folder
@@ -138,9 +154,9 @@ class Lab:
 
 def train_teacher(params: Params, name: str, told: Record, *, data: Path, out: Path, work: Path) -> None:
     """`told` is filled with what there is to tell; so below."""
-    cfg, lab = params.teacher(name), Lab(params, data, ProtocolConfig(), work)
+    cfg, lab = params.teacher(name), Lab(params, data, ProtocolConfig())
     told.inputs["data"] = lab.store.content
-    with lab.desk("teacher", name, cfg=cfg.model_dump()) as desk:
+    with lab.desk(work, "teacher", name, cfg=cfg.model_dump()) as desk:
         torch.manual_seed(0)
         net = lab.net(cfg.net)
         load_start(net, cfg.start, name=cfg.net, field=f"teachers.{name}.start")
@@ -171,20 +187,25 @@ def _train(params: Params, run: str, told: Record, *, data: Path, teacher: Path,
     cfg, protocol = params.run(run), params.run_protocol(run)
     student_cfg = params.students[cfg.student]
     last = initial is not None
-    lab = Lab(params, data, protocol, work)
+    lab = Lab(params, data, protocol)
     guide = lab.teacher(teacher)
     told.inputs |= {"data": lab.store.content, "teacher": sha256(teacher)} | ({"initial": sha256(initial)} if initial else {})
     told.details["sample"] = {"images": len(lab.labels), "sha256": hashlib.sha256(lab.sample.rows.tobytes()).hexdigest()}
     depends = {"run": cfg, "train": params.train, "protocol": protocol, "student": student_cfg}
-    with lab.desk(told.stage, run, **{name: part.model_dump() for name, part in depends.items()}, inputs=told.inputs) as desk:
+    with lab.desk(work, told.stage, run, **{name: part.model_dump() for name, part in depends.items()}, inputs=told.inputs) as desk:
         for seed in cfg.seeds:
             torch.manual_seed(seed)
             student = lab.tapped(lab.net(student_cfg.net), student_cfg.taps)
-            method = lab.method(params.method(run), student, guide)
-            phases = _named(method.phases(student), run, cfg)
+            method = lab.method(params.method(run), student, guide, params.partner(run))
+            phases = _named(method.phases(student), cfg.phases, f"runs.{run}.phases")
+            learned = _recall(teacher, method)
+            for name in cfg.phases.keys() & set(learned):
+                raise InputError(f"runs.{run}.phases.{name}: knowledge.{cfg.teacher} has learned this phase; it is set there.")
             if initial is not None:
-                _restore(initial / f"seed-{seed}", student, method)
-            for phase in phases[-1:] if last else phases[:-1]:
+                restore(initial / f"seed-{seed}", student, method)
+            if seed == cfg.seeds[0]:
+                told.details["overview"] = lab.overview(student, guide, method)
+            for phase in phases[-1:] if last else [phase for phase in phases[:-1] if phase.name not in learned]:
                 told.curves[f"{phase.name}/seed-{seed}"] = lab.fit(
                     phase, params.phase(run, phase.name), student=student, teacher=guide, method=method, seed=seed,
                     select=last, folder=desk / f"seed-{seed}", label=f"{run} seed {seed}",
@@ -206,15 +227,57 @@ def _train(params: Params, run: str, told: Record, *, data: Path, teacher: Path,
             told.outputs["student"] = sha256(out)
 
 
-def _named(phases: list[Phase], run: str, cfg: RunConfig) -> list[Phase]:
+def learn(params: Params, name: str, told: Record, *, data: Path, teacher: Path, out: Path, work: Path) -> None:
+    """A copy of the teacher with what a method's phases learn of the teacher alone: the runs that name it as their teacher skip these."""
+    cfg, lab = params.knowledge[name], Lab(params, data, params.protocol)
+    guide = lab.teacher(teacher)
+    told.inputs |= {"data": lab.store.content, "teacher": sha256(teacher)}
+    depends = {"knowledge": cfg.model_dump(), "train": params.train.model_dump(), "protocol": params.protocol.model_dump()}
+    with lab.desk(work, "knowledge", name, **depends, inputs=told.inputs) as desk:
+        torch.manual_seed(cfg.seed)
+        stand_in = lab.teacher(teacher)  # there is no student yet, and these phases don't look at one
+        method = lab.method(params.knowledge_method(name), stand_in, guide)
+        phases = [phase for phase in method.phases(stand_in) if phase.of_teacher]
+        if not phases:
+            raise InputError(
+                f"knowledge.{name}.method.name: no phase of {method.cfg.name} learns of the teacher alone. Take this entry away, "
+                f"and let the runs name {cfg.teacher} as their teacher."
+            )
+        learned: dict[str, torch.Tensor] = {}
+        for phase in _named(phases, cfg.phases, f"knowledge.{name}.phases"):
+            told.curves[f"{phase.name}/seed-{cfg.seed}"] = lab.fit(
+                phase, params.knowledge_phase(name, phase.name), student=stand_in, teacher=guide, method=method, seed=cfg.seed,
+                select=False, folder=desk, label=f"knowledge {name}",
+            )  # fmt: skip
+            inside = {id(tensor) for module in phase.trains for tensor in (*module.parameters(), *module.buffers())}
+            learned |= {key: tensor for key, tensor in method.state_dict(keep_vars=True).items() if id(tensor) in inside}
+        if lab.main:
+            with checkpoint.atomic_folder(out) as folder:
+                weights, facts = checkpoint.load_net(teacher)
+                checkpoint.save_net(folder, weights, facts | {"knows": {"method": method.cfg.name, "phases": [p.name for p in phases]}})
+                checkpoint.save_weights(folder / KNOWLEDGE, {key: tensor.detach() for key, tensor in learned.items()})
+            told.outputs["knowledge"] = sha256(out)
+
+
+def _recall(teacher: Path, method: Method) -> list[str]:
+    """Into the method what the teacher's knowledge holds for it; the names of the phases that are thereby done."""
+    knows = checkpoint.load_net(teacher)[1].get("knows", {})
+    part = method.main if isinstance(method, Combined) else method
+    if knows.get("method") != part.cfg.name:
+        return []
+    part.load_state_dict(checkpoint.load_weights(teacher / KNOWLEDGE), strict=False)
+    return knows["phases"]
+
+
+def _named(phases: list[Phase], given: Collection[str], where: str) -> list[Phase]:
     """The phases, once it's sure that params.yaml speaks of no other."""
-    for name in cfg.phases:
+    for name in given:
         if name not in {phase.name for phase in phases}:
-            raise unknown(f"runs.{run}.phases", name, [phase.name for phase in phases])
+            raise unknown(where, name, [phase.name for phase in phases])
     return phases
 
 
-def _restore(folder: Path, student: Tapped, method: Method) -> None:
+def restore(folder: Path, student: Tapped, method: Method) -> None:
     weights, _ = checkpoint.load_net(folder)
     student.net.load_state_dict(weights)
     method.load_state_dict(checkpoint.load_weights(folder / "method.safetensors"))

@@ -115,7 +115,7 @@ def fit(
                 if (epoch * len(batches) + n) % SHARES_EVERY == 0:
                     shares.add(gradient_shares(loss, student.net))
                 scaler.scale(total * part.share).backward()
-                means.add(f"{phase.name}, epoch {epoch}, step {n}", loss, total, part.share)
+                means.add(f"{phase.name}, epoch {epoch}, step {n}", loss, total, part.share, method.take_notes())
             _average_gradients(parameters, accelerator)
             scaler.unscale_(optimiser)
             method.after_backward(step, student)

@@ -11,7 +11,7 @@ from closure import closure
 
 ROOT = Path(__file__).parents[1]
 GRAPH: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-LOADED_BY_NAME = {"pipeline/methods/${item.method.name}.py", "pipeline/methods/ce.py"}  # what no import statement names
+LOADED_BY_NAME = {"pipeline/methods/${item.method.name}.py", "pipeline/methods/ce.py", "pipeline/methods"}  # what no import statement names
 METHODS = [str(path.relative_to(ROOT)) for path in (ROOT / "pipeline/methods").glob("*.py") if path.stem not in ("base", "__init__")]
 
 

@@ -27,8 +27,11 @@ ALLOWED = {
     "meters": {"inputs", "methods"},
     "train": BASE | {"methods", "checkpoint", "meters"},
     "saved": {"inputs", "checkpoint", "nets"},
+    "combined": {"methods", "taps"},
+    "balance": {"inputs", "config", "data", "methods", "runs", "taps", "train"},
+    "overview": {"methods", "taps"},
     "config": {"inputs", "methods", "nets", "data", "train", "export", "benchmark"},
-    "runs": BASE | {"checkpoint", "config", "data", "methods", "nets", "record", "saved", "train"},
+    "runs": BASE | {"checkpoint", "combined", "config", "overview", "data", "methods", "nets", "record", "saved", "train"},
     "report": {"inputs", "checkpoint", "record", "evaluate"},
     "track": {"inputs", "checkpoint", "record", "report"},
 }

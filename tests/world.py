@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipeline import methods, nets
+from pipeline.combined import build
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.batches import Batches
 from pipeline.data.protocol import Sample
@@ -17,6 +18,7 @@ from pipeline.methods.base import Method
 from pipeline.taps import Step, Tapped
 from pipeline.train import Curves, TrainConfig, fit
 
+NO_OWN = {"ce_weight": 0.0, "kd_weight": 0.0}  # a partner's, as config sets them
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 CLASSES = 3
 QUICK = TrainConfig(epochs=2, batch_size=8, lr=0.01, schedule="constant", optimizer="sgd")
@@ -60,8 +62,9 @@ class World:
         return Step(images, torch.as_tensor(self.labels[:n]), torch.arange(n), self.student, self.teacher)
 
     def method(self, name: str, **settings: Any) -> Method:
-        cls = methods.load(name)
-        return cls(cls.Config(name=name, **settings), self.step(4), torch.as_tensor(self.labels))
+        cfg = methods.load(name).Config(name=name, **settings)
+        partner = methods.load(cfg.combine["name"]).Config(**cfg.combine | NO_OWN) if cfg.combine else None
+        return build(cfg, partner, self.step(4), torch.as_tensor(self.labels))
 
     def fit(self, method: Method, phase: int = -1, cfg: TrainConfig = QUICK, **options: Any) -> Curves:
         fixed: dict[str, Any] = {"accelerator": Accelerator(cpu=True), "seed": 0}

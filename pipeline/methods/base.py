@@ -40,7 +40,7 @@ class Phase:
     name: str  # key under runs.<run>.phases in params.yaml
     loss: Callable[[Step], Loss]
     trains: tuple[nn.Module, ...]  # exactly what the optimiser sees; all else is frozen
-    of_teacher: bool = False  # reads the teacher alone, so it can be learned once, before there is a student
+    of_teacher: bool = False  # reads the teacher alone, so it can be learned once for many students
 
 
 Pairs = Sequence[tuple[str, str]]  # (of the student, of the teacher): stages, `pooled` or `logits`
@@ -60,7 +60,7 @@ class Method(nn.Module, ABC):
         """`probe` is a small batch seen by both networks; `labels` are those of the whole training set, by index."""
         super().__init__()
         self.cfg = cfg
-        self.notes: dict[str, Tensor] = {}  # scalars to look at that are no terms: the trainer logs their means
+        self.notes: dict[str, Tensor] = {}  # scalars of this step to look at that are no terms: the trainer logs their means
         if cfg.kd_weight and probe.teacher.logits.shape[1] != probe.student.logits.shape[1]:
             raise InputError(
                 f"method.kd_weight is {cfg.kd_weight}, but the teacher tells {probe.teacher.logits.shape[1]} classes apart and the student "
@@ -87,6 +87,10 @@ class Method(nn.Module, ABC):
     def matched(self) -> Pairs:
         """What of the student meets what of the teacher, KD's logits included."""
         return [*self.pairs, *([("logits", "logits")] if self.cfg.kd_weight else [])]
+
+    def take_notes(self) -> dict[str, Tensor]:
+        notes, self.notes = self.notes, {}
+        return notes
 
     def phases(self, student: Tapped) -> list[Phase]:
         return [Phase("distill", self.loss, (student.net, self))]

@@ -11,8 +11,16 @@ from pipeline import checkpoint, methods
 from pipeline.methods.base import Method
 from pipeline.taps import Step, View
 
-VARIANTS: list[tuple[str, dict]] = [(name, {}) for name in methods.names()] + [("fitnet", {"joint": True}), ("kd", {"ce_weight": 0.0})]
-every_method = pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=lambda v: v if isinstance(v, str) else ",".join(v) or "default")
+VARIANTS: list[tuple[str, dict]] = [(name, {}) for name in methods.names()] + [
+    ("fitnet", {"joint": True}),
+    ("kd", {"ce_weight": 0.0}),
+    ("at", {"combine": {"name": "crd"}}),
+    ("fitnet", {"combine": {"name": "fsp"}}),
+    ("vid", {"combine": {"name": "jacobian"}}),
+]
+every_method = pytest.mark.parametrize(
+    ("name", "settings"), VARIANTS, ids=lambda v: v if isinstance(v, str) else v.get("combine", {}).get("name") or ",".join(v) or "default"
+)
 
 
 @every_method
