@@ -106,6 +106,9 @@ class Params(Settings):
         return partner
 
     def run_protocol(self, run: str) -> ProtocolConfig:
+        for key in ("class_overlap", "class_seed"):
+            if key in self.run(run).protocol:
+                raise InputError(f"params.yaml: runs.{run}.protocol.{key}: runs share their teachers, so it is set once, in `protocol`.")
         return _check(ProtocolConfig, self.protocol.model_dump() | self.run(run).protocol, f"runs.{run}.protocol")
 
     def phase(self, run: str, phase: str) -> TrainConfig:

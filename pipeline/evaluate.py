@@ -1,5 +1,6 @@
 """How good a classifier is, from its logits alone: any callable that turns images into logits can be scored."""
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -71,12 +72,17 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) 
     Confidence is the largest softmax probability. Predictions fall into equally wide bins `((b-1)/bins, b/bins]`; the error is the
     mean over all predictions of their bin's `|mean confidence - accuracy|`.
     """
-    exp = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    confidence = exp.max(1) / exp.sum(1)
+    sure = confidence(logits)
     correct = logits.argmax(1) == labels
-    which = np.ceil(confidence * bins).astype(np.int64) - 1
-    gaps = np.bincount(which, weights=confidence - correct, minlength=bins)
+    which = np.ceil(sure * bins).astype(np.int64) - 1
+    gaps = np.bincount(which, weights=sure - correct, minlength=bins)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def confidence(logits: np.ndarray) -> np.ndarray:
+    """The largest softmax probability of each row. Of a teacher's centre scores over tau2 it is REFILLED's lambda_i at lambda 1."""
+    exp = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return exp.max(1) / exp.sum(1)
 
 
 def summarise(scores: Sequence[Scores]) -> dict[str, float]:
@@ -93,6 +99,63 @@ def summarise(scores: Sequence[Scores]) -> dict[str, float]:
         if len(values) == len(scores):
             summary[name] = float(np.mean(values))
     return summary
+
+
+@dataclass(frozen=True)
+class CrossTask:
+    """A student whose teacher learned other classes (REFILLED): accuracies among the classes of both, all of 1.
+
+    `old` of images of the teacher's classes, `new` of images of the student's; a class of both counts in both. `joint` is their mean: the
+    accuracy where as many images are taken from the one as from the other.
+    """
+
+    old: float
+    new: float
+    joint: float
+    harmonic_mean: float
+
+
+def cross_task(logits: np.ndarray, labels: np.ndarray, teacher: Sequence[int], student: Sequence[int]) -> CrossTask:
+    """`teacher` and `student` are the classes each learned, `labels` of the same numbering; columns are those of both, sorted."""
+    both = np.union1d(teacher, student)
+    if labels.ndim != 1 or len(labels) == 0 or not np.isin(labels, both).all():
+        raise InputError("labels: expected one class an image, of those the teacher or the student learned, and at least one image.")
+    _refuse(logits, "logits", len(labels), len(both))
+    right = both[logits.argmax(1)] == labels
+    sides = [right[np.isin(labels, side)] for side in (teacher, student)]
+    if not all(map(len, sides)):
+        raise InputError("labels: no image of the teacher's classes, or none of the student's, so there's nothing to balance.")
+    old, new = (float(side.mean()) for side in sides)
+    return CrossTask(old, new, (old + new) / 2, statistics.harmonic_mean((old, new)))
+
+
+def class_centres(embeddings: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """The mean embedding of each of `classes`."""
+    missing = [label for label in classes if not (labels == label).any()]
+    if missing:
+        raise InputError(f"classes {missing} have no image to take a centre from.")
+    return np.stack([embeddings[labels == label].mean(0, dtype=np.float64) for label in classes])
+
+
+def centre_scores(embeddings: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """`-||embedding - centre||^2`, one row an image, one column a class: the logits of the nearest-centre classifier.
+
+    By them a network tells classes apart that its own classifier doesn't know: the supplement of REFILLED asks for a model of the joint
+    classes and says of none how it is made; our reading is the student's embedding with a centre for every class, as in its table 4.
+    """
+    embeddings = embeddings.astype(np.float64)
+    squares = (embeddings**2).sum(1, keepdims=True) + (centres**2).sum(1)
+    return 2 * embeddings @ centres.T - squares
+
+
+def seen_auc(weights: np.ndarray, labels: np.ndarray, teacher: Sequence[int]) -> float | None:
+    """How well the weights tell images of the teacher's classes from others: area under the ROC curve. None: all are of one kind."""
+    seen = np.isin(labels, teacher)
+    if seen.all() or not seen.any():
+        return None
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(seen, weights))
 
 
 @dataclass(frozen=True)

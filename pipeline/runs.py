@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from pipeline import checkpoint, methods, nets, saved
 from pipeline.combined import Combined, build
 from pipeline.config import Params
 from pipeline.data.batches import Batches
-from pipeline.data.protocol import ProtocolConfig, subset
+from pipeline.data.protocol import ProtocolConfig, among, class_sets, describe, subset
 from pipeline.data.store import Store
 from pipeline.functional import normalise
 from pipeline.inputs import InputError, unknown
@@ -36,15 +36,17 @@ KNOWLEDGE = "knowledge.safetensors"
 class Lab:
     """What all seeds of a stage share: the data and the device."""
 
-    def __init__(self, params: Params, data: Path, protocol: ProtocolConfig) -> None:
+    def __init__(self, params: Params, data: Path, protocol: ProtocolConfig, whose: Literal["teacher", "student"] = "student") -> None:
         self.params = params
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # else several processes on CPUs would not find each other
         self.device = self.accelerator.device
         self.store = Store.open(data)
-        self.sample = subset(self.store.labels, self.store.indices("train"), protocol, classes=self.store.classes)
+        sets = dict(zip(("teacher", "student"), class_sets(self.store.classes, params.protocol), strict=True))
+        ids, self.cross_task = sets[whose], sets["teacher"] != sets["student"]
+        self.sample = subset(self.store.labels, self.store.indices("train"), protocol, classes=self.store.classes, ids=ids)
         self.labels = torch.as_tensor(self.sample.labels)
-        self.validation = self.store.indices("val")
-        self.facts = {"classes": list(self.store.classes), "channels": self.store.channels, "size": self.store.size}
+        self.validation = among(self.store.labels, self.store.indices("val"), ids)
+        self.facts = {"classes": [self.store.classes[n] for n in ids], "channels": self.store.channels, "size": self.store.size}
 
     @property
     def main(self) -> bool:
@@ -55,7 +57,7 @@ class Lab:
         return normalise(pixels, self.store.mean, self.store.std)
 
     def net(self, name: str) -> nn.Module:
-        return nets.build(name, len(self.store.classes), self.store.channels)
+        return nets.build(name, len(self.sample.classes), self.store.channels)
 
     def tapped(self, net: nn.Module, taps: dict[str, str]) -> Tapped:
         return Tapped(net.to(self.device), self.images(self.sample.rows[:2]), taps=taps)
@@ -90,15 +92,14 @@ class Lab:
         """Accuracy and cross-entropy on the validation split."""
         right = loss = 0.0
         with resting(net):
-            for start in range(0, len(self.validation), 512):
-                rows = self.validation[start : start + 512]
-                logits = net(self.images(rows)).float()
-                labels = torch.as_tensor(self.store.labels[rows]).to(self.device)
+            for start in range(0, len(self.validation.rows), 512):
+                logits = net(self.images(self.validation.rows[start : start + 512])).float()
+                labels = torch.as_tensor(self.validation.labels[start : start + 512]).to(self.device)
                 right += (logits.argmax(1) == labels).sum().item()
                 loss += F.cross_entropy(logits, labels, reduction="sum").item()
         if loss != loss:
             raise InputError("The student's answers on the validation images aren't numbers any more. Lower the learning rate (train.lr).")
-        return {"val_accuracy": right / len(self.validation), "val_loss": loss / len(self.validation)}
+        return {"val_accuracy": right / len(self.validation.rows), "val_loss": loss / len(self.validation.rows)}
 
     def fit(
         self,
@@ -154,9 +155,10 @@ class Lab:
 
 def train_teacher(params: Params, name: str, told: Record, *, data: Path, out: Path, work: Path) -> None:
     """`told` is filled with what there is to tell; so below."""
-    cfg, lab = params.teacher(name), Lab(params, data, ProtocolConfig())
+    cfg, lab = params.teacher(name), Lab(params, data, ProtocolConfig(), "teacher")
     told.inputs["data"] = lab.store.content
-    with lab.desk(work, "teacher", name, cfg=cfg.model_dump()) as desk:
+    told.details["sample"] = describe(lab.sample, lab.store.labels, lab.store.classes)
+    with lab.desk(work, "teacher", name, cfg=cfg.model_dump(), classes=lab.sample.classes) as desk:
         torch.manual_seed(0)
         net = lab.net(cfg.net)
         load_start(net, cfg.start, name=cfg.net, field=f"teachers.{name}.start")
@@ -190,13 +192,18 @@ def _train(params: Params, run: str, told: Record, *, data: Path, teacher: Path,
     lab = Lab(params, data, protocol)
     guide = lab.teacher(teacher)
     told.inputs |= {"data": lab.store.content, "teacher": sha256(teacher)} | ({"initial": sha256(initial)} if initial else {})
-    told.details["sample"] = {"images": len(lab.labels), "sha256": hashlib.sha256(lab.sample.rows.tobytes()).hexdigest()}
+    told.details["sample"] = describe(lab.sample, lab.store.labels, lab.store.classes)
     depends = {"run": cfg, "train": params.train, "protocol": protocol, "student": student_cfg}
     with lab.desk(work, told.stage, run, **{name: part.model_dump() for name, part in depends.items()}, inputs=told.inputs) as desk:
         for seed in cfg.seeds:
             torch.manual_seed(seed)
             student = lab.tapped(lab.net(student_cfg.net), student_cfg.taps)
             method = lab.method(params.method(run), student, guide, params.partner(run))
+            if lab.cross_task and any(theirs == "logits" for _, theirs in method.matched()):
+                raise InputError(
+                    f"runs.{run}.method matches the teacher's logits, but protocol.class_overlap gives the two different classes. "
+                    "Set kd_weight to 0, choose a method that reads no logits, such as refilled, or set class_overlap to all."
+                )
             phases = _named(method.phases(student), cfg.phases, f"runs.{run}.phases")
             learned = _recall(teacher, method)
             for name in cfg.phases.keys() & set(learned):

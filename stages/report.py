@@ -2,15 +2,15 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.report import write
+from pipeline.report.write import write
 from stages.entry import command
 
 
-def stage(records: Path, bundles: Path, sheet: Path, reports: Path, plots: Path, metrics: Path) -> None:
-    """From the records of all stages to the table, the report, the plots and the gains over the student alone."""
+def stage(records: Path, bundles: Path, data: Path, reports: Path, plots: Path, metrics: Path) -> None:
+    """From the records of all stages to the table, the page, the card, the plots and the gains over the student alone."""
     params = yaml.safe_load(Path("params.yaml").read_text())
-    write(records, reports, plots, metrics, runs=list(params["runs"]), teachers=list(params["teachers"]), bundles=bundles, sheet=sheet)
-    print(f"The report: {reports / 'report.md'}")
+    write(records, reports, plots, metrics, runs=list(params["runs"]), teachers=list(params["teachers"]), bundles=bundles, data=data)
+    print(f"The report: {reports / 'report.html'}")
 
 
 if __name__ == "__main__":

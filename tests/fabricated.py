@@ -7,6 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pipeline import predictions
+from pipeline.predictions import Predictions, Said
+
 CLASSES = ["cat", "dog", "eel", "fox"]
 # right answers of 100 test images by run and seed, and mean accuracy on validation: fitnet is best there, kd on test
 RIGHT = {"alone": (70, 72, 74), "kd": (80, 81, 85), "fitnet": (79, 80, 81)}
@@ -132,6 +137,61 @@ def fabricate(
             details={"rows": [row], "teacher": {"latency_ms": 4.25, "size_mb": 29.5, "parameters_m": 7.433}},
         )
     return records
+
+
+def keep_predictions(records: Path) -> None:
+    """What each network said of every image, as the confusions in the records count it; errors are surer than what is right."""
+    for file in (records / "evaluate").glob("*.json"):
+        tested = json.loads(file.read_text())["details"]
+        labels = np.repeat(np.arange(len(tested["classes"])), [sum(row) for row in tested["teacher"]["confusion"]])
+        students = {int(seed): _said(scores["confusion"]) for seed, scores in tested["seeds"].items()}
+        said = Predictions(np.arange(60, 60 + len(labels)), labels, _said(tested["teacher"]["confusion"]), students)
+        predictions.save(file.with_suffix(".npz"), said)
+
+
+def prepared(folder: Path, *, classes: int = 4, images: int = 160, train: int = 40, size: int = 8, channels: int = 1) -> Path:
+    """The pixels of the fabricated data set: every image of one value, its row."""
+    folder.mkdir(parents=True)
+    pixels = np.broadcast_to(np.arange(images, dtype=np.uint8)[:, None, None, None], (images, size, size, channels))
+    np.save(folder / "images.npy", pixels)
+    np.save(folder / "labels.npy", np.arange(images) % classes)
+    return folder
+
+
+def crowd(records: Path, *, runs: int, classes: int) -> list[str]:
+    """More runs of more classes, all with long names, from those that are there; the names of the runs."""
+    names = [f"a_run_named_with_every_one_of_its_settings_lr_0.003_weight_decay_0.0005_{i}" for i in range(runs)]
+    labels = [f"a class with quite a long name, number {i}" for i in range(classes)]
+    counts = {split: dict.fromkeys(labels, n) for split, n in (("train", 5), ("val", 2), ("test", 20))}
+    manifest = json.loads((records / "prepare.json").read_text())["details"]["manifest"] | {
+        "classes": labels,
+        "per_class": counts,
+        "splits": {split: sum(counted.values()) for split, counted in counts.items()},
+    }
+    edit(records / "prepare.json", details={"manifest": manifest})
+    confusion = np.eye(classes, dtype=int) * 15 + np.roll(np.eye(classes, dtype=int) * 5, 1, axis=1)
+    scores = {"accuracy": 0.75, "ece": 0.04, "agreement": 0.8, "per_class": [0.75] * classes, "confusion": confusion.tolist()}
+    for i, name in enumerate(names):
+        for stage in ("pretrain", "distill", "evaluate", "export", "benchmark"):
+            record = json.loads((records / stage / ("alone.json" if i == 0 else "fitnet.json")).read_text()) | {"name": name}
+            if stage == "distill":
+                record["metrics"] = {"val_accuracy": 0.5 + 0.01 * i}
+                column = [0.5 + 0.001 * epoch for epoch in range(60)]
+                curve = {"epoch": [1.0 + epoch for epoch in range(60)], "loss": column, "val_accuracy": column, "seconds": column}
+                record["curves"] = {f"distill/seed-{seed}": curve for seed in range(3)}
+            if stage == "evaluate":
+                record["details"] |= {"classes": labels, "teacher": scores, "seeds": {str(seed): scores for seed in range(3)}}
+            (records / stage / f"{name}.json").write_text(json.dumps(record))
+    return names
+
+
+def _said(confusion: Sequence[Sequence[int]]) -> Said:
+    label, confidence = [], []
+    for actual, counts in enumerate(confusion):
+        for predicted, n in enumerate(counts):
+            label += [predicted] * n
+            confidence += [0.6 + 0.01 * actual if actual == predicted else 0.9 + 0.01 * actual] * n
+    return Said(np.array(label, np.int32), np.array(confidence, np.float32))
 
 
 def _scores(right: int) -> dict[str, Any]:

@@ -38,6 +38,21 @@ def test_the_shipped_params_are_legal() -> None:
         (lambda p: p["runs"]["kd"].update(student="smal"), r"runs\.kd\.student: there is no 'smal'. Did you mean 'small'"),
         (lambda p: p["runs"]["kd"].update(teacher="bg"), r"runs\.kd\.teacher: there is no 'bg'. Did you mean 'big'"),
         (lambda p: p["runs"]["kd"].update(seeds=[]), r"runs\.kd\.seeds: .*at least 1"),
+        (
+            lambda p: p["runs"]["kd"]["method"].update(combine={"name": "crdd"}),
+            r"runs\.kd\.method\.combine\.name: there is no 'crdd'.*'crd'",
+        ),
+        (lambda p: p["runs"]["kd"]["method"].update(combine={"name": "kd"}), r"kd can't be combined with itself"),
+        (
+            lambda p: p["runs"]["kd"]["method"].update(combine={"name": "crd", "kd_weight": 1}),
+            r"combine\.kd_weight: a partner only adds its terms",
+        ),
+        (lambda p: p["runs"]["kd"]["method"].update(combine={"name": "crd", "dim": 1}), r"runs\.kd\.method\.combine\.dim.*'dimensions'"),
+        (
+            lambda p: p["knowledge"].update(big={"teacher": "big", "method": {"name": "srm"}}),
+            r"knowledge\.big: a teacher is called big too",
+        ),
+        (lambda p: p["knowledge"].update(a={"teacher": "bg", "method": {"name": "srm"}}), r"knowledge\.a\.teacher: there is no 'bg'"),
         (lambda p: p["runs"]["kd"].update(seeds=[1, 1]), r"runs\.kd\.seeds: seeds must be different"),
         (lambda p: p["runs"]["kd"].update(protocol={"shotz": 1}), r"runs\.kd\.protocol\.shotz.*Did you mean 'shots'"),
         (lambda p: p["runs"]["fitnet"]["phases"]["hint"].update(epocs=1), r"runs\.fitnet\.phases\.hint\.epocs.*Did you mean 'epochs'"),

@@ -92,12 +92,12 @@ def test_two_trainings_of_the_same_thing_don_t_mix(tmp_path: Path) -> None:
     from pipeline.runs import Lab
 
     store = SimpleNamespace(content="x")
-    lab: Any = SimpleNamespace(store=store, params=SimpleNamespace(augment=AugmentConfig()), work=tmp_path, main=True)
+    lab: Any = SimpleNamespace(store=store, params=SimpleNamespace(augment=AugmentConfig()), main=True)
     desk = cast(Any, Lab.desk)
     twice = pytest.raises(ValueError, match="already being trained by another process")
-    with desk(lab, "teacher", "big", cfg=1), twice, desk(lab, "teacher", "big", cfg=1):
+    with desk(lab, tmp_path, "teacher", "big", cfg=1), twice, desk(lab, tmp_path, "teacher", "big", cfg=1):
         pass
-    with desk(lab, "teacher", "big", cfg=1), desk(lab, "teacher", "big", cfg=2):
+    with desk(lab, tmp_path, "teacher", "big", cfg=1), desk(lab, tmp_path, "teacher", "big", cfg=2):
         assert len(list(tmp_path.iterdir())) == 2
     assert not list(tmp_path.iterdir())
 

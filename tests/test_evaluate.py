@@ -8,7 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.evaluate import Scores, calibration_error, gain, logits_of, score, summarise
+from pipeline.data.protocol import among
+from pipeline.evaluate import (
+    Scores,
+    calibration_error,
+    centre_scores,
+    class_centres,
+    confidence,
+    cross_task,
+    gain,
+    logits_of,
+    score,
+    seen_auc,
+    summarise,
+)
 from pipeline.inputs import InputError
 
 
@@ -208,3 +221,92 @@ def test_the_interval_covers_as_often_as_it_says(paired: bool) -> None:
 def test_gain_needs_seeds() -> None:
     with pytest.raises(InputError, match="at least one seed"):
         gain({}, {0: 0.1})
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_cross_task_equals_the_slow_loop(data: st.DataObject) -> None:
+    teacher, student = (data.draw(st.sets(st.integers(0, 9), min_size=1)) for _ in range(2))
+    both = sorted(teacher | student)
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    shown = [*both, *rng.choice(both, data.draw(st.integers(0, 30)))]  # every class at least once
+    logits = rng.normal(size=(len(shown), len(both)))
+    got = cross_task(logits, np.array(shown), tuple(teacher), tuple(student))
+    right = [both[row.index(max(row))] == label for row, label in zip(logits.tolist(), shown, strict=True)]
+    old = [hit for hit, label in zip(right, shown, strict=True) if label in teacher]
+    new = [hit for hit, label in zip(right, shown, strict=True) if label in student]
+    assert (got.old, got.new) == pytest.approx((sum(old) / len(old), sum(new) / len(new)))
+    assert got.joint == pytest.approx((got.old + got.new) / 2)
+    assert min(got.old, got.new) - 1e-12 <= got.harmonic_mean <= got.joint + 1e-12
+
+
+def test_the_joint_accuracy_takes_as_many_images_from_either_side() -> None:
+    labels = np.array([0] * 90 + [1] * 10)  # all of the teacher's class are right, none of the student's
+    got = cross_task(np.tile([[1.0, 0.0]], (100, 1)), labels, (0,), (1,))
+    assert (got.old, got.new, got.joint, got.harmonic_mean) == (1, 0, 0.5, 0)
+
+
+def test_a_class_of_both_counts_in_both() -> None:
+    labels = np.array([2, 5, 5, 7])
+    logits = np.eye(3)[[0, 1, 0, 0]]  # one of the two 5s is right, the 7 is wrong
+    got = cross_task(logits, labels, (2, 5), (5, 7))
+    assert (got.old, got.new) == pytest.approx((2 / 3, 1 / 3))
+
+
+def test_the_same_classes_have_one_accuracy() -> None:
+    rng = np.random.default_rng(0)
+    labels, logits = rng.integers(0, 4, 50), rng.normal(size=(50, 4))
+    got, plain = cross_task(logits, labels, range(4), range(4)), score(logits, labels, 4).accuracy
+    assert (got.old, got.new, got.joint, got.harmonic_mean) == pytest.approx((plain,) * 4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns", "match"),
+    [([3], 2, "of those the teacher or the student learned"), ([], 2, "at least one image"), ([0, 1], 3, "shape"), ([0, 0], 2, "balance")],
+)
+def test_cross_task_refuses(labels: list[int], columns: int, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        cross_task(np.zeros((len(labels), columns)), np.array(labels, dtype=int), (0,), (1,))
+
+
+def test_images_of_some_classes_are_scored_with_their_own_labels() -> None:
+    labels = np.array([4, 1, 0, 4, 2, 1])
+    tested = among(labels, np.arange(6), (1, 4))
+    logits = np.eye(2)[[1, 0, 1, 1]] * 9  # of the images of classes 4, 1, 4, 1: only the last is wrong
+    got = score(logits, tested.labels, 2)
+    assert tested.rows.tolist() == [0, 1, 3, 5]
+    assert (got.accuracy, got.per_class) == (0.75, [0.5, 1.0])
+
+
+def test_the_nearest_centre_is_sklearns() -> None:
+    from sklearn.neighbors import NearestCentroid
+
+    rng = np.random.default_rng(0)
+    train, labels, test = rng.normal(size=(60, 5)).astype(np.float32), np.arange(60) % 4 * 3, rng.normal(size=(40, 5)).astype(np.float32)
+    centres = class_centres(train, labels, [0, 3, 6, 9])
+    got = centre_scores(test, centres)
+    assert np.array_equal(3 * got.argmax(1), NearestCentroid().fit(train, labels).predict(test))
+    assert got == pytest.approx(-np.square(test[:, None].astype(float) - centres).sum(2))
+
+
+def test_a_class_without_images_has_no_centre() -> None:
+    with pytest.raises(InputError, match=r"classes \[2\]"):
+        class_centres(np.zeros((2, 3)), np.array([0, 1]), [0, 1, 2])
+
+
+def test_confidence_is_the_largest_probability() -> None:
+    assert confidence(np.log([[0.2, 0.7, 0.1], [0.5, 0.5, 1e-9]])) == pytest.approx([0.7, 0.5])
+    assert confidence(np.array([[-1e6, -2e6]], dtype=np.float32)).tolist() == [1.0]
+
+
+def test_seen_auc_is_the_share_of_pairs_in_order() -> None:
+    rng = np.random.default_rng(0)
+    labels, weights = rng.integers(0, 6, 80), rng.integers(0, 9, 80) / 9  # with ties, which count half
+    seen, unseen = weights[labels % 2 == 0], weights[labels % 2 == 1]
+    pairs = (seen[:, None] > unseen).mean() + (seen[:, None] == unseen).mean() / 2
+    assert seen_auc(weights, labels, (0, 2, 4)) == pytest.approx(pairs)
+
+
+@pytest.mark.parametrize("teacher", [(0, 1, 2), (7,)])
+def test_one_kind_alone_has_no_auc(teacher: tuple[int, ...]) -> None:
+    assert seen_auc(np.ones(3), np.array([0, 1, 2]), teacher) is None

@@ -33,6 +33,7 @@ def test_a_stage_depends_on_the_code_it_imports(stage: str) -> None:
     if "pipeline/methods/${item.method.name}.py" in body(stage)["deps"]:
         reached |= set().union(*(closure(file) - {file} for file in METHODS))  # any method may be the run's
     needed = {file for file in reached if not any(file.startswith(f"{folder}/") for folder in folders)}
+    needed |= {folder for folder in folders if any(file.startswith(f"{folder}/") for file in reached)}
     assert code == needed, f"dvc.yaml lacks {sorted(needed - code)}, names in vain {sorted(code - needed)}"
 
 

@@ -26,7 +26,7 @@ def test_settings_are_legal(block: str, tmp_path: Path) -> None:
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     shown = yaml.safe_load(block.replace("sha256: ...", f"sha256: {'ab' * 32}"))
     for section, content in shown.items():
-        params[section] = (params[section] | content) if section in ("runs", "teachers", "students") else content
+        params[section] = (params[section] | content) if section in ("runs", "teachers", "knowledge", "students") else content
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     config.load(tmp_path / "params.yaml")
 

@@ -1,30 +1,21 @@
-"""The whole graph through real `dvc repro`, on a folder of pictures, in a path with a space: one project, whose tests build on one another."""
+"""The whole graph through real `dvc repro`, in a path with a space. One project on a folder of pictures: the tests build on one another."""
 
 import json
 import os
 import re
-import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
-import yaml
-from PIL import Image
-from world import pictures
+from project import Project
+from world import save_pictures
 
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
-CODE = ("pipeline", "stages", "dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", ".dvc/plots", "data/raw")
 RUN = {"teacher": "big", "student": "small", "seeds": [0, 1]}
 PARAMS = {
     "launcher": "python",
@@ -33,7 +24,8 @@ PARAMS = {
     "protocol": {"shots": 4},
     "train": {"epochs": 15, "batch_size": 16, "lr": 0.01},
     "teachers": {"big": {"net": "resnet8", "train": {"epochs": 6, "batch_size": 32, "lr": 0.01}}},
-    "students": {"small": {"net": "wrn_10_1"}},
+    "knowledge": {},
+    "students": {"small": {"net": "wrn_10_1"}, "smaller": {"net": "allcnn"}},
     "runs": {
         "alone": RUN | {"method": {"name": "ce"}},
         "hints": RUN | {"method": {"name": "fitnet", "temperature": 4.0}, "phases": {"hint": {"epochs": 1}}},
@@ -43,60 +35,11 @@ PARAMS = {
 }
 
 
-def copy_of_the_project(place: Path) -> Path:
-    for name in CODE:
-        source, target = ROOT / name, place / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, target)
-    return place
-
-
-class Project:
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self.settings: dict = json.loads(json.dumps(PARAMS))
-        self.settings["data"]["root"] = str(place.parent / "our pictures")
-        home = place.parent / "home"
-        home.mkdir()
-        kept = {key: os.environ[key] for key in ("LANG", "TMPDIR") if key in os.environ}
-        person = {f"GIT_{who}_{what}": "t@t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-        self.env = kept | person | {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(home), "OMP_NUM_THREADS": "1"}
-
-    def do(self, *command: str, fails: bool = False) -> str:
-        done = subprocess.run(
-            command, cwd=self.place, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-        )
-        assert (done.returncode != 0) == fails, done.stdout[-4000:]
-        return done.stdout
-
-    def repro(self, *arguments: str, fails: bool = False) -> list[str]:
-        """The stages that ran."""
-        self.said = self.do("dvc", "repro", *arguments, fails=fails)
-        return re.findall(r"Running stage '([^']+)'", self.said)
-
-    def params(self, change: Callable[[Any], Any] = lambda settings: None) -> None:
-        """Write params.yaml: the settings of the first run, changed."""
-        settings = json.loads(json.dumps(self.settings))
-        change(settings)
-        (self.place / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-
-    def rows(self) -> list[str]:
-        with sqlite3.connect(self.place / "mlflow.db") as database:
-            return [name for (name,) in database.execute("select name from runs where status = 'FINISHED' and lifecycle_stage = 'active'")]
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     place = tmp_path_factory.mktemp("a place") / "the project"
-    images, labels = pictures(90, size=10)
-    for n, (image, label) in enumerate(zip(images, labels, strict=True)):
-        folder = place.parent / "our pictures" / f"stripes {label}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / f"{n}.png")
-    project = Project(copy_of_the_project(place))
+    save_pictures(place.parent / "our pictures", 90, size=10)
+    project = Project(place, PARAMS | {"data": PARAMS["data"] | {"root": str(place.parent / "our pictures")}})
     project.params()
     project.do("git", "init", "-q")
     project.do("git", "add", "-A")
@@ -175,12 +118,24 @@ def test_a_changed_run_runs_alone_and_going_back_runs_nothing(project: Project) 
 
     def change(settings: Any) -> None:
         settings["runs"]["hints"]["method"]["temperature"] = 2.0
-        settings["runs"]["more"] = RUN | {"method": {"name": "kd"}}
+        settings["knowledge"]["atoms"] = {"teacher": "big", "method": {"name": "srm"}, "phases": {"dictionary": {"epochs": 2}}}
+        settings["runs"]["more"] = RUN | {"teacher": "atoms", "method": {"name": "srm"}, "phases": {"match": {"epochs": 2}}}
 
     project.params(change)
     ran = project.repro()
     expected = [f"{stage}@{run}" for run in ("hints", "more") for stage in ("pretrain", "distill", "evaluate", "export", "benchmark")]
-    assert sorted(ran) == sorted(["check", *expected, "report", "track"])
+    assert sorted(ran) == sorted(["check", "knowledge@atoms", *expected, "report", "track"])
+    curves = json.loads((project.place / "records/pretrain/more.json").read_text())["curves"]
+    assert sorted(curves) == ["match/seed-0", "match/seed-1"]  # the dictionary was learned once, before
+
+    def another_student(settings: Any) -> None:
+        change(settings)
+        settings["runs"]["more"]["student"] = "smaller"
+
+    project.params(another_student)
+    would_run = re.findall(r"Running stage '([^']+)'", project.do("dvc", "repro", "--dry"))
+    assert "pretrain@more" in would_run
+    assert "knowledge@atoms" not in would_run
     assert sorted(project.rows()) == ["alone", "big", "hints", "hints", "more"]
     assert "accuracy" in project.do("dvc", "metrics", "diff", "--all")
     project.do("dvc", "plots", "diff", "HEAD")
@@ -188,6 +143,13 @@ def test_a_changed_run_runs_alone_and_going_back_runs_nothing(project: Project) 
     project.params()
     assert set(project.repro()) <= {"check", "report", "track"}  # the rest comes out of DVC's cache
     assert sorted(project.rows()) == ["alone", "big", "hints", "hints", "more"]
+
+
+def test_a_weight_is_suggested_for_a_term(project: Project) -> None:
+    project.params(lambda settings: settings["runs"].update(at=RUN | {"method": {"name": "at"}}))
+    said = project.do("make", "-s", "-o", "setup", "balance", "RUN=at")
+    assert re.search(r"at method.term_weight 1000 its terms have [\d.]+% of the student's gradient", said), said
+    assert re.search(r"At [\d.e+]+ they would have half of it", said), said
 
 
 def test_an_experiment_runs_and_is_listed(project: Project) -> None:
@@ -225,8 +187,6 @@ def test_after_bad_params_good_ones_go_on(project: Project) -> None:
 
 
 def test_make_run_ends_with_the_table_and_make_ui_serves_the_runs(project: Project) -> None:
-    shutil.copy(ROOT / "Makefile", project.place)
-    (project.place / ".venv").symlink_to(BIN.parent)
     assert (project.place / "reports/table.txt").read_text() in project.do("make", "-o", "setup", "run")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

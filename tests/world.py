@@ -1,11 +1,13 @@
 """A world small enough to train in: striped pictures of a few classes, a tiny student, a small teacher."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor, nn
 
 from pipeline import methods, nets
@@ -31,6 +33,13 @@ def pictures(n: int, *, size: int = 8, classes: int = CLASSES, seed: int = 0) ->
     wave = np.sin(np.arange(size) * np.pi / (1 + labels[:, None]) + random.uniform(0, 6, (n, 1)))
     images = 128 + 70 * wave[:, None, :, None] + random.normal(0, 25, (n, size, size, 3))
     return images.clip(0, 255).astype(np.uint8), labels
+
+
+def save_pictures(folder: Path, n: int, *, size: int = 8, classes: int = CLASSES) -> None:
+    """As a tree of PNG files, `folder/stripes 0/0.png` and so on."""
+    for k, (image, label) in enumerate(zip(*pictures(n, size=size, classes=classes), strict=True)):
+        (folder / f"stripes {label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"stripes {label}" / f"{k}.png")
 
 
 @dataclass

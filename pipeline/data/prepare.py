@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.data import decode, sources, splits
+from pipeline.data.corrupt import noisy
 from pipeline.data.sheet import sheet
 from pipeline.data.sources import DataConfig, Source
 from pipeline.data.splits import Entry
@@ -101,9 +102,10 @@ def _decode_all(source: Source, cfg: DataConfig, staged: Path, progress: bool) -
             except decode.Undecodable as error:
                 results.append(f"{item.path} ({error})")
                 continue
-            place[:] = decode.fit(image, cfg.size, cfg.channels)
             own = b"%d x %d:" % image.size + image.tobytes()
             content = hashlib.sha256(raw if isinstance(raw, bytes) else own).hexdigest()
+            fitted = decode.fit(image, cfg.size, cfg.channels)
+            place[:] = noisy(fitted, cfg.noise, cfg.split_seed, content) if cfg.noise else fitted
             results.append(Entry(item.label, item.split, content, hashlib.blake2b(own, digest_size=16).hexdigest()))
         os.pwrite(handle, pixels.tobytes(), start * stride)
         return results

@@ -31,6 +31,7 @@ class DataConfig(Settings):
     val: float = Field(0.1, gt=0, lt=1)
     test: float = Field(0.2, gt=0, lt=1)
     split_seed: int = 0
+    noise: float = Field(0.0, ge=0, le=255, description="sigma of Gaussian noise on every picture, in grey levels; 0: none")
 
     @field_validator("source")
     @classmethod

@@ -20,13 +20,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.inputs import InputError
-from pipeline.methods.base import Method, MethodConfig, Pairs, Terms
+from pipeline.methods.base import Method, MethodConfig, Terms
 from pipeline.taps import Step
 
 
 class KDGAN(Method):
-    pairs: Pairs = (("logits", "pooled"),)  # the discriminator judges labels by the teacher's embedding
-
     class Config(MethodConfig):
         kd_weight: float = Field(1.0, ge=0)
         share: float = Field(0.5, gt=0, le=1, description="of the forged labels that is the student's; the rest is the teacher's")
@@ -42,6 +40,7 @@ class KDGAN(Method):
                 f"method.share is {cfg.share}, so the teacher forges labels too, but it tells {its_classes} classes apart "
                 f"and the student {classes}. Set method.share to 1."
             )
+        self.pairs = [("logits", "pooled"), *([("logits", "logits")] if cfg.share < 1 else [])]  # it judges labels by the embedding
         self.discriminator = nn.Sequential(nn.Linear(probe.teacher.pooled.shape[1], cfg.hidden), nn.ReLU(), nn.Linear(cfg.hidden, classes))
 
     def terms(self, step: Step) -> Terms:

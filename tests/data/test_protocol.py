@@ -1,36 +1,77 @@
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.data.protocol import ProtocolConfig, subset
+from pipeline.data.protocol import ProtocolConfig, Sample, among, class_sets, describe, subset
 from pipeline.inputs import InputError
 
 LABELS = np.arange(60) % 3
 TRAIN = np.arange(45)
 CLASSES = ["cat", "dog", "eel"]
+MANY = [f"class {n}" for n in range(21)]
+
+shares = st.floats(0.01, 1)
+seeds = st.integers(0, 10**9)
 
 
-def rows(shots: int, seed: int = 0) -> set[int]:
-    return set(subset(LABELS, TRAIN, ProtocolConfig(shots=shots, seed=seed), classes=CLASSES).rows.tolist())
+def drawn(**settings: Any) -> Sample:
+    return subset(LABELS, TRAIN, ProtocolConfig(**settings), classes=CLASSES)
 
 
-def test_no_shots_is_everything() -> None:
-    sample = subset(LABELS, TRAIN, ProtocolConfig(), classes=CLASSES)
+def rows(**settings: Any) -> set[int]:
+    return set(drawn(**settings).rows.tolist())
+
+
+def wrong(**settings: Any) -> dict[int, int]:
+    """Row -> label, of the rows whose label isn't the store's."""
+    sample = drawn(**settings)
+    return {row: label for row, label in zip(sample.rows.tolist(), sample.labels.tolist(), strict=True) if label != LABELS[row]}
+
+
+def test_nothing_asked_is_everything() -> None:
+    sample = drawn()
     assert np.array_equal(sample.rows, TRAIN)
     assert np.array_equal(sample.labels, LABELS[TRAIN])
+    assert sample.classes == (0, 1, 2)
 
 
-@given(st.integers(1, 15), st.integers(1, 15), st.integers(0, 10**9))
+@given(st.integers(1, 15), st.integers(1, 15), seeds)
 def test_fewer_shots_are_among_more(one: int, other: int, seed: int) -> None:
-    few, many = rows(min(one, other), seed), rows(max(one, other), seed)
+    few, many = rows(shots=min(one, other), seed=seed), rows(shots=max(one, other), seed=seed)
     assert few <= many <= set(TRAIN.tolist())
     assert [sum(LABELS[row] == label for row in few) for label in range(3)] == [min(one, other)] * 3
 
 
-def test_the_seed_draws() -> None:
-    assert rows(5, seed=1) == rows(5, seed=1) != rows(5, seed=2)
+@given(shares, shares, seeds)
+def test_a_smaller_fraction_is_part_of_a_larger(one: float, other: float, seed: int) -> None:
+    small, large = sorted((one, other))
+    assert rows(fraction=small, seed=seed) <= rows(fraction=large, seed=seed)
+
+
+@pytest.mark.parametrize(("fraction", "each"), [(0.001, 1), (0.1, 2), (0.4, 6), (0.5, 8), (0.99, 15), (1.0, 15)])
+def test_a_fraction_takes_the_same_share_of_every_class(fraction: float, each: int) -> None:
+    chosen = rows(fraction=fraction)
+    assert [sum(LABELS[row] == label for row in chosen) for label in range(3)] == [each] * 3
+
+
+def test_a_fraction_of_uneven_classes_keeps_them_uneven() -> None:
+    labels = np.repeat([0, 1, 2], [30, 10, 20])
+    sample = subset(labels, np.arange(60), ProtocolConfig(fraction=0.5), classes=CLASSES)
+    assert np.bincount(sample.labels).tolist() == [15, 5, 10]
+
+
+def test_shots_and_a_fraction_draw_alike() -> None:
+    assert rows(shots=6) == rows(fraction=0.4)
+
+
+@pytest.mark.parametrize("how", [{"shots": 5}, {"fraction": 0.4}])
+def test_the_seed_draws(how: dict[str, Any]) -> None:
+    assert rows(**how, seed=1) == rows(**how, seed=1) != rows(**how, seed=2)
 
 
 def test_labels_belong_to_rows() -> None:
@@ -44,7 +85,116 @@ def test_too_many_shots_name_the_class() -> None:
         subset(LABELS, TRAIN[:-1], ProtocolConfig(shots=15), classes=CLASSES)
 
 
-@pytest.mark.parametrize("field", ["shots", "seed"])
-def test_negative_numbers_are_refused(field: str) -> None:
+@given(st.floats(0, 1), st.floats(0, 1), seeds)
+def test_less_noise_is_part_of_more(one: float, other: float, seed: int) -> None:
+    little, much = (wrong(label_noise=p, seed=seed) for p in sorted((one, other)))
+    assert little.items() <= much.items()
+    assert len(much) == int(max(one, other) * 45 + 0.5)
+
+
+@given(st.integers(1, 15), seeds)
+def test_an_image_has_the_same_wrong_label_in_every_sample(shots: int, seed: int) -> None:
+    everywhere = wrong(label_noise=1.0, seed=seed)
+    assert wrong(label_noise=1.0, seed=seed, shots=shots).items() <= everywhere.items()
+    assert wrong(label_noise=0.3, seed=seed, shots=shots).items() <= everywhere.items()
+
+
+def test_noise_is_symmetric_and_seeded() -> None:
+    labels = np.arange(40_000) % 4
+    cfg = ProtocolConfig(label_noise=0.5)
+    noisy = subset(labels, np.arange(40_000), cfg, classes=list("abcd")).labels
+    counts = np.bincount(labels * 4 + noisy, minlength=16).reshape(4, 4)
+    assert np.trace(counts) == 20_000
+    off = counts[~np.eye(4, dtype=bool)]
+    assert abs(off - 20_000 / 12).max() < 5 * (20_000 / 12) ** 0.5
+    assert wrong(label_noise=0.5, seed=1) != wrong(label_noise=0.5, seed=2)
+
+
+def test_noise_leaves_the_images_and_the_store_alone() -> None:
+    before = LABELS.copy()
+    assert rows(label_noise=0.4, shots=5) == rows(shots=5)
+    assert np.array_equal(LABELS, before)
+
+
+def test_all_is_every_class_for_both() -> None:
+    assert class_sets(CLASSES, ProtocolConfig()) == ((0, 1, 2), (0, 1, 2))
+
+
+@given(st.integers(4, 60), st.floats(0, 1), seeds)
+def test_half_of_the_classes_each_with_the_overlap(count: int, overlap: float, seed: int) -> None:
+    names = [str(n) for n in range(count)]
+    teacher, student = class_sets(names, ProtocolConfig(class_overlap=overlap, class_seed=seed))
+    assert len(set(teacher)) == len(set(student)) == len(teacher) == len(student) == count // 2
+    assert len(set(teacher) & set(student)) == int(overlap * (count // 2) + 0.5)
+    assert (list(teacher), list(student)) == (sorted(teacher), sorted(student))
+    assert set(teacher) | set(student) <= set(range(count))
+
+
+def test_one_teacher_serves_every_overlap_and_every_sample() -> None:
+    sets = {class_sets(MANY, ProtocolConfig(class_overlap=n / 10, seed=n))[0] for n in range(11)}
+    assert len(sets) == 1
+    assert class_sets(MANY, ProtocolConfig(class_overlap=0, class_seed=1))[0] not in sets
+
+
+def test_the_student_moves_away_class_by_class() -> None:
+    teacher, _ = class_sets(MANY, ProtocolConfig(class_overlap=1.0))
+    common = [set(teacher) & set(class_sets(MANY, ProtocolConfig(class_overlap=n / 10))[1]) for n in range(11)]
+    assert all(few <= many for few, many in pairwise(common))
+    assert (common[0], common[-1]) == (set(), set(teacher))
+
+
+def test_three_classes_make_no_two_tasks() -> None:
+    with pytest.raises(InputError, match=r"protocol\.class_overlap: 3 classes"):
+        class_sets(CLASSES, ProtocolConfig(class_overlap=0.5))
+
+
+def test_labels_are_places_among_the_classes_learned() -> None:
+    sample = among(LABELS, np.array([8, 1, 3, 2, 0]), (2, 0))
+    assert sample.rows.tolist() == [8, 3, 2, 0]
+    assert sample.labels.tolist() == [0, 1, 0, 1]
+    assert [sample.classes[label] for label in sample.labels] == LABELS[sample.rows].tolist()
+
+
+def test_a_student_of_some_classes_sees_no_others() -> None:
+    sample = subset(LABELS, TRAIN, ProtocolConfig(shots=4), classes=CLASSES, ids=(0, 2))
+    everybody = drawn(shots=4)
+    assert np.array_equal(sample.rows, everybody.rows[everybody.labels != 1])
+    assert np.array_equal(2 * sample.labels, LABELS[sample.rows])
+    noisy = subset(LABELS, TRAIN, ProtocolConfig(label_noise=1.0), classes=CLASSES, ids=(0, 2))
+    assert np.array_equal(2 * noisy.labels, 2 - LABELS[noisy.rows])  # of two classes the other one
+
+
+def test_what_was_drawn_is_described() -> None:
+    cfg = ProtocolConfig(shots=5, label_noise=0.3)
+    sample = subset(LABELS, TRAIN, cfg, classes=CLASSES, ids=(0, 2))
+    facts = describe(sample, LABELS, CLASSES)
+    assert (facts["classes"], facts["images"], facts["per_class"]) == (["cat", "eel"], 10, {"cat": 5, "eel": 5})
+    assert facts["flipped"] == 3
+    same = describe(subset(LABELS, TRAIN, cfg, classes=CLASSES, ids=(0, 2)), LABELS, CLASSES)
+    assert same == facts
+    other = describe(subset(LABELS, TRAIN, cfg.model_copy(update={"seed": 1}), classes=CLASSES, ids=(0, 2)), LABELS, CLASSES)
+    assert other["sha256"] != facts["sha256"]
+    more = describe(subset(LABELS, TRAIN, cfg.model_copy(update={"label_noise": 0.4}), classes=CLASSES, ids=(0, 2)), LABELS, CLASSES)
+    assert more["sha256"] == facts["sha256"]
+    assert more["flipped_sha256"] != facts["flipped_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("shots", -1), ("seed", -1), ("class_seed", -1), ("fraction", 0), ("fraction", 1.1), ("label_noise", -0.1), ("label_noise", 1.1)],
+)
+def test_numbers_out_of_range_are_refused(field: str, value: float) -> None:
     with pytest.raises(ValidationError, match=field):
-        ProtocolConfig(**{field: -1})
+        ProtocolConfig(**{field: value})
+
+
+@pytest.mark.parametrize("overlap", [-0.1, 1.1, "half", True, float("nan"), None])
+def test_an_overlap_is_a_share_or_all(overlap: Any) -> None:
+    with pytest.raises(ValidationError, match="number from 0 to 1, or all") as caught:
+        ProtocolConfig(class_overlap=overlap)
+    assert caught.value.error_count() == 1
+
+
+def test_shots_and_fraction_exclude_each_other() -> None:
+    with pytest.raises(ValidationError, match=r"shots is 5 and fraction 0.1: only one"):
+        ProtocolConfig(shots=5, fraction=0.1)

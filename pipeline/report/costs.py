@@ -1,0 +1,56 @@
+"""What the training of a run or a teacher cost, from the records of its training stages."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.record import Record
+from pipeline.report.results import Results
+
+HEADER = ["minutes", "images/s", "energy, Wh", "device"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    name: str
+    seconds: float
+    images_per_s: float | None  # seen in training; None where nothing was trained
+    energy_wh: float | None  # None where the system told none
+    device: str
+
+
+def training(results: Results) -> list[Cost]:
+    """Teachers first; a run's seeds and phases together."""
+    images = results.prepare.details["manifest"]["splits"]["train"]
+    told = [_cost(name, {record.stage: record}, images) for name, record in results.teachers.items()]
+    for run in results.ranked:
+        stages = {stage: run.records[stage] for stage in ("pretrain", "distill")}
+        told.append(_cost(run.name, stages, run.records["distill"].details["sample"]["images"]))
+    return told
+
+
+def words(cost: Cost) -> list[str]:
+    """Under HEADER; empty where nobody measured it."""
+    rate = "" if cost.images_per_s is None else f"{cost.images_per_s:,.0f}"
+    energy = "" if cost.energy_wh is None else f"{cost.energy_wh:.2f}"
+    return [f"{cost.seconds / 60:.1f}", rate, energy, cost.device]
+
+
+def note(told: Sequence[Cost]) -> str:
+    seen = "All seeds and phases of a run together; images/s counts training images seen, over the time of training and validation."
+    if all(cost.energy_wh is not None for cost in told):
+        return f"{seen} Energy is what the system's own counters say, other work on the machine included."
+    return f"{seen} Energy is told where the system counts it{'; here it doesn’t' if not any(cost.energy_wh for cost in told) else ''}."
+
+
+def _cost(name: str, records: Mapping[str, Record], images: int) -> Cost:
+    curves = [curve for record in records.values() for curve in record.curves.values() if curve.get("seconds")]
+    seen, busy = sum(images * curve["epoch"][-1] for curve in curves), sum(curve["seconds"][-1] for curve in curves)
+    joules = [record.metrics["energy_j"] for record in records.values() if "energy_j" in record.metrics]
+    devices = dict.fromkeys(str(record.environment.get("device", "")) for record in records.values() if record.curves)
+    return Cost(
+        name,
+        seconds=sum(record.seconds for record in records.values()),
+        images_per_s=seen / busy if busy else None,
+        energy_wh=sum(joules) / 3600 if joules else None,
+        device=", ".join(filter(None, devices)),
+    )

@@ -1,0 +1,62 @@
+"""Pixels as pictures that a page can hold in itself: data URIs."""
+
+import base64
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LARGEST = 112  # side of a picture in the page
+LOSSLESS = 16  # up to this side
+
+
+def pixels(data: Path) -> np.ndarray | None:
+    """The prepared images, on disk until touched; None where they are not."""
+    try:
+        return np.load(data / "images.npy", mmap_mode="r")
+    except FileNotFoundError:
+        return None
+
+
+def first_of_each(data: Path, images: int, classes: int, each: int) -> list[np.ndarray]:
+    """The rows of the first `each` images of every class among the first `images`, which are the training split."""
+    labels = np.load(data / "labels.npy", mmap_mode="r")[:images]
+    return [np.flatnonzero(labels == label)[:each] for label in range(classes)]
+
+
+def picture(image: np.ndarray) -> str:
+    """One image (H x W x C)."""
+    from PIL import Image
+
+    tile = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    tile.thumbnail((LARGEST, LARGEST))
+    return _uri(tile, "PNG" if tile.width <= LOSSLESS else "JPEG")
+
+
+def heat(shares: np.ndarray, colour: tuple[int, int, int]) -> str:
+    """A matrix of values from 0 to 1 as the opacity of one colour, a pixel a value, so that it stands on light and dark ground."""
+    from PIL import Image
+
+    plane = np.empty((*shares.shape, 4), np.uint8)
+    plane[:, :, :3] = colour
+    plane[:, :, 3] = np.round(255 * np.sqrt(shares))
+    return _uri(Image.fromarray(plane), "PNG")
+
+
+def whole(file: Path) -> str:
+    """A PNG file as it is."""
+    return _encoded(file.read_bytes(), "PNG")
+
+
+def _uri(image: "Image", form: str) -> str:
+    stream = io.BytesIO()
+    image.save(stream, form, quality=90)
+    return _encoded(stream.getvalue(), form)
+
+
+def _encoded(content: bytes, form: str) -> str:
+    return f"data:image/{form.lower()};base64,{base64.b64encode(content).decode()}"

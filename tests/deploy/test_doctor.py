@@ -1,0 +1,69 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from pipeline.deploy import doctor
+from pipeline.deploy.__main__ import main
+
+
+def bad(provider: str = "cpu") -> list[str]:
+    return [finding.says for finding in doctor.examine(provider) if finding.bad]
+
+
+def package(name: str, *files: str) -> Any:
+    return SimpleNamespace(name=name, version="1.0", files=files)
+
+
+def test_this_machine_can_predict(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "CPUExecutionProvider works here" in out
+    assert "EP Error" not in out
+
+
+def test_cuda_that_is_only_listed_is_bad_if_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers() or Path("/dev/nvidiactl").exists():
+        pytest.skip("needs an onnxruntime built with CUDA, and no GPU")
+    assert main(["doctor", "--provider", "cuda"]) == 1
+    out, err = capfd.readouterr()
+    assert "BAD CUDAExecutionProvider is listed, but doesn't work here (lib" in out
+    assert err == ""
+
+
+def test_an_unknown_provider() -> None:
+    assert any("no 'cudda'" in says for says in bad("cudda"))
+
+
+def test_two_wheels_in_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [
+        package("onnxruntime", "onnxruntime/__init__.py"),
+        package("onnxruntime-gpu", "onnxruntime/__init__.py"),
+        package("onnxruntime-tools", "x.py"),
+    ]
+    monkeypatch.setattr(doctor, "distributions", lambda: both)
+    assert any("onnxruntime 1.0, onnxruntime-gpu 1.0 all write into one folder" in says for says in bad())
+    monkeypatch.setattr(doctor, "distributions", lambda: both[1:])
+    assert not bad()
+
+
+def test_what_an_uninstalled_wheel_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: SimpleNamespace())
+    assert any("empty shell" in says for says in bad())
+
+    def missing(name: str) -> None:
+        raise ImportError("No module named 'onnxruntime'")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", missing)
+    assert any("can't be imported" in says for says in bad())
+
+
+@pytest.mark.parametrize(("flags", "warned"), [("sse avx2", True), ("avx2 avx512_vnni", False), ("avx_vnni", False)])
+def test_a_cpu_without_vnni(tmp_path: Path, flags: str, warned: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nmodel name\t: A CPU\nflags\t\t: {flags}\n")
+    found = list(doctor._cpu(tmp_path / "cpuinfo"))
+    assert found[0].says.startswith("A CPU, ")
+    assert any("VNNI" in finding.says for finding in found) == warned
+    assert len(list(doctor._cpu(tmp_path / "none"))) == 1

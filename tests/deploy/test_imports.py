@@ -1,0 +1,45 @@
+"""The predictor's room needs three packages, and costs what these cost."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "pipeline" / "deploy").glob("*.py"))
+MODULES = [f"pipeline.deploy.{path.stem}" for path in FILES]
+# what each file may import besides the standard library and its own room
+EVERYWHERE = {"numpy", "PIL", "onnxruntime", "pipeline.data.decode"}
+ALSO = {"verify.py": {"onnx"}, "serve.py": {"starlette", "uvicorn", "python_multipart"}}
+
+
+def imported(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) if node.module != "pipeline.deploy"}
+    outside = {name for name in names if name.partition(".")[0] not in sys.stdlib_module_names and not name.startswith("pipeline.deploy.")}
+    return {name if name.startswith("pipeline") else name.partition(".")[0] for name in outside}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_file_imports_three_packages_at_most(path: Path) -> None:
+    assert imported(path) <= EVERYWHERE | ALSO.get(path.name, set())
+
+
+@pytest.mark.parametrize("serving", [False, True])
+def test_an_import_brings_in_no_more(serving: bool) -> None:
+    if serving:
+        pytest.importorskip("python_multipart")
+    modules = ", ".join(module for module in MODULES if module.endswith(".serve") == serving)
+    own = {"numpy", "PIL", "onnxruntime", "pipeline", "flatbuffers", "google", "packaging", "defusedxml", "cython_runtime", "olefile"}
+    asgi = {"starlette", "uvicorn", "anyio", "h11", "click", "typing_extensions", "python_multipart", "multipart", "sniffio", "idna"}
+    code = (
+        f"import sys; before = set(sys.modules); import {modules}; print(*{{name.partition('.')[0] for name in set(sys.modules) - before}})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    brought = {name for name in done.stdout.split() if name not in sys.stdlib_module_names and not name.startswith("_")}
+    assert done.returncode == 0, done.stderr
+    assert "numpy" in brought
+    assert brought <= own | (asgi if serving else set())

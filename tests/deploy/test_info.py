@@ -1,0 +1,29 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.deploy import info
+from pipeline.deploy.bundle import open_bundle
+
+
+def test_what_a_person_wants_to_know(bundle: Path) -> None:
+    text = info.text(open_bundle(bundle))
+    for said in (
+        "tiny: 5 classes (ant, bee",
+        "16 x 16 x 3",
+        "accuracy = 0.875",
+        "spread = 0.01",
+        "agreement 0.995",
+        "loading it runs code",
+    ):
+        assert said in text
+    assert open_bundle(bundle).fingerprint in text
+
+
+def test_a_rejected_int8_file_is_said_to_be_so(bent: Callable[..., Path], template: Any) -> None:
+    formats = {**template.facts["formats"], "int8": {**template.facts["formats"]["int8"], "accepted": False}}
+    assert "REJECTED by its gate" in info.text(open_bundle(bent({"formats": formats})))
+
+
+def test_a_class_name_cannot_steer_the_terminal(bent: Callable[..., Path]) -> None:
+    assert "\x1b" not in info.text(open_bundle(bent({"name": "\x1b[2J"})))

@@ -1,0 +1,129 @@
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.deploy import predict
+from pipeline.deploy.__main__ import main
+from pipeline.deploy.bundle import BundleError
+from pipeline.deploy.predictor import Predictor
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five pictures, one of them broken, in folders, among other things."""
+    rng = np.random.default_rng(0)
+    for name in ("a.jpg", "b.png", "deep/er/c.JPEG", "deep/d.webp"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "in" / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "in" / "notes.txt").write_text("no picture either")
+    (tmp_path / "in" / ".hidden.jpg").write_bytes(b"")
+    (tmp_path / "in" / "deep" / "up").symlink_to(tmp_path / "in")
+    os.mkfifo(tmp_path / "in" / "pipe.jpg")
+    return tmp_path / "in"
+
+
+def test_pictures_are_found_at_any_depth(folder: Path) -> None:
+    found = sorted(path.name for path in predict.find([folder, folder / "notes.txt"]))
+    assert found == ["a.jpg", "b.png", "broken.jpg", "c.JPEG", "d.webp", "notes.txt"]
+    with pytest.raises(BundleError, match="no such file"):
+        list(predict.find([folder, folder / "none.jpg"]))
+
+
+def test_json(bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(bundle), str(folder), "--json", "--top", "2"]) == 1  # one is broken
+    out = capsys.readouterr()
+    lines = [json.loads(line) for line in out.out.splitlines()]
+    assert len(lines) == 5
+    by_name = {Path(line["path"]).name: line for line in lines}
+    assert "known format" in by_name["broken.jpg"]["error"]
+    answer = Predictor(bundle)([folder / "a.jpg"])[0]
+    assert by_name["a.jpg"]["class"] == answer.label
+    assert by_name["a.jpg"]["probability"] == pytest.approx(answer.probability, abs=1e-6)
+    assert [each["class"] for each in by_name["a.jpg"]["top"]] == [name for name, _ in answer.top(2)]
+    assert "5 pictures in" in out.err
+    assert "1 couldn't be read" in out.err
+
+
+def test_csv(bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(bundle), str(folder), "--csv", "--top", "9", "--threads", "2"]) == 1
+    table = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert table[0][:4] == ["path", "class", "probability", "class_2"]
+    assert {len(line) for line in table} == {12}
+    broken = next(line for line in table if line[0].endswith("broken.jpg"))
+    assert broken[1:-1] == [""] * 10
+    assert "known format" in broken[-1]
+
+
+def test_table(bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(bundle), str(folder / "a.jpg")]) == 0
+    out = capsys.readouterr().out
+    assert "%  " in out
+    assert out.endswith(f"{folder / 'a.jpg'}\n")
+
+
+def test_a_name_cannot_steer_the_terminal_or_break_a_line(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("a\nb,\x1b[2J.png", os.fsdecode(b"caf\xe9.png")):
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    command = [sys.executable, "-m", "pipeline.deploy", "predict", str(bundle), str(tmp_path)]
+    for form in ([], ["--csv"], ["--json"]):
+        done = subprocess.run([*command, *form], capture_output=True, cwd=ROOT, check=True)
+        if form == ["--csv"]:
+            read = list(csv.reader(io.StringIO(done.stdout.decode(errors="surrogateescape"))))
+            assert {Path(line[0]).name for line in read[1:]} == {"a\nb,\x1b[2J.png", os.fsdecode(b"caf\xe9.png")}
+        else:
+            assert done.stdout.count(b"\n") == 2
+            assert b"\x1b" not in done.stdout
+
+
+def test_one_batch_at_a_time(bundle: Path) -> None:
+    """However many there are, no more than a batch was asked for when the first answer comes."""
+    asked = 0
+
+    def endless() -> Iterator[Path]:
+        nonlocal asked
+        while True:
+            asked += 1
+            yield Path("none.jpg")
+
+    predictor = Predictor(bundle)
+    row = next(iter(predict.rows(predictor, endless())))
+    assert row.answer is None
+    assert asked <= predictor.batch
+
+
+def test_progress_is_told(bundle: Path) -> None:
+    told = io.StringIO()
+    rows = [predict.Row("a", None, "why")] * 3
+    assert list(predict.counted(rows, told, every=0)) == rows
+    assert told.getvalue().splitlines()[1].startswith("2 pictures")
+
+
+def test_an_empty_folder_and_a_missing_one(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(bundle), str(tmp_path)]) == 1
+    assert "no picture there" in capsys.readouterr().err
+    assert main(["predict", str(bundle), str(tmp_path / "none")]) == 2
+    assert main(["predict", str(tmp_path), str(tmp_path)]) == 2
+    assert "is no bundle" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early(bundle: Path, tmp_path: Path) -> None:
+    for i in range(150):
+        Image.new("RGB", (2, 2)).save(tmp_path / f"{i}{'x' * 200}.bmp")
+    command = f"'{sys.executable}' -m pipeline.deploy predict '{bundle}' '{tmp_path}' --json --top 5 | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, cwd=ROOT, text=True)
+    assert done.stdout.count("\n") == 1
+    assert done.returncode == 0
+    assert done.stderr == ""

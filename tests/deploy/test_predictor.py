@@ -1,0 +1,158 @@
+import threading
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+from pipeline.data.decode import Readable, decode
+from pipeline.deploy.bundle import BundleError
+from pipeline.deploy.predictor import Predictor
+
+
+def jpeg(width: int, height: int, seed: int = 0) -> bytes:
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+    file = BytesIO()
+    small.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def test_pixels_to_probabilities_as_the_file_alone_gives_them(bundle: Path, template: Any, workshop: Any) -> None:
+    images = workshop.pictures(150, seed=3)  # more than run at once
+    logits, probabilities = Predictor(bundle).run(images)
+    assert np.array_equal(logits, workshop.answers(template.files["student.onnx"], images))
+    assert np.allclose(probabilities.sum(1), 1, atol=1e-6)
+    assert Predictor(bundle).run(images[:0])[0].shape == (0, 5)
+
+
+def test_pictures_of_odd_sizes_are_answered_as_evaluation_decodes_them(bundle: Path) -> None:
+    files = [jpeg(width, height, width) for width, height in ((17, 40), (333, 500), (640, 480), (16, 16), (5, 90), (1, 1), (250, 249))]
+    predictor = Predictor(bundle)
+    evaluated = predictor.run(np.stack([decode(file, 16, 3) for file in files]))[1]
+    answers = predictor(files)
+    assert [answer.label for answer in answers] == [predictor.bundle.classes[row.argmax()] for row in evaluated]
+    assert np.array_equal(np.stack([answer.probabilities for answer in answers]), evaluated)
+    assert len({answer.label for answer in answers}) > 1
+
+
+def test_every_form_of_picture(bundle: Path, tmp_path: Path) -> None:
+    content = jpeg(30, 20)
+    (tmp_path / "a.jpg").write_bytes(content)
+    given: list[Readable] = [content, tmp_path / "a.jpg", str(tmp_path / "a.jpg"), BytesIO(content), Image.open(BytesIO(content))]
+    answers = Predictor(bundle)(iter(given))
+    assert len({answer.probabilities.tobytes() for answer in answers}) == 1
+    assert Predictor(bundle)([]) == []
+    for single in (content, "a.jpg", Image.new("RGB", (3, 3)), BytesIO(content)):
+        with pytest.raises(BundleError, match="list of pictures"):
+            Predictor(bundle)(single)  # type: ignore[arg-type]
+
+
+def test_the_likeliest_classes_first(bundle: Path, workshop: Any) -> None:
+    answer = Predictor(bundle)(workshop.pictures(1))[0]
+    top = answer.top(3)
+    assert top[0] == (answer.label, answer.probability)
+    assert [probability for _, probability in top] == sorted(answer.probabilities.tolist(), reverse=True)[:3]
+    assert len(answer.top(99)) == 5
+
+
+def test_int8_answers_nearly_so(bundle: Path, workshop: Any) -> None:
+    images = workshop.pictures(40, seed=5)
+    fp32, int8 = Predictor(bundle).run(images)[0], Predictor(bundle, format="int8").run(images)[0]
+    assert 0 < np.abs(fp32 - int8).max() < 0.05 * np.abs(fp32).max()
+
+
+def test_grey_students(workshop: Any, tmp_path: Path) -> None:
+    folder = workshop.draft(tmp_path, 1, int8=False).write(tmp_path / "grey")
+    predictor = Predictor(folder)
+    content = jpeg(40, 30)
+    assert np.array_equal(predictor([content])[0].probabilities, predictor.run(decode(content, 16, 1)[None])[1][0])
+
+
+def test_many_threads_get_what_one_gets(bundle: Path, workshop: Any) -> None:
+    predictor = Predictor(bundle, threads=2)
+    images = workshop.pictures(64, seed=1)
+    alone = [predictor.run(images[i : i + 1])[1] for i in range(64)]
+    wrong: list[int] = []
+
+    def work(start: int) -> None:
+        for i in list(range(start, 64)) + list(range(start)):
+            if not np.allclose(predictor.run(images[i : i + 1])[1], alone[i], atol=1e-6):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(0, 64, 8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_threads_and_spinning_reach_the_runtime(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    make = onnxruntime.InferenceSession
+
+    def spy(content: bytes, options: Any, **rest: Any) -> Any:
+        seen.append((options.intra_op_num_threads, options.get_session_config_entry("session.intra_op.allow_spinning")))
+        return make(content, options, **rest)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    Predictor(bundle, threads=2)
+    Predictor(bundle, threads=3, spin=True)
+    assert seen == [(2, "0"), (3, "1")]
+    with pytest.raises(BundleError, match="threads"):
+        Predictor(bundle, threads=0)
+
+
+def test_a_provider_is_used_or_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Predictor(bundle, providers=["cpu"]).providers == ["CPUExecutionProvider"]
+    with pytest.raises(BundleError, match=r"no 'cudda'.*cpu"):
+        Predictor(bundle, providers=["cudda"])
+    with pytest.raises(BundleError, match="none is named"):
+        Predictor(bundle, providers=[])
+    make = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda c, o, **_: make(c, o, providers=["CPUExecutionProvider"]))
+    with pytest.raises(BundleError, match=r"CUDAExecutionProvider can't be used here; .* run on CPUExecutionProvider"):
+        Predictor(bundle, providers=["cuda", "cpu"])
+
+
+def test_a_real_request_for_cuda_where_there_is_none(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime is built without CUDA")
+    if Path("/dev/nvidiactl").exists():
+        assert Predictor(bundle, providers=["cuda"]).providers[0] == "CUDAExecutionProvider"
+    else:
+        with pytest.raises(BundleError, match="CUDAExecutionProvider can't be used here"):
+            Predictor(bundle, providers=["cuda"])
+    assert capfd.readouterr().out == ""
+
+
+def test_a_model_that_answers_otherwise_is_refused(bent: Callable[..., Path], workshop: Any, template: Any) -> None:
+    with pytest.raises(BundleError, match=r"doesn't answer here .*doctor"):
+        Predictor(bent(student__onnx=workshop.graph(seed=1)))
+    swapped = bent(student__int8__onnx=workshop.graph(seed=2))
+    assert Predictor(swapped)
+    with pytest.raises(BundleError, match=r"Use format 'onnx'"):
+        Predictor(swapped, format="int8")
+
+
+def test_a_model_that_onnxruntime_refuses(bent: Callable[..., Path], workshop: Any) -> None:
+    def unconnected(model: Any) -> None:
+        model.graph.node[4].input[0] = "nowhere"
+
+    with pytest.raises(BundleError, match="onnxruntime can't load it"):
+        Predictor(bent(student__onnx=workshop.graph(bend=unconnected)))
+
+
+def test_pixels_and_pictures_that_do_not_fit(bundle: Path) -> None:
+    predictor = Predictor(bundle)
+    for pixels in (np.zeros((1, 16, 16, 3)), np.zeros((16, 16, 3), np.uint8), np.zeros((1, 3, 16, 16), np.uint8)):
+        with pytest.raises(BundleError, match="uint8 of shape N x 16 x 16 x 3"):
+            predictor.run(pixels)
+    with pytest.raises(BundleError, match=r"Picture 1 \(.*none\.jpg\) can't be used"):
+        predictor([jpeg(4, 4), "none.jpg"])

@@ -1,0 +1,147 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.deploy.__main__ import main
+from pipeline.deploy.bundle import BundleError, open_bundle
+from pipeline.deploy.predictor import Predictor
+from pipeline.deploy.verify import passed, verify
+
+
+def faults(folder: Path, expect: str = "") -> list[str]:
+    return [f"{check.what}: {check.says}" for check in verify(folder, expect=expect) if check.passed is False]
+
+
+def test_a_whole_bundle_passes(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(bundle), "--expect", open_bundle(bundle).fingerprint.upper()]) == 0
+    out = capsys.readouterr().out
+    assert "8 golden images" in out
+    assert "reference runtime agrees" in out
+    assert "student.ts" in out
+    assert "FAILED" not in out
+
+
+def test_another_bundle_than_expected(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(bundle), "--expect", "0" * 64]) == 1
+    assert "another bundle" in capsys.readouterr().out
+
+
+def test_without_onnx_it_says_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    checks = verify(bundle)
+    assert passed(checks)
+    assert any(check.what == "onnx" and check.passed is None for check in checks)
+
+
+def test_files_that_are_not_of_the_bundle_are_named(own: Path) -> None:
+    (own / "evil.py").write_text("")
+    checks = verify(own)
+    assert passed(checks)
+    assert any("evil.py" in check.says for check in checks)
+
+
+def test_golden_vectors_of_another_student(bent: Callable[..., Path], workshop: Any, template: Any) -> None:
+    images = workshop.pictures(8)
+    sound = {"images": images, **{f"logits_{name}": workshop.answers(template.files[file], images) for name, file in FILES.items()}}
+    assert not faults(bent(golden__npz=workshop.npz(**sound)))
+    late = {**sound, "logits_fp32": sound["logits_fp32"].copy()}
+    late["logits_fp32"][7] += 0.05  # not among those run at loading
+    folder = bent(golden__npz=workshop.npz(**late))
+    assert Predictor(folder)
+    assert any("8 golden images" in fault for fault in faults(folder))
+
+
+FILES = {"fp32": "student.onnx", "int8": "student.int8.onnx"}
+
+
+def test_int8_of_another_student(bent: Callable[..., Path], workshop: Any, template: Any) -> None:
+    images, other = workshop.pictures(8), workshop.graph(seed=1)
+    golden = workshop.npz(
+        images=images, logits_fp32=workshop.answers(template.files["student.onnx"], images), logits_int8=workshop.answers(other, images)
+    )
+    assert any("same class as fp32" in fault for fault in faults(bent(student__int8__onnx=other, golden__npz=golden)))
+
+
+def test_a_file_that_only_onnx_finds_fault_with(bent: Callable[..., Path], workshop: Any) -> None:
+    def unsorted(model: Any) -> None:
+        nodes = [*model.graph.node]
+        del model.graph.node[:]
+        model.graph.node.extend(reversed(nodes))
+
+    assert any("checker" in fault for fault in faults(bent(student__onnx=workshop.graph(bend=unsorted))))
+
+
+def damage(folder: Path, random: np.random.Generator) -> str:
+    """One of the things that happen to files; returns the file that is not what it was."""
+    files = sorted(folder.iterdir())
+    path = files[random.integers(len(files))]
+    content = bytearray(path.read_bytes())
+    before = bytes(content)
+    kind = random.integers(5)
+    if kind == 0:  # a few flipped bits
+        for position in random.integers(0, len(content), random.integers(1, 4)):
+            content[position] ^= 1 << int(random.integers(8))
+    elif kind == 1:  # a zeroed block
+        start = int(random.integers(len(content)))
+        content[start : start + 64] = bytes(len(content[start : start + 64]))
+    elif kind == 2:
+        del content[int(random.integers(len(content))) :]
+    elif kind == 3:  # another file in its place
+        content[:] = files[(files.index(path) + 1 + random.integers(len(files) - 1)) % len(files)].read_bytes()
+    else:
+        content += bytes(random.integers(0, 256, 10, dtype=np.uint8))
+    if bytes(content) == before:
+        content = bytearray(b"x") + content
+    path.write_bytes(content)
+    return path.name
+
+
+def refuse_damaged(bundle: Path, scratch: Path, count: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        folder = Path(shutil.copytree(bundle, scratch / str(number)))
+        name = damage(folder, random)
+        assert not passed(verify(folder)), f"{number}: {name}"
+        if name in ("bundle.json", "student.onnx", "golden.npz"):
+            with pytest.raises(BundleError):
+                Predictor(folder)
+        shutil.rmtree(folder)
+
+
+def test_damaged_bundles_are_refused(bundle: Path, tmp_path: Path) -> None:
+    refuse_damaged(bundle, tmp_path, 120, seed=0)
+
+
+@pytest.mark.slow
+def test_a_thousand_damaged_bundles_are_refused(bundle: Path, tmp_path: Path) -> None:
+    refuse_damaged(bundle, tmp_path, 1000, seed=1)
+
+
+def forged(bent: Callable[..., Path], template: Any, count: int, seed: int) -> int:
+    """Damage to the model whose hashes were made right again; returns how many still answered, and all those answered as before."""
+    random = np.random.default_rng(seed)
+    accepted = 0
+    for _ in range(count):
+        content = bytearray(template.files["student.onnx"])
+        for position in random.integers(0, len(content), random.integers(1, 4)):
+            content[position] ^= 1 << int(random.integers(8))
+        try:
+            predictor = Predictor(bent(student__onnx=bytes(content)))
+        except BundleError:
+            continue
+        accepted += 1
+        assert predictor.deviation(predictor.bundle.golden(), most=2) <= 3e-4
+    return accepted
+
+
+def test_a_forger_meets_the_golden_vectors(bent: Callable[..., Path], template: Any) -> None:
+    assert forged(bent, template, 60, seed=0) < 60
+
+
+@pytest.mark.slow
+def test_a_thousand_forgeries_crash_nothing(bent: Callable[..., Path], template: Any) -> None:
+    assert forged(bent, template, 1000, seed=1) < 1000

@@ -1,0 +1,45 @@
+import csv
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fabricated import NAMES, fabricate
+
+from pipeline import report
+from pipeline.report.plots import plots
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    return fabricate(tmp_path / "records")
+
+
+def test_plots_curves_are_long_and_whole(records: Path, tmp_path: Path) -> None:
+    plots(report.load(records, **NAMES), tmp_path / "plots")
+    with (tmp_path / "plots" / "curves.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert Counter((row["run"], row["phase"]) for row in rows) == {
+        ("big", "teacher"): 2,
+        ("alone", "distill"): 9,
+        ("kd", "distill"): 9,
+        ("fitnet", "hint"): 6,
+        ("fitnet", "distill"): 9,
+    }
+    last = next(row for row in rows if (row["run"], row["phase"], row["seed"], row["epoch"]) == ("kd", "distill", "1", "3.0"))
+    assert (last["val_accuracy"], last["loss"]) == ("0.79", "1.5")
+    assert {row["val_accuracy"] for row in rows if row["phase"] == "hint"} == {""}
+
+
+def test_plots_confusion_counts_the_exported_seed(records: Path, tmp_path: Path) -> None:
+    (tmp_path / "plots" / "confusion").mkdir(parents=True)
+    (tmp_path / "plots" / "confusion" / "dropped.csv").write_text("actual,predicted\n")
+    plots(report.load(records, **NAMES), tmp_path / "plots")
+    assert sorted(path.name for path in (tmp_path / "plots" / "confusion").iterdir()) == ["alone.csv", "fitnet.csv", "kd.csv"]
+    with (tmp_path / "plots" / "confusion" / "kd.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 16
+    images = {(row["actual"], row["predicted"]): int(row["images"]) for row in rows}
+    assert sum(n for (actual, predicted), n in images.items() if actual == predicted) == 85
+    assert images["fox", "cat"] == 3
+    assert images["cat", "fox"] == 0
+    assert [row["share"] for row in rows if row["actual"] == "fox"] == ["0.12", "0.0", "0.0", "0.88"]

@@ -1,0 +1,28 @@
+"""Every method trains a run of the embedded graph, through `dvc repro`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from project import ROOT, Project
+
+from pipeline import methods
+
+pytestmark = pytest.mark.slow
+
+
+def test_every_method_trains_a_run_of_the_embedded_graph(tmp_path: Path) -> None:
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    run = {"teacher": "big", "student": "small", "seeds": [0]}
+    settings["teachers"]["big"]["train"]["epochs"] = 5
+    settings["train"]["epochs"] = 3
+    settings["runs"] = {name: run | {"method": {"name": name}} for name in methods.names()}
+    project = Project(tmp_path / "every method", settings)
+    project.params()
+    project.do("git", "init", "-q")
+    project.repro(*(f"evaluate@{name}" for name in methods.names()))
+    for name in methods.names():
+        told = json.loads((project.place / f"records/distill/{name}.json").read_text())
+        assert len(told["curves"]["distill/seed-0"]["epoch"]) == 3, name
+        assert json.loads((project.place / f"metrics/evaluate/{name}.json").read_text())["accuracy"] > 0.05, name
