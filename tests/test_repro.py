@@ -17,7 +17,7 @@ from project import Project
 from world import save_pictures
 
 RUN = {"teacher": "big", "student": "small", "seeds": [0, 1]}
-PARAMS = {
+PARAMS: dict[str, Any] = {
     "launcher": "python",
     "data": {"source": "folder", "size": 8, "val": 0.2, "test": 0.3},
     "augment": {"pad": 1, "flip": 0.5},
