@@ -82,12 +82,6 @@ class Params(Settings):
         """The run's; what its teacher's knowledge was learned with need not be said again."""
         given, known = self.run(run).method, self.knowledge.get(self.run(run).teacher)
         if known and known.method.get("name") == given.get("name"):
-            for key in known.method.keys() & given.keys():
-                if known.method[key] != given[key]:
-                    raise InputError(
-                        f"params.yaml: runs.{run}.method.{key} is {given[key]!r}, but knowledge.{self.run(run).teacher} was learned with "
-                        f"{known.method[key]!r}. Say it there alone, or give the run its teacher without that knowledge."
-                    )
             given = known.method | given
         return _method(given, f"runs.{run}.method")
 

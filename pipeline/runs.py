@@ -205,7 +205,7 @@ def _train(params: Params, run: str, told: Record, *, data: Path, teacher: Path,
                     "Set kd_weight to 0, choose a method that reads no logits, such as refilled, or set class_overlap to all."
                 )
             phases = _named(method.phases(student), cfg.phases, f"runs.{run}.phases")
-            learned = _recall(teacher, method)
+            learned = _recall(teacher, method, run)
             for name in cfg.phases.keys() & set(learned):
                 raise InputError(f"runs.{run}.phases.{name}: knowledge.{cfg.teacher} has learned this phase; it is set there.")
             if initial is not None:
@@ -250,6 +250,9 @@ def learn(params: Params, name: str, told: Record, *, data: Path, teacher: Path,
                 f"knowledge.{name}.method.name: no phase of {method.cfg.name} learns of the teacher alone. Take this entry away, "
                 f"and let the runs name {cfg.teacher} as their teacher."
             )
+        settings = method.cfg.model_dump(mode="json")
+        read = sorted({setting for phase in phases for setting in phase.of_teacher})
+        knows = {"method": method.cfg.name, "phases": [phase.name for phase in phases], "settings": {key: settings[key] for key in read}}
         learned: dict[str, torch.Tensor] = {}
         for phase in _named(phases, cfg.phases, f"knowledge.{name}.phases"):
             told.curves[f"{phase.name}/seed-{cfg.seed}"] = lab.fit(
@@ -261,17 +264,24 @@ def learn(params: Params, name: str, told: Record, *, data: Path, teacher: Path,
         if lab.main:
             with checkpoint.atomic_folder(out) as folder:
                 weights, facts = checkpoint.load_net(teacher)
-                checkpoint.save_net(folder, weights, facts | {"knows": {"method": method.cfg.name, "phases": [p.name for p in phases]}})
+                checkpoint.save_net(folder, weights, facts | {"knows": knows})
                 checkpoint.save_weights(folder / KNOWLEDGE, {key: tensor.detach() for key, tensor in learned.items()})
             told.outputs["knowledge"] = sha256(out)
 
 
-def _recall(teacher: Path, method: Method) -> list[str]:
+def _recall(teacher: Path, method: Method, run: str) -> list[str]:
     """Into the method what the teacher's knowledge holds for it; the names of the phases that are thereby done."""
     knows = checkpoint.load_net(teacher)[1].get("knows", {})
     part = method.main if isinstance(method, Combined) else method
     if knows.get("method") != part.cfg.name:
         return []
+    own = part.cfg.model_dump(mode="json")
+    for key, value in knows["settings"].items():
+        if own[key] != value:
+            raise InputError(
+                f"runs.{run}.method.{key} is {own[key]!r}, but what the teacher {teacher.name} knows was learned with {value!r}. "
+                f"Set it under knowledge.{teacher.name}.method alone, or give the run its teacher without that knowledge."
+            )
     part.load_state_dict(checkpoint.load_weights(teacher / KNOWLEDGE), strict=False)
     return knows["phases"]
 

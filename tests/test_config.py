@@ -47,7 +47,10 @@ def test_the_shipped_params_are_legal() -> None:
             lambda p: p["runs"]["kd"]["method"].update(combine={"name": "crd", "kd_weight": 1}),
             r"combine\.kd_weight: a partner only adds its terms",
         ),
-        (lambda p: p["runs"]["kd"]["method"].update(combine={"name": "crd", "dim": 1}), r"runs\.kd\.method\.combine\.dim.*'dimensions'"),
+        (
+            lambda p: p["runs"]["kd"]["method"].update(combine={"name": "crd", "dimension": 1}),
+            r"combine\.dimension.*Did you mean 'dimensions'",
+        ),
         (
             lambda p: p["knowledge"].update(big={"teacher": "big", "method": {"name": "srm"}}),
             r"knowledge\.big: a teacher is called big too",

@@ -57,7 +57,8 @@ def initial(place: Path, given: config.Params, run: str, teacher: str) -> tuple[
 def test_it_is_the_teacher_and_something_more(place: Path) -> None:
     weights, facts = checkpoint.load_net(place / "atoms")
     teacher, own = checkpoint.load_net(place / "big")
-    assert facts == own | {"knows": {"method": "srm", "phases": ["dictionary"]}}
+    assert (facts["knows"]["method"], facts["knows"]["phases"], facts["knows"]["settings"]["mu"]) == ("srm", ["dictionary"], 3.0)
+    assert {key: value for key, value in facts.items() if key != "knows"} == own
     assert all(weights[name].equal(tensor) for name, tensor in teacher.items())
     assert all(name.startswith("dictionary.") for name in checkpoint.load_weights(place / "atoms/knowledge.safetensors"))
 
@@ -82,8 +83,16 @@ def test_another_method_sees_only_the_teacher(place: Path) -> None:
 
 def test_settings_are_those_it_was_learned_with(place: Path) -> None:
     assert params(place).method("srm").model_dump()["mu"] == 3.0
-    with pytest.raises(ValueError, match=r"runs\.srm\.method\.mu is 2\.0, but knowledge\.atoms was learned with 3\.0"):
-        params(place, srm=RUN | {"method": {"name": "srm", "mu": 2.0}}).method("srm")
+    for key, value, was in (("mu", 2.0, "3.0"), ("sparsity", 0.5, "0.02")):
+        with pytest.raises(
+            ValueError, match=rf"runs\.srm\.method\.{key} is {value}, but what the teacher atoms knows was learned with {was}"
+        ):
+            initial(place, params(place, srm=RUN | {"method": {"name": "srm", key: value}}), "srm", "atoms")
+
+
+def test_settings_of_other_phases_are_free(place: Path) -> None:
+    told, _ = initial(place, params(place, srm=RUN | {"method": {"name": "srm", "pixel": False}}), "srm", "atoms")
+    assert list(told.curves) == ["match/seed-0"]
 
 
 def test_a_phase_that_is_learned_cannot_be_set_by_a_run(place: Path) -> None:

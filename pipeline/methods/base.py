@@ -40,7 +40,7 @@ class Phase:
     name: str  # key under runs.<run>.phases in params.yaml
     loss: Callable[[Step], Loss]
     trains: tuple[nn.Module, ...]  # exactly what the optimiser sees; all else is frozen
-    of_teacher: bool = False  # reads the teacher alone, so it can be learned once for many students
+    of_teacher: tuple[str, ...] = ()  # if it reads the teacher alone, and can be learned once for many students: the settings it reads
 
 
 Pairs = Sequence[tuple[str, str]]  # (of the student, of the teacher): stages, `pooled` or `logits`

@@ -24,6 +24,10 @@ Our reading, where the text is silent:
 - Gradients of a mean over a batch are far below weights: with a ResNet-8 on CIFAR-10 no convolution had more than 0.3 % of its gradients
   above its mean weight (0 in most), so that eps would never move. `gradients: relative`, the default, brings a tensor's gradients to its
   weights' mean magnitude before phi, and back; at the start those above average are dominant. `raw` is the letter.
+
+gamma, lambda and the weight of the layers aren't in the text. Seen with 500 images of CIFAR-10, resnet14 (77.3 %) to resnet8, one seed,
+validation: what decides is how far W~ came. 200 steps of AdamW at 0.003 left it 54-73 % off the teacher's maps, itself at 42 %, and of no use
+to the student; 480 steps at 0.01 brought it to 57.7 %. The student then, 480 steps at 0.01: KD 52.3 %, Dense 58.7 %, sparse 58.0 %.
 """
 
 import math
@@ -84,7 +88,7 @@ class KnowledgeRepresenting(Method):
     def phases(self, student: Tapped) -> list[Phase]:
         own = (self.adapters,) if self.thresholds is None else (self.adapters, self.thresholds)
         return [
-            Phase("aggregate", self.aggregate_loss, (self.aggregate,), of_teacher=True),
+            Phase("aggregate", self.aggregate_loss, (self.aggregate,), of_teacher=("layers", "gamma", "temperature")),
             Phase("distill", self.loss, (student.net, *own)),
         ]
 

@@ -53,7 +53,15 @@ def test_the_manifest_counts(root: Path, tmp_path: Path) -> None:
     store = made(root, tmp_path / "out", val=0.1, test=0.3, split_seed=5)
     assert store.manifest["splits"] == {"train": 18, "val": 3, "test": 9}
     assert store.manifest["per_class"] == {"train": {"cat": 6, "dog": 12}, "val": {"cat": 1, "dog": 2}, "test": {"cat": 3, "dog": 6}}
-    assert store.manifest["settings"] == {"source": "folder", "size": 8, "channels": 3, "val": 0.1, "test": 0.3, "split_seed": 5}
+    assert store.manifest["settings"] == {
+        "source": "folder",
+        "size": 8,
+        "channels": 3,
+        "val": 0.1,
+        "test": 0.3,
+        "split_seed": 5,
+        "noise": 0.0,
+    }
     assert [store.indices(split).tolist() for split in SPLITS] == [list(range(18)), list(range(18, 21)), list(range(21, 30))]
     assert (store.size, store.channels, store.classes) == (8, 3, ["cat", "dog"])
 
