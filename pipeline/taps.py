@@ -55,15 +55,21 @@ class Tapped:
             if tap.removesuffix("#1") not in legal:
                 raise unknown(f"taps.{stage}", tap, legal)
         self._caught: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self._watching = False  # whoever calls the network itself wants no maps kept
         watched = dict.fromkeys([*map(_path, self.taps.values()), self.classifier])
         self._hooks = [net.get_submodule(path).register_forward_hook(partial(self._catch, path)) for path in watched]
 
     def _catch(self, path: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        self._caught[path].append((args[0], output))
+        if self._watching:
+            self._caught[path].append((args[0], output))
 
     def __call__(self, images: Tensor) -> View:
         self._caught.clear()
-        logits = self.net(images).float()
+        self._watching = True
+        try:
+            logits = self.net(images).float()
+        finally:
+            self._watching = False
         caught = {stage: self._caught[_path(tap)][_call_number(tap)] for stage, tap in self.taps.items()}
         stages = {stage: after.float() for stage, (_, after) in caught.items()}
         ends_in_activation = {stage for stage, tap in self.taps.items() if isinstance(self.net.get_submodule(_path(tap)), ACTIVATIONS)}

@@ -139,3 +139,12 @@ def test_a_convolution_may_classify() -> None:
     tapped = Tapped(net, images)
     assert tapped.classifier == "2"
     torch.testing.assert_close(tapped(images).pooled, net[:2](images).mean((2, 3)))
+
+
+def test_the_network_called_by_itself_leaves_no_maps_behind() -> None:
+    tapped = World.make().student
+    for _ in range(3):
+        tapped.net(torch.randn(2, 3, 8, 8))
+    assert not tapped._caught
+    tapped(torch.randn(2, 3, 8, 8))
+    assert not tapped._caught

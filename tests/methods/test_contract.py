@@ -14,6 +14,7 @@ from pipeline.taps import Step, View
 VARIANTS: list[tuple[str, dict]] = [(name, {}) for name in methods.names()] + [
     ("fitnet", {"joint": True}),
     ("kd", {"ce_weight": 0.0}),
+    ("knowledge_representing", {"sparse": False}),
     ("at", {"combine": {"name": "crd"}}),
     ("fitnet", {"combine": {"name": "fsp"}}),
     ("vid", {"combine": {"name": "jacobian"}}),
