@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -27,6 +28,11 @@ CODE = (
     ".dvc/plots",
     "data/raw",
 )
+
+
+def heeding_ctrl_c() -> None:
+    """For a process that is to be interrupted: who runs the tests in the background may ignore it, and children would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def copy_of_the_project(place: Path) -> Path:

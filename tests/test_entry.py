@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from project import ROOT, heeding_ctrl_c
 
-ROOT = Path(__file__).parents[1]
 QUIET = "--num_machines 1 --mixed_precision no --dynamo_backend no"  # what accelerate would warn of choosing by itself
 
 
@@ -67,8 +67,9 @@ def test_ctrl_c_keeps_what_was_trained(tmp_path: Path) -> None:
         "from pipeline import train; train.SAVE_EVERY = 0.0; import runpy, sys; runpy.run_module('stages.teacher', run_name='__main__')",
     ]
     running = subprocess.Popen(
-        [*command, *arguments], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
-    )
+        [*command, *arguments], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+        preexec_fn=heeding_ctrl_c,
+    )  # fmt: skip
     try:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("w/*/distill.state")) and time.monotonic() < deadline:
@@ -77,6 +78,7 @@ def test_ctrl_c_keeps_what_was_trained(tmp_path: Path) -> None:
         _, said = running.communicate(timeout=60)
     finally:
         running.kill()
+        running.wait()
     assert running.returncode == 130
     assert "`dvc repro` goes on from there" in said
     assert list(tmp_path.glob("w/teacher-big-*/distill.state"))

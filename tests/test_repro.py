@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
-from project import Project
+from project import Project, heeding_ctrl_c
 from world import save_pictures
 
 RUN = {"teacher": "big", "student": "small", "seeds": [0, 1]}
@@ -192,7 +192,9 @@ def test_make_run_ends_with_the_table_and_make_ui_serves_the_runs(project: Proje
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = ["make", "-o", "setup", "ui", f"PORT={port}"]
-    ui = subprocess.Popen(command, cwd=project.place, env=project.env, stdout=subprocess.PIPE, text=True, process_group=0)
+    ui = subprocess.Popen(
+        command, cwd=project.place, env=project.env, stdout=subprocess.PIPE, text=True, process_group=0, preexec_fn=heeding_ctrl_c
+    )
     try:
         assert ui.stdout is not None
         link = ui.stdout.readline()
