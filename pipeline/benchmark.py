@@ -1,23 +1,41 @@
-"""How fast and how big: the student in each format beside its teacher, on this machine's CPU."""
+"""How fast and how big: the student in each format beside its teacher, on this machine's CPU.
 
+Each variant has a process of its own, since variants in one process change each other's speed; the processes take short turns, so that a
+busy moment of the machine hits all of them alike. ONNX files run in fresh processes without torch; networks in torch run in forks of this
+one, taken before it has computed anything. Plain eager is torch as people call it; tuned eager has channels last and an allocator that
+keeps its memory, without which torch spends much of a large batch on page faults and any comparison with it flatters.
+"""
+
+import ctypes
+import importlib.util
 import json
-import time
+import os
+import subprocess
+import sys
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from pipeline.inputs import Settings
+from pipeline import timing
+from pipeline.export import machine
+from pipeline.export.deployable import Deployable
+from pipeline.functional import normalise
+from pipeline.inputs import InputError, Settings
 
-Run = Callable[[np.ndarray], object]
-
-FEWEST = 3
 TURN = 0.02
+ROOT = Path(__file__).parents[1]
+
+Load = Callable[[], Deployable]
 
 
 class BenchmarkConfig(Settings):
@@ -26,47 +44,64 @@ class BenchmarkConfig(Settings):
     threads: int = Field(1, ge=1)
 
 
-def measure(bundle: Path, eager: nn.Module, teacher: nn.Module, images: np.ndarray, cfg: BenchmarkConfig) -> dict[str, Any]:
-    """{"metrics", "details"} of the student in `bundle`; `eager` and `teacher` take uint8 images and are in evaluation mode, on the CPU."""
+def measure(bundle: Path, student: Load, teacher: Load, images: np.ndarray, cfg: BenchmarkConfig) -> dict[str, Any]:
+    """{"metrics", "details"} of the student in `bundle`, of the networks that `student` and `teacher` load (evaluation mode, CPU)."""
     formats = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["formats"]
-    onnx_path = bundle / formats["onnx"]["file"]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(cfg.threads)
-    try:
-        session, onnx = _open_onnx(onnx_path, images[:1], cfg.threads)
-        runs = {
-            ("student", "onnx"): (session, onnx_path.stat().st_size),
-            ("student", "eager"): (_eager(eager), _bytes(eager)),
-            ("teacher", "eager"): (_eager(teacher), _bytes(teacher)),
-        }
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        np.save(folder / "images.npy", images)
+
+        def fresh(runtime: str, file: Path) -> Process:
+            return stack.enter_context(_fresh(runtime, file, cfg.threads, folder / "images.npy"))
+
+        def forked(opening: Callable[[], timing.Opened]) -> Process:
+            return stack.enter_context(_forked(opening, cfg.threads, images))
+
+        with _forked(partial(_count, {"student": student, "teacher": teacher}, images[:1]), cfg.threads, images) as counter:
+            counted = counter.ask({})
+        processes: dict[tuple[str, str], Process] = {}
+        for form in ("onnx", "int8"):
+            if form in formats and formats[form].get("accepted", True):
+                processes["student", form] = fresh("onnx", bundle / formats[form]["file"])
+        if importlib.util.find_spec("openvino"):
+            for _, form in list(processes):
+                processes["student", f"openvino {form}"] = fresh("openvino", bundle / formats[form]["file"])
         if "torchscript" in formats:
-            path = bundle / formats["torchscript"]["file"]
-            runs["student", "torchscript"] = (_open_torchscript(path), path.stat().st_size)
+            script = bundle / formats["torchscript"]["file"]
+            processes["student", "torchscript"] = forked(partial(_torchscript, script))
+        for variant, load in (("student", student), ("teacher", teacher)):
+            processes[variant, "eager"] = forked(partial(_plain, load))
+            processes[variant, "tuned eager"] = forked(partial(_tuned, load))
+
+        told = {key: process.ask({}) for key, process in processes.items()}
         rows = []
         for batch in sorted({1, *cfg.batches}):
-            pixels = np.ascontiguousarray(images[np.arange(batch) % len(images)])
-            timed = _take_turns([run for run, _ in runs.values()], pixels, cfg.seconds)
-            for (variant, form), (_, size), seconds in zip(runs, runs.values(), timed, strict=True):
-                rows.append(_row(variant, form, batch, seconds, size))
-    finally:
-        torch.set_num_threads(threads)
+            for key, timed in _take_turns(processes, batch, cfg.seconds).items():
+                rows.append({"variant": key[0], "format": key[1], "batch": batch, **timed, "size_mb": told[key]["size_mb"]})
 
-    ours = [row for row in rows if row["format"] == "onnx"]
-    first = next(row for row in rows if row["variant"] == "teacher")
-    metrics = {
-        "latency_ms": ours[0]["median_ms"],
-        "throughput": ours[-1]["images_per_s"],
-        "size_mb": ours[0]["size_mb"],
-        "parameters_m": parameters(eager) / 1e6,
-        "macs_m": macs(eager, images[:1]) / 1e6,
+    teachers = [row for row in rows if row["variant"] == "teacher" and row["batch"] == 1]
+    answers = {key: np.array(told[key].pop("logits")) for key in processes}
+    opened = [
+        {
+            "variant": key[0],
+            "format": key[1],
+            **told[key],
+            "memory_mb": process.memory_mb,
+            "error": _error(answers[key], answers[key[0], "eager"]),
+        }
+        for key, process in processes.items()
+    ]
+    return {
+        "metrics": _headline(rows, counted["student"]),
+        "details": {
+            "rows": rows,
+            "opened": opened,
+            "teacher": {"latency_ms": min(row["median_ms"] for row in teachers), "size_mb": teachers[0]["size_mb"], **counted["teacher"]},
+            "threads": cfg.threads,
+            "cpu": machine.cpu(),
+            "load": os.getloadavg()[0],
+        },
     }
-    big = {
-        "latency_ms": first["median_ms"],
-        "size_mb": first["size_mb"],
-        "parameters_m": parameters(teacher) / 1e6,
-        "macs_m": macs(teacher, images[:1]) / 1e6,
-    }
-    return {"metrics": metrics, "details": {"rows": rows, "teacher": big, "onnx": onnx, "threads": cfg.threads}}
 
 
 def parameters(module: nn.Module) -> int:
@@ -82,68 +117,168 @@ def macs(module: nn.Module, images: np.ndarray) -> float:
     return counter.get_total_flops() / 2
 
 
-def _open_onnx(path: Path, image: np.ndarray, threads: int) -> tuple[Run, dict[str, Any]]:
-    import onnxruntime
+@dataclass
+class Process:
+    """The other end of `timing.serve`."""
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle spinning steals time from the other variants
-    start = time.perf_counter()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    loaded = time.perf_counter()
+    name: str
+    asks: IO[str]
+    answers: IO[str]
+    memory_mb: float = 0.0
 
-    def run(images: np.ndarray) -> object:
-        return session.run(None, {"image": images})
+    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            self.asks.write(json.dumps(question) + "\n")
+            self.asks.flush()
+            line = self.answers.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise InputError(f"benchmark: the process that measures {self.name} ended without an answer; was it out of memory?")
+        told: dict[str, Any] = json.loads(line)
+        if "error" in told:
+            raise InputError(f"benchmark: {self.name} can't be measured: {told['error']}")
+        return told
 
-    run(image)
-    done = time.perf_counter()
-    return run, {"providers": session.get_providers(), "load_ms": 1000 * (loaded - start), "first_ms": 1000 * (done - loaded)}
+
+@contextmanager
+def _fresh(runtime: str, file: Path, threads: int, images: Path) -> Iterator[Process]:
+    command = [sys.executable, "-m", "pipeline.timing", runtime, str(file.absolute()), str(threads), str(images)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:  # noqa: S603
+        assert child.stdin is not None
+        assert child.stdout is not None
+        yield Process(file.name, child.stdin, child.stdout)
 
 
-def _open_torchscript(path: Path) -> Run:
+@contextmanager
+def _forked(opening: Callable[[], timing.Opened], threads: int, images: np.ndarray) -> Iterator[Process]:
+    asks, answers = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(asks[1])
+            os.close(answers[0])
+            torch.set_num_threads(threads)
+            with open(asks[0]) as questions, open(answers[1], "w") as told:
+                timing.serve(opening, images, questions, told)
+        finally:
+            os._exit(0)  # nothing of the parent's is cleaned up here
+    os.close(asks[0])
+    os.close(answers[1])
+    try:
+        with open(asks[1], "w") as questions, open(answers[0]) as told:
+            yield Process("torch", questions, told)
+    finally:
+        os.waitpid(pid, 0)
+
+
+def _plain(load: Load) -> timing.Opened:
+    """As people call it: pixels normalised, channels first."""
+    deployed = load()
+    net, mean, std = deployed.net, deployed.mean, deployed.std
+
+    def run(images: np.ndarray) -> Sequence[np.ndarray]:
+        with torch.inference_mode():
+            logits = net(normalise(torch.from_numpy(images), mean, std).contiguous())
+            return logits.numpy(), logits.softmax(1).numpy()
+
+    return run, {"size_mb": _megabytes(net)}
+
+
+def _tuned(load: Load) -> timing.Opened:
+    """The fastest that eager gets without changing the network."""
+    _keep_memory()
+    deployed = load()
+    net, mean, std = deployed.net.to(memory_format=torch.channels_last), deployed.mean, deployed.std
+
+    def run(images: np.ndarray) -> Sequence[np.ndarray]:
+        with torch.inference_mode():
+            logits = net(normalise(torch.from_numpy(images), mean, std).contiguous(memory_format=torch.channels_last))
+            return logits.numpy(), logits.softmax(1).numpy()
+
+    return run, {"size_mb": _megabytes(net)}
+
+
+def _torchscript(path: Path) -> timing.Opened:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.")  # torch has deprecated the format
-        return _eager(torch.jit.load(str(path), map_location="cpu"))
+        script = torch.jit.load(str(path), map_location="cpu")
 
-
-def _eager(module: nn.Module) -> Run:
-    def run(images: np.ndarray) -> object:
+    def run(images: np.ndarray) -> Sequence[np.ndarray]:
         with torch.inference_mode():
-            return [output.numpy() for output in module(torch.tensor(images))]
+            return [output.numpy() for output in script(torch.from_numpy(images))]
 
-    return run
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    return run, {"size_mb": path.stat().st_size / 1e6}
 
 
-def _take_turns(runs: list[Run], pixels: np.ndarray, seconds: float) -> list[list[float]]:
-    """Seconds of single calls. The variants take short turns, so that a busy moment of the machine hits all of them alike."""
-    for run in runs:
-        start = time.perf_counter()
-        run(pixels)
-        if time.perf_counter() - start < seconds:
-            run(pixels)  # TorchScript optimises in its second call
-    times: list[list[float]] = [[] for _ in runs]
-    while waiting := [i for i, taken in enumerate(times) if sum(taken) < seconds or len(taken) < FEWEST]:
-        for i in waiting:
-            end = time.perf_counter() + TURN
-            while (start := time.perf_counter()) < end:
-                runs[i](pixels)
-                times[i].append(time.perf_counter() - start)
-    return times
+def _count(networks: Mapping[str, Load], image: np.ndarray) -> timing.Opened:
+    """No variant, but in a process of its own too: torch's counter loads its compiler, which would weigh on what is measured."""
+    told = {}
+    for name, load in networks.items():
+        deployed = load()
+        told[name] = {"parameters_m": parameters(deployed.net) / 1e6, "macs_m": macs(deployed, image) / 1e6}
+    return lambda images: [images], told
 
 
-def _row(variant: str, form: str, batch: int, seconds: list[float], size: int) -> dict[str, Any]:
-    median = float(np.median(seconds))
+def _keep_memory() -> None:
+    """Let glibc keep what is freed instead of giving it back to the system, page by page, at every call; elsewhere nothing."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+        mallopt(parameter, value)
+
+
+def _take_turns(processes: Mapping[tuple[str, str], Process], batch: int, seconds: float) -> dict[tuple[str, str], dict[str, Any]]:
+    """What each variant takes for a batch, in short turns."""
+    wall: dict[tuple[str, str], list[float]] = {key: [] for key in processes}
+    cpu: dict[tuple[str, str], list[float]] = {key: [] for key in processes}
+    while waiting := [key for key, taken in wall.items() if sum(taken) < seconds or len(taken) < timing.FEWEST]:
+        for key in waiting:
+            told = processes[key].ask({"batch": batch, "seconds": TURN})
+            wall[key] += told["wall"]
+            cpu[key] += told["cpu"]
+            processes[key].memory_mb = told["memory_mb"]
+    return {key: _summary(batch, wall[key], cpu[key]) for key in processes}
+
+
+def _summary(batch: int, wall: list[float], cpu: list[float]) -> dict[str, Any]:
+    median = float(np.median(wall))
     return {
-        "variant": variant,
-        "format": form,
-        "batch": batch,
         "median_ms": 1000 * median,
-        "p95_ms": 1000 * float(np.percentile(seconds, 95)),
+        "p95_ms": 1000 * float(np.percentile(wall, 95)),
+        "cpu_ms": 1000 * float(np.median(cpu)),
         "images_per_s": batch / median,
-        "n": len(seconds),
-        "size_mb": size / 1e6,
+        "n": len(wall),
     }
+
+
+def _headline(rows: list[dict[str, Any]], counted: Mapping[str, float]) -> dict[str, float]:
+    """The float file's numbers, int8's beside them where it ships; speedups are over tuned eager, for one image, by CPU time."""
+    own = {(row["format"], row["batch"]): row for row in rows if row["variant"] == "student"}
+    largest = max(batch for _, batch in own)
+    metrics = {
+        "latency_ms": own["onnx", 1]["median_ms"],
+        "throughput": own["onnx", largest]["images_per_s"],
+        "size_mb": own["onnx", 1]["size_mb"],
+        **counted,
+        "speedup": own["tuned eager", 1]["cpu_ms"] / own["onnx", 1]["cpu_ms"],
+    }
+    if ("int8", 1) in own:
+        metrics |= {
+            "int8_latency_ms": own["int8", 1]["median_ms"],
+            "int8_throughput": own["int8", largest]["images_per_s"],
+            "int8_size_mb": own["int8", 1]["size_mb"],
+            "int8_speedup": own["tuned eager", 1]["cpu_ms"] / own["int8", 1]["cpu_ms"],
+        }
+    return metrics
+
+
+def _error(logits: np.ndarray, truth: np.ndarray) -> float:
+    """How far an answer is from plain eager's, of its largest logit: what is fast and wrong must be seen."""
+    return float(np.abs(logits - truth).max() / max(float(np.abs(truth).max()), 1e-30))
+
+
+def _megabytes(net: nn.Module) -> float:
+    return sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers())) / 1e6

@@ -3,28 +3,52 @@ from pathlib import Path
 
 from pipeline import config, saved
 from pipeline.checkpoint import atomic_folder
+from pipeline.data.protocol import among
 from pipeline.data.store import Store
-from pipeline.export.bundle import export
+from pipeline.export.bundle import Labelled, export
+from pipeline.export.machine import code
 from pipeline.record import record as recording
 from pipeline.record import sha256
 from stages.entry import command
 
 
-def stage(name: str, data: Path, students: Path, metrics: Path, out: Path, record: Path) -> None:
+def stage(name: str, data: Path, students: Path, distilled: Path, evaluated: Path, out: Path, record: Path) -> None:
     """The run's best student on validation as a bundle of files to deploy, checked against the trained network."""
     cfg, store = config.load().export, Store.open(data)
     chosen = saved.best_seed(students)
     net, facts = saved.load(chosen)
+    past = {told["stage"]: told for told in (json.loads(file.read_text()) for file in (distilled, evaluated))}
+    tested = past["evaluate"]
+
+    def split(name: str, most: int) -> Labelled:
+        sample = among(store.labels, store.indices(name), [store.classes.index(each) for each in facts["classes"]])
+        return Labelled(store.images[sample.rows[:most]], sample.labels[:most])
+
     with recording(record, "export", name, {"export": cfg.model_dump(mode="json")}) as kept:
         kept.inputs = {"data": store.content, "students": sha256(students)}
-        told = {"run": name, "seed": facts["seed"], "net": facts["net"], "val_accuracy": facts["val_accuracy"]}
-        told |= {"test": json.loads(metrics.read_text()), "hashes": kept.inputs}
+        exported = {"seed": facts["seed"], "accuracy": tested["details"]["seeds"][str(facts["seed"])]["accuracy"]}
+        provenance = {
+            "data": store.content,
+            "teacher": tested["inputs"]["teacher"],
+            "student": sha256(chosen),
+            "code": code(),
+            **{key: facts[key] for key in ("net", "seed", "val_accuracy")},
+            "params": past["distill"]["params"],
+            "record": kept.id,
+            "records": {stage: told["id"] for stage, told in past.items()},
+        }
         with atomic_folder(out) as folder:
-            kept.details = export(
-                net, out=folder, classes=store.classes, mean=store.mean, std=store.std, size=store.size, channels=store.channels,
-                images=store.images[store.indices("test")[: cfg.parity_images]], facts=told, cfg=cfg,
+            bundle = export(
+                net, out=folder, name=name, classes=facts["classes"], mean=store.mean, std=store.std,
+                training=split("train", cfg.int8.images).images, validation=split("val", cfg.int8.check),
+                test=split("test", max(cfg.int8.check, cfg.parity_images)),
+                metrics=tested["metrics"] | {"exported": exported}, provenance=provenance, cfg=cfg,
             )  # fmt: skip
-        kept.outputs["bundle"] = sha256(out)
+        kept.details, kept.outputs["bundle"] = bundle, sha256(out)
+        if quantized := bundle["formats"].get("int8"):
+            kept.metrics = {f"int8_{key}": quantized["test"][key] for key in ("accuracy", "drop", "agreement", "snr_db")}
+            if quantized["refused"]:
+                print(f"{name}: int8 refused, float ships: {'; '.join(quantized['refused'])}")
     print(f"{name}: seed {facts['seed']} exported to {out}")
 
 

@@ -56,7 +56,11 @@ def test_everything_is_there(project: Project) -> None:
         assert word in table, table
     for run in ("alone", "hints"):
         bundle = {file.name for file in (place / "models/export" / run).iterdir()}
-        assert bundle == {"student.onnx", "student.ts", "student.safetensors", "bundle.json"}
+        told = json.loads((place / "models/export" / run / "bundle.json").read_text())
+        assert (
+            bundle == {*told["files"], "bundle.json"} > {"student.onnx", "student.ts", "student.safetensors", "golden.npz", "student.html"}
+        )
+        assert "This bundle is whole" in project.do("python", "-m", "pipeline.deploy", "verify", f"models/export/{run}")
         assert len(list((place / "models/students" / run).glob("seed-*/weights.safetensors"))) == 2
     assert sorted(project.rows()) == ["alone", "big", "hints"]
 
@@ -68,7 +72,7 @@ def test_numbers_agree_wherever_they_stand(project: Project) -> None:
         metrics = json.loads((place / f"metrics/evaluate/{run}.json").read_text())
         bundle = json.loads((place / f"models/export/{run}/bundle.json").read_text())
         assert metrics["accuracy"] == pytest.approx(evaluated["metrics"]["accuracy"], abs=1e-5)
-        assert bundle["facts"]["test"] == metrics
+        assert bundle["metrics"]["accuracy"] == pytest.approx(metrics["accuracy"], abs=1e-5)
         seeds = [scores["accuracy"] for scores in evaluated["details"]["seeds"].values()]
         assert metrics["accuracy"] == pytest.approx(np.mean(seeds), abs=1e-5)
         assert f"{100 * metrics['accuracy']:.2f}" in (place / "reports/table.txt").read_text()

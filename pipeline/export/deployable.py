@@ -10,6 +10,20 @@ from torch import Tensor, nn
 from pipeline.functional import normalise
 
 
+class GlobalMean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
+
+
+def plain_pools(net: nn.Module) -> nn.Module:
+    """The given network, its pools to one pixel changed to plain means: torch exports such a pool as ten small operators."""
+    for module in net.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
+                setattr(module, name, GlobalMean().train(child.training))
+    return net
+
+
 class Deployable(nn.Module):
     """uint8 images N x H x W x C to (logits, probabilities); what is exported, and what evaluation runs."""
 

@@ -1,12 +1,8 @@
 """ONNX: one self-describing file with a batch size that really is free."""
 
-import contextlib
-import io
 import json
-import logging
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.export.deployable import Deployable
+from pipeline.export.quiet import quiet
 from pipeline.inputs import InputError
 
 OPSET = 20
@@ -21,12 +18,11 @@ OPSET = 20
 
 def write(model: Deployable, path: Path, *, size: int, channels: int, classes: int, metadata: Mapping[str, Any]) -> None:
     """Write `model` to `path`; equal weights give equal bytes, wherever and whenever they are written."""
-    import onnx
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     example = torch.zeros((2, size, size, channels), dtype=torch.uint8)
     try:
-        with _silence():
+        with quiet():
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -46,9 +42,19 @@ def write(model: Deployable, path: Path, *, size: int, channels: int, classes: i
     for value in (*proto.graph.input, *proto.graph.output):
         del value.metadata_props[:]
     proto.model_version = 1  # unset, runtimes report 2**63 - 1
+    _check_declared(proto, size=size, channels=channels, classes=classes)
+    save(proto, path, metadata)
+
+
+def save(proto: Any, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write a sound graph, with what a reader should know inside it."""
+    import onnx
+
+    del proto.metadata_props[:]
     onnx.helper.set_model_props(proto, {key: json.dumps(metadata[key]) for key in sorted(metadata)})
     onnx.checker.check_model(proto, full_check=True)
-    _check_declared(proto, size=size, channels=channels, classes=classes)
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
+    assert opsets == {"": OPSET}, opsets
     path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
@@ -65,19 +71,6 @@ def load(path: Path, *, threads: int = 1) -> Callable[[np.ndarray], tuple[np.nda
         return logits, probabilities
 
     return run
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """torch's exporter prints progress, graph dumps and warnings about its own insides; what matters of a failure is in its exception."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _explain(error: BaseException) -> str:
@@ -112,5 +105,3 @@ def _check_declared(proto: Any, *, size: int, channels: int, classes: int) -> No
                 f"The exported graph's {name!r} is declared as {declared[name][1]} where {shape} is needed: the network must take any "
                 f"number of images and give {classes} numbers for each. Look for a reshape with a written-out batch size in its forward."
             )
-    opsets = {entry.domain: entry.version for entry in proto.opset_import}
-    assert opsets == {"": OPSET}, opsets

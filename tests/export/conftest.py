@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.export import bundle
+from pipeline.export.deployable import Deployable
+from pipeline.export.int8 import Int8Config
 
 MEAN, STD, SIZE, CLASSES = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), 16, ("ant", "bee", "cat", "dog", "elk", "fox")
 
@@ -57,18 +59,33 @@ def pictures(channels: int = 3, n: int = 80) -> np.ndarray:
     return nn.functional.interpolate(coarse, (SIZE, SIZE), mode="bicubic").clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
+PROVENANCE = {"data": "d" * 64, "teacher": "e" * 64, "student": "f" * 64, "code": "c" * 64, "net": "net", "seed": 1, "record": "r" * 32}
+METRICS = {"accuracy": 0.875, "spread": 0.0125, "n": 3, "exported": {"seed": 1, "accuracy": 0.9}}
+INT8 = Int8Config(images=80, min_agreement=90, min_snr=20)  # the weights are no trained ones, and all classes are near one another
+
+
+def labelled(net: nn.Module, images: np.ndarray) -> bundle.Labelled:
+    """The network is right on three images of four."""
+    labels = Deployable(net, MEAN[: images.shape[3]], STD[: images.shape[3]]).predict(images).argmax(1)
+    labels[::4] = (labels[::4] + 1) % len(CLASSES)
+    return bundle.Labelled(images, labels)
+
+
 def write(net: nn.Module, out: Path, channels: int = 3, cfg: bundle.ExportConfig | None = None) -> dict[str, Any]:
+    images = pictures(channels, 240)
     return bundle.export(
         net,
         out=out,
+        name="a run",
         classes=CLASSES,
         mean=MEAN[:channels],
         std=STD[:channels],
-        size=SIZE,
-        channels=channels,
-        images=pictures(channels),
-        facts={"accuracy": 0.9},
-        cfg=cfg or bundle.ExportConfig(),
+        training=images[:80],
+        validation=labelled(net, images[80:160]),
+        test=labelled(net, images[160:]),
+        metrics=METRICS,
+        provenance=PROVENANCE,
+        cfg=cfg or bundle.ExportConfig(int8=INT8),
     )
 
 
@@ -84,11 +101,12 @@ class World:
     std: tuple[float, ...]
     size: int
     classes: tuple[str, ...]
+    int8: Int8Config
 
 
 @pytest.fixture(scope="session")
 def world() -> World:
-    return World(Net, make, pictures, write, MEAN, STD, SIZE, CLASSES)
+    return World(Net, make, pictures, write, MEAN, STD, SIZE, CLASSES, INT8)
 
 
 @pytest.fixture

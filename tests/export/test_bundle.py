@@ -14,20 +14,92 @@ from pydantic import ValidationError
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from pipeline.export import bundle, parity
-from pipeline.export.bundle import ExportConfig
+from pipeline.export import bundle, onnx_format, parity
+from pipeline.export.bundle import BudgetError, ExportConfig
+from pipeline.export.deployable import Deployable
+from pipeline.export.int8 import Int8Error
 
 
 def test_holds_what_it_lists(exported: Any) -> None:
     written = json.loads((exported.out / "bundle.json").read_text())
     assert written == json.loads(json.dumps(exported.bundle))
     assert {p.name for p in exported.out.iterdir()} == {*written["files"], "bundle.json"}
-    assert [entry["file"] for entry in written["formats"].values()] == ["student.onnx", "student.ts", "student.safetensors"]
+    shipped = ["student.onnx", "student.int8.onnx", "student.ts", "student.safetensors"]
+    assert [entry["file"] for entry in written["formats"].values()] == shipped
+    assert written["files"].keys() == {*shipped, "golden.npz", "student.html", "README.md"}
     for name, facts in written["files"].items():
         content = (exported.out / name).read_bytes()
         assert facts == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         assert (exported.out / name).stat().st_mode & 0o044 == (exported.out / "bundle.json").stat().st_mode & 0o044
-    assert written["facts"] == {"accuracy": 0.9}
+
+
+def test_says_what_the_contract_names(exported: Any, world: Any) -> None:
+    told = exported.bundle
+    assert (told["schema"], told["name"], told["classes"]) == (2, "a run", list(world.classes))
+    assert told["input"] == {"size": 16, "channels": 3, "dtype": "uint8", "layout": "NHWC"}
+    assert told["outputs"] == ["logits", "probabilities"]
+    assert told["max_batch"] == 80
+    assert told["metrics"]["exported"] == {"seed": 1, "accuracy": 0.9}
+    assert told["provenance"]["teacher"] == "e" * 64
+    assert (told["latency"]["threads"], told["latency"]["batch"]) == (1, 1)
+    assert told["latency"]["median_ms"].keys() == {"onnx", "int8", "torchscript"}
+    assert all(0 < took < 1000 for took in told["latency"]["median_ms"].values())
+    assert told["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert told["cpu"]["model"]
+
+
+def test_golden_answers_are_the_networks_and_the_int8_files(exported: Any, world: Any) -> None:
+    with np.load(exported.out / "golden.npz", allow_pickle=False) as golden:
+        assert set(golden) == {"images", "logits_fp32", "logits_int8"}
+        images, truth, rounded = (golden[key] for key in ("images", "logits_fp32", "logits_int8"))
+    assert (images.dtype, images.shape) == (np.uint8, (12, 16, 16, 3))
+    assert len(np.unique(images, axis=0)) == 12
+    assert np.array_equal(truth, Deployable(exported.net, world.mean, world.std).predict(images))
+    for name, want in (("student.onnx", truth), ("student.int8.onnx", rounded)):
+        assert np.abs(onnx_format.load(exported.out / name)(images)[0] - want).max() <= 1e-5 * np.abs(truth).max()
+    assert np.abs(truth - rounded).max() > 1e-3
+
+
+def test_a_refused_int8_file_is_kept_under_another_name_and_the_float_one_ships(world: Any, tmp_path: Path) -> None:
+    strict = world.int8.model_copy(update={"min_snr": 99.0})
+    written = world.write(world.make(), tmp_path, cfg=ExportConfig(int8=strict, formats=("onnx", "int8")))
+    entry = written["formats"]["int8"]
+    assert (entry["file"], entry["accepted"]) == ("student.int8.onnx.rejected", False)
+    assert "needed are 99 dB" in entry["refused"][0]
+    assert {p.name for p in tmp_path.iterdir()} == {*written["files"], "bundle.json"}
+    assert "student.int8.onnx.rejected" in written["files"]
+    assert "int8" not in written["latency"]["median_ms"]
+    with np.load(tmp_path / "golden.npz") as golden:
+        assert set(golden) == {"images", "logits_fp32"}
+    card = (tmp_path / "README.md").read_text()
+    assert "The int8 file was refused, so float is what ships" in card
+    assert 'InferenceSession("student.onnx"' in card
+
+
+def test_int8_that_is_required_fails_the_export(world: Any, tmp_path: Path) -> None:
+    strict = world.int8.model_copy(update={"min_snr": 99.0, "required": True})
+    with pytest.raises(Int8Error, match=r"needed are 99 dB.*export\.int8\.required"):
+        world.write(world.make(), tmp_path, cfg=ExportConfig(int8=strict))
+    assert not (tmp_path / "bundle.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("budget", "match"), [("max_latency_ms", "export.max_latency_ms.* ms an image"), ("max_size_mb", "has 0.0[0-9]+ MB")]
+)
+def test_a_budget_fails_the_export(budget: str, match: str, world: Any, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match=match):
+        world.write(world.make(), tmp_path, cfg=ExportConfig(formats=("onnx",), **{budget: 1e-3}))
+    assert not (tmp_path / "bundle.json").exists()
+
+
+def test_budgets_are_the_fastest_onnx_files() -> None:
+    milliseconds, sizes = {"onnx": 2.0, "int8": 1.0, "torchscript": 0.5}, {"onnx": 4_000_000, "int8": 1_000_000, "torchscript": 1}
+    bundle._keep_budgets(ExportConfig(max_latency_ms=1.0, max_size_mb=1.0), milliseconds, sizes)
+    bundle._keep_budgets(ExportConfig(), milliseconds, sizes)
+    with pytest.raises(BudgetError, match=r"\(int8\) takes 1 ms"):
+        bundle._keep_budgets(ExportConfig(max_latency_ms=0.9), milliseconds, sizes)
+    with pytest.raises(BudgetError, match=r"\(int8\) has 1 MB"):
+        bundle._keep_budgets(ExportConfig(max_size_mb=0.9), milliseconds, sizes)
 
 
 def test_says_how_well_each_format_agrees(exported: Any) -> None:
@@ -51,15 +123,19 @@ def test_hooks_of_the_given_network_stay_and_never_run_in_an_exporter(exported: 
     assert all(p.requires_grad for p in exported.net.parameters())
 
 
-def test_no_file_tells_where_or_by_whom_it_was_made(exported: Any) -> None:
-    contents = {path.name: path.read_bytes() for path in exported.out.iterdir()}
-    with zipfile.ZipFile(exported.out / "student.ts") as script:
-        contents |= {name: script.read(name) for name in script.namelist()}
+def test_no_file_tells_where_or_by_whom_it_was_made(exported: Any, world: Any, tmp_path: Path) -> None:
+    everything = tmp_path / "everything"
+    world.write(world.make(), everything, cfg=ExportConfig(formats=("onnx", "int8", "torchscript", "pt2"), int8=world.int8))
+    contents = {path.name: path.read_bytes() for path in everything.iterdir()}
+    for archive in ("student.ts", "student.pt2", "golden.npz"):
+        with zipfile.ZipFile(everything / archive) as file:
+            contents |= {f"{archive}/{name}": file.read(name) for name in file.namelist()}
     here = Path(__file__).resolve()
     telling = [
         str(here.parents[2]),
         str(Path.home()) + "/",
         sys.prefix,
+        str(tmp_path),
         str(exported.out.parent),
         "site-packages",
         ".py\x00",
@@ -87,7 +163,14 @@ def unstripped_trace(net: nn.Module) -> bytes:
 
 def test_grey_images_and_onnx_only(world: Any, tmp_path: Path) -> None:
     written = world.write(world.make(1), tmp_path / "grey", 1, ExportConfig(formats=("onnx",), parity_images=9))
-    assert {p.name for p in (tmp_path / "grey").iterdir()} == {"student.onnx", "student.safetensors", "bundle.json"}
+    assert {p.name for p in (tmp_path / "grey").iterdir()} == {
+        "student.onnx",
+        "student.safetensors",
+        "golden.npz",
+        "README.md",
+        "student.html",
+        "bundle.json",
+    }
     assert written["transform"]["mode"] == "L"
     assert written["formats"]["onnx"]["parity"]["images"] == 9
 

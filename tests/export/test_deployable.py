@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.export.deployable import Deployable
+from pipeline.export.deployable import Deployable, plain_pools
 from pipeline.functional import normalise
 
 
@@ -52,3 +52,12 @@ def test_refuses_training_mode_and_other_types(world: Any, images: np.ndarray) -
         Deployable(net, world.mean, world.std).predict(images)
     with pytest.raises(AssertionError, match="float32"):
         Deployable(world.make(), world.mean, world.std).predict(images.astype(np.float32))
+
+
+def test_pools_to_one_pixel_become_means_and_answer_alike(world: Any, images: np.ndarray) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.AdaptiveAvgPool2d((1, 1))), nn.Flatten(), nn.Linear(8, 6)).eval()
+    before = Deployable(net, world.mean, world.std).predict(images)
+    assert not [m for m in plain_pools(net).modules() if isinstance(m, nn.AdaptiveAvgPool2d)]
+    np.testing.assert_allclose(Deployable(net, world.mean, world.std).predict(images), before, atol=1e-6)
+    other = nn.Sequential(nn.AdaptiveAvgPool2d(2))
+    assert isinstance(plain_pools(other)[0], nn.AdaptiveAvgPool2d)  # type: ignore[index]

@@ -68,7 +68,7 @@ def test_the_graph_says_what_it_is(exported: Any, world: Any) -> None:
     told = session.get_modelmeta()
     assert told.version == 1
     said = {key: json.loads(value) for key, value in told.custom_metadata_map.items()}
-    assert said == {key: exported.bundle[key] for key in ("schema", "classes", "size", "channels", "mean", "std", "transform")}
+    assert said == {key: exported.bundle[key] for key in ("schema", "classes", "input", "outputs", "mean", "std", "transform")}
     assert said["classes"] == list(world.classes)
     model = onnx.load(exported.out / "student.onnx", load_external_data=False)
     assert {e.domain: e.version for e in model.opset_import} == {"": 20}
@@ -102,7 +102,7 @@ def test_refuses_other_pixels(wrong: Callable[[np.ndarray], np.ndarray], exporte
 
 
 def test_equal_weights_give_equal_bytes_and_no_noise(exported: Any, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    metadata = {key: exported.bundle[key] for key in ("transform", "std", "mean", "channels", "size", "classes", "schema")}  # another order
+    metadata = {key: exported.bundle[key] for key in ("transform", "std", "mean", "input", "outputs", "classes", "schema")}  # another order
     again = Deployable(world.make(), world.mean, world.std)
     onnx_format.write(again, tmp_path / "again.onnx", size=16, channels=3, classes=6, metadata=metadata)
     assert capfd.readouterr() == ("", "")
@@ -122,7 +122,7 @@ write(make(), pathlib.Path("bundle"))
     env = {**os.environ, "PYTHONHASHSEED": "7"}
     result = subprocess.run([sys.executable, "run.py"], cwd=tmp_path, env=env, check=True, capture_output=True, text=True)
     assert result.stdout == ""
-    for name in ("student.onnx", "student.safetensors"):
+    for name in ("student.onnx", "student.int8.onnx", "student.safetensors"):
         assert hashlib.sha256((tmp_path / "bundle" / name).read_bytes()).hexdigest() == exported.bundle["files"][name]["sha256"]
 
 

@@ -285,6 +285,24 @@ def test_what_float32_costs_the_network_is_allowed_to_the_file(images: np.ndarra
             check(network(rounding), network(error), images, name="A file", exact=exact)
 
 
+def test_noise_on_which_the_network_itself_is_all_rounding_is_no_fault(images: np.ndarray) -> None:
+    def network(error: float) -> Predict:
+        def run(x: np.ndarray) -> Outputs:
+            wild = np.where(x.reshape(len(x), -1).std(1, keepdims=True) > 100, error, 0.0)  # no real picture is
+            logits = (exact(x) * (1 + wild * np.array([1, -1]))).astype(np.float32)
+            return logits, softmax(logits)
+
+        return run
+
+    def exact(x: np.ndarray) -> np.ndarray:
+        level = x.reshape(len(x), -1).mean(1, dtype=np.float64)
+        return np.stack([level, 100 - level], 1)
+
+    assert check(network(3e-4), network(-3e-4), images, name="A file", exact=exact).allowed == 1e-5
+    with pytest.raises(ParityError, match=r"extreme noise, batch 7: differs"):
+        check(network(0), network(3e-4), images, name="A file", exact=exact)
+
+
 # vacuous comparisons
 def test_refuses_a_constant_network(trained: Deployable, images: np.ndarray) -> None:
     head: Any = trained.net.head

@@ -1,0 +1,177 @@
+"""int8: onnxruntime's static quantizer, with settings that are fast and faithful, and the gate its file has to pass.
+
+Activations are unsigned, weights signed and scaled by channel, ranges the smallest and largest value that training images reach; the
+classifier stays in float. Percentile and entropy ranges were no better and need gigabytes; signed activations, the quantizer's default,
+are twice as slow. A calibration that went wrong may leave the accuracy as it was, so the gate looks at the logits too.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.export import onnx_format
+from pipeline.export.quiet import quiet
+from pipeline.inputs import InputError, Settings
+
+PRODUCTS = ("Conv", "Gemm", "MatMul")  # what int8 makes fast
+PIXELS = 1_000_000  # of images at a time
+BATCHES = (1, 2, 3, 7)
+
+Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class Int8Config(Settings):
+    images: int = Field(256, ge=16, description="training images that tell the ranges of activations")
+    portable: bool = Field(False, description="7-bit weights: exact on CPUs without VNNI too, a little less so everywhere")
+    max_drop: float = Field(0.5, ge=0, description="points of accuracy that may be lost")
+    min_agreement: float = Field(98.5, ge=0, le=100, description="percent of the images that must get the same class")
+    min_snr: float = Field(30.0, description="decibels from the logits to their error")
+    check: int = Field(5000, ge=2, description="at most so many validation images for the gate, and test images for the report")
+    required: bool = Field(False, description="fail where the gate does, instead of shipping the float file alone")
+
+
+class Int8Error(InputError):
+    """The int8 student isn't good enough, and it was required."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The int8 file beside the float one on the same images."""
+
+    accuracy: float
+    accuracy_fp32: float
+    drop: float  # points of accuracy
+    low: float  # its 95 % interval
+    high: float
+    agreement: float
+    snr_db: float
+    images: int
+
+
+def write(source: Path, path: Path, images: np.ndarray, *, portable: bool, metadata: Mapping[str, Any]) -> None:
+    """Quantize the ONNX file `source` into `path`; `images` are real uint8 training images. Equal input gives equal bytes."""
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    graph = onnx.load(source, load_external_data=False).graph
+    with quiet():
+        quantize_static(
+            source,
+            path,
+            _Reader(images),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=portable,
+            calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=_float_nodes(graph),
+        )
+    proto = onnx.load(path)
+    used = {node.domain for node in proto.graph.node}
+    opsets = [entry for entry in proto.opset_import if entry.domain in used]  # the quantizer declares its own too
+    del proto.opset_import[:]
+    proto.opset_import.extend(opsets)
+    onnx_format.save(proto, path, metadata)
+
+
+def compare(float_file: Predict, int8_file: Predict, images: np.ndarray, labels: np.ndarray) -> Quality:
+    """How much the int8 file lost, on images it was not calibrated with."""
+    want, got = (_logits(run, images, _fitting(images)) for run in (float_file, int8_file))
+    if not np.isfinite(got).all():
+        raise Int8Error("int8: the quantized network gives NaN or infinity on real images.")
+    right, kept = want.argmax(1) == labels, got.argmax(1) == labels
+    low, high = _interval(int((right & ~kept).sum()), int((kept & ~right).sum()), len(labels))
+    signal, noise = _centred(want), _centred(want - got)
+    return Quality(
+        accuracy=float(kept.mean()),
+        accuracy_fp32=float(right.mean()),
+        drop=100 * float(right.mean() - kept.mean()),
+        low=100 * low,
+        high=100 * high,
+        agreement=float((want.argmax(1) == got.argmax(1)).mean()),
+        snr_db=float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-12 * signal, 1e-30))),
+        images=len(labels),
+    )
+
+
+def faults(quality: Quality, cfg: Int8Config) -> list[str]:
+    """Why the file is refused; empty where it isn't. A drop counts if it is more than chance, which few images can't tell."""
+    found = []
+    if quality.drop > cfg.max_drop and quality.low > 0:
+        found.append(
+            f"it loses {quality.drop:.2f} points of accuracy [{quality.low:.2f}, {quality.high:.2f}], allowed are {cfg.max_drop:g}"
+        )
+    if 100 * quality.agreement < cfg.min_agreement:
+        found.append(f"{100 * quality.agreement:.2f} % of the images get the same class, needed are {cfg.min_agreement:g} %")
+    if quality.snr_db < cfg.min_snr:
+        found.append(f"its logits are {quality.snr_db:.1f} dB above their error, needed are {cfg.min_snr:g} dB")
+    return found
+
+
+def batch_faults(run: Predict, images: np.ndarray) -> list[str]:
+    """The same answers whatever the number of images, up to a step of rounding."""
+    want = run(np.ascontiguousarray(images))[0]
+    allowed = 0.01 * float(np.abs(want).max())
+    for batch in BATCHES:
+        got = _logits(run, images, batch)
+        if got.shape != want.shape or not np.abs(got - want).max() <= allowed:
+            return [f"it answers differently when it is given {batch} images at a time"]
+    return []
+
+
+class _Reader:
+    """What the quantizer reads images from."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.parts = _parts(images, _fitting(images))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        part = next(self.parts, None)
+        return None if part is None else {"image": part}
+
+
+def _float_nodes(graph: Any) -> list[str]:
+    """The normalisation before the first product, and all from the classifier on."""
+    before = [node.name for node in takewhile(lambda node: node.op_type not in PRODUCTS, graph.node)]
+    makers = {output: node for node in graph.node for output in node.output}
+    after, todo = [], ["probabilities", "logits"]
+    while todo:
+        node = makers.get(todo.pop())
+        if node is not None and node.name not in after:
+            after.append(node.name)
+            if node.op_type not in PRODUCTS:
+                todo += node.input
+    return before + after
+
+
+def _logits(run: Predict, images: np.ndarray, batch: int) -> np.ndarray:
+    return np.concatenate([run(part)[0] for part in _parts(images, batch)])
+
+
+def _parts(images: np.ndarray, batch: int) -> Iterator[np.ndarray]:
+    return (np.ascontiguousarray(images[start : start + batch]) for start in range(0, len(images), batch))
+
+
+def _fitting(images: np.ndarray) -> int:
+    """Images at a time, so that big ones don't fill the memory."""
+    return max(1, PIXELS // (images.shape[1] * images.shape[2]))
+
+
+def _centred(logits: np.ndarray) -> float:
+    """Energy of the logits' differences: what all classes share says nothing."""
+    logits = logits.astype(np.float64)
+    return float(((logits - logits.mean(1, keepdims=True)) ** 2).sum())
+
+
+def _interval(lost: int, won: int, n: int) -> tuple[float, float]:
+    """95 % interval of the paired difference of two accuracies (Agresti & Min, 2005): honest with no or few differences too."""
+    lost_, won_, n_ = lost + 0.5, won + 0.5, n + 2
+    mean = (lost_ - won_) / n_
+    half = 1.96 * float(np.sqrt(lost_ + won_ - (lost_ - won_) ** 2 / n_)) / n_
+    return max(mean - half, -1.0), min(mean + half, 1.0)

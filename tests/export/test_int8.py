@@ -1,0 +1,222 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from pipeline.export import int8, onnx_format
+from pipeline.export.int8 import Int8Config, Quality, batch_faults, compare, faults
+
+Outputs = tuple[np.ndarray, np.ndarray]
+GOOD = Quality(accuracy=0.9, accuracy_fp32=0.9, drop=0.0, low=-0.1, high=0.1, agreement=0.995, snr_db=38.0, images=5000)
+
+
+@pytest.fixture(scope="module")
+def graph(exported: Any) -> Any:
+    import onnx
+
+    return onnx.load(exported.out / "student.int8.onnx", load_external_data=False).graph
+
+
+def test_only_the_middle_of_the_network_is_quantized(graph: Any) -> None:
+    makers = {output: node for node in graph.node for output in node.output}
+
+    def quantized(node: Any) -> bool:
+        return any(makers[name].op_type == "DequantizeLinear" for name in node.input if name in makers)
+
+    convs = [node for node in graph.node if node.op_type == "Conv"]
+    assert len(convs) == 3
+    assert all(quantized(node) for node in convs)
+    normalisation = [node for node in graph.node if node.op_type in ("Cast", "Sub", "Mul")]
+    classifier = [node for node in graph.node if node.op_type in ("Gemm", "MatMul", "Softmax")]
+    assert len(normalisation) == 3
+    assert len(classifier) == 2
+    weights = {tensor.name for tensor in graph.initializer}
+    for node in (*normalisation, *classifier):
+        assert not [
+            name
+            for name in node.input
+            if name in makers and makers[name].op_type == "DequantizeLinear" and makers[name].input[0] in weights
+        ]
+    assert not [node for node in normalisation if quantized(node)]
+
+
+def test_weights_are_signed_and_scaled_by_channel_activations_unsigned(graph: Any) -> None:
+    from onnx import numpy_helper
+
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    makers = {output: node for node in graph.node for output in node.output}
+    for conv in (node for node in graph.node if node.op_type == "Conv"):
+        activation, weight = (makers[name] for name in conv.input[:2])
+        values = constants[weight.input[0]]
+        assert values.dtype == np.int8
+        assert constants[weight.input[1]].shape == (len(values),)
+        assert constants[activation.input[2]].dtype == np.uint8
+
+
+def test_the_file_says_what_it_is(exported: Any) -> None:
+    import onnx
+    import onnxruntime
+
+    path = exported.out / "student.int8.onnx"
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [("image", "tensor(uint8)", ["batch", 16, 16, 3])]
+    said = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert said == {key: exported.bundle[key] for key in ("schema", "classes", "input", "outputs", "mean", "std", "transform")}
+    model = onnx.load(path, load_external_data=False)
+    assert {e.domain: e.version for e in model.opset_import} == {"": 20}
+    assert not any(t.external_data for t in model.graph.initializer)
+    assert path.stat().st_size < (exported.out / "student.onnx").stat().st_size
+
+
+def test_portable_weights_have_seven_bits(exported: Any, images: np.ndarray, tmp_path: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    largest = {}
+    for portable in (False, True):
+        int8.write(exported.out / "student.onnx", tmp_path / "x.onnx", images, portable=portable, metadata={})
+        tensors = onnx.load(tmp_path / "x.onnx").graph.initializer
+        largest[portable] = max(
+            int(np.abs(numpy_helper.to_array(t).astype(int)).max()) for t in tensors if t.data_type == onnx.TensorProto.INT8
+        )
+    assert largest == {False: 127, True: 64}
+
+
+def test_equal_input_gives_equal_bytes_and_no_noise(exported: Any, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    metadata = {key: exported.bundle[key] for key in ("outputs", "transform", "std", "mean", "input", "classes", "schema")}
+    training = world.pictures(3, 240)[:80]
+    int8.write(exported.out / "student.onnx", tmp_path / "again.onnx", training, portable=False, metadata=metadata)
+    assert capfd.readouterr() == ("", "")
+    assert (tmp_path / "again.onnx").read_bytes() == (exported.out / "student.int8.onnx").read_bytes()
+
+
+def test_another_process_gives_the_same_bytes(exported: Any, tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    np.save(tmp_path / "images.npy", np.zeros((2, 16, 16, 3), np.uint8))
+    code = f"""
+import sys, numpy, pathlib
+sys.path[:0] = [{str(here.parents[1])!r}]
+from pipeline.export import int8
+images = numpy.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=numpy.uint8)
+int8.write(pathlib.Path({str(exported.out / "student.onnx")!r}), pathlib.Path("x.onnx"), images, portable=False, metadata={{}})
+"""
+    hashes = set()
+    for seed in ("1", "2"):
+        (tmp_path / seed).mkdir()
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path / seed, env={**os.environ, "PYTHONHASHSEED": seed}, check=True)
+        hashes.add(hashlib.sha256((tmp_path / seed / "x.onnx").read_bytes()).hexdigest())
+    assert len(hashes) == 1
+
+
+# the gate
+def test_passes_what_is_good() -> None:
+    assert faults(GOOD, Int8Config()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"drop": 0.6, "low": 0.2}, "0.60 points"),
+        ({"agreement": 0.984}, "98.40 %"),
+        ({"snr_db": 29.9}, "29.9 dB"),
+    ],
+)
+def test_refuses_each_kind_of_loss(change: dict[str, Any], said: str) -> None:
+    assert [reason for reason in faults(replace(GOOD, **change), Int8Config()) if said in reason]
+
+
+def test_a_drop_that_may_be_chance_is_no_fault() -> None:
+    assert faults(replace(GOOD, drop=0.6, low=-0.3, images=180), Int8Config()) == []
+
+
+def fixed(logits: np.ndarray) -> Any:
+    """Answers image i, whose first pixel is i, with row i."""
+
+    def run(images: np.ndarray) -> Outputs:
+        rows = logits[images[:, 0, 0, 0]]
+        return rows, rows
+
+    return run
+
+
+def test_measures_drop_agreement_and_noise() -> None:
+    images = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
+    labels = np.zeros(100, np.int64)
+    want = np.tile(np.array([3.0, -3.0], np.float32), (100, 1))
+    got = want.copy()
+    got[:4] = -got[:4]  # four images lost
+    want[99] *= -1  # and one won
+    quality = compare(fixed(want), fixed(got), images, labels)
+    assert (quality.accuracy_fp32, quality.accuracy) == (0.99, 0.96)
+    assert quality.drop == pytest.approx(3)
+    assert quality.low < 0 < 3 < quality.high
+    assert quality.agreement == 0.95
+    assert quality.snr_db == pytest.approx(10 * np.log10(100 * 9 / (5 * 36)))
+    assert quality.images == 100
+
+
+def test_what_all_classes_share_is_no_signal() -> None:
+    images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
+    want = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32)
+    got = want + np.float32(0.1) * np.random.default_rng(1).normal(size=(10, 5)).astype(np.float32)
+    plain = compare(fixed(want), fixed(got), images, np.zeros(10, np.int64))
+    lifted = compare(fixed(want + 100), fixed(got + 100), images, np.zeros(10, np.int64))
+    assert lifted.snr_db == pytest.approx(plain.snr_db, abs=0.01)
+    assert 15 < plain.snr_db < 25
+
+
+def test_the_interval_holds_what_it_promises() -> None:
+    """Of many samples with a known drop, at least 93 % of the intervals hold it."""
+    rng = np.random.default_rng(0)
+    for n, lose, win in ((180, 0.01, 0.005), (1000, 0.01, 0.002), (1000, 0.002, 0.002)):
+        lost, won, _ = rng.multinomial(n, [lose, win, 1 - lose - win], size=2000).T
+        held = [low <= lose - win <= high for low, high in (int8._interval(int(a), int(b), n) for a, b in zip(lost, won, strict=True))]
+        assert sum(held) / len(held) > 0.93
+    low, high = int8._interval(0, 0, 180)
+    assert low < -0.005
+    assert high > 0.005  # no difference on few images proves little
+
+
+@pytest.mark.parametrize("wrong", ["not normalised", "one image"])
+def test_a_bad_calibration_is_refused(wrong: str, exported: Any, world: Any, images: np.ndarray, tmp_path: Path) -> None:
+    path = exported.out / "student.onnx"
+    float_file, labels = onnx_format.load(path), np.zeros(80, np.int64)
+    training = {"not normalised": images // 40, "one image": images[:1] // 2 + 64}[wrong]
+    int8.write(path, tmp_path / "bad.onnx", training, portable=False, metadata={})
+    bad = compare(float_file, onnx_format.load(tmp_path / "bad.onnx"), images, labels)
+    good = compare(float_file, onnx_format.load(exported.out / "student.int8.onnx"), images, labels)
+    assert bad.snr_db < 30 < good.snr_db
+    assert faults(bad, Int8Config())
+
+
+def test_nan_is_refused() -> None:
+    images = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
+    logits = np.ones((4, 2), np.float32)
+    with pytest.raises(int8.Int8Error, match="NaN"):
+        compare(fixed(logits), fixed(logits * np.float32(np.nan)), images, np.zeros(4, np.int64))
+
+
+def test_catches_answers_that_depend_on_the_batch(exported: Any, images: np.ndarray) -> None:
+    run = onnx_format.load(exported.out / "student.int8.onnx")
+    assert batch_faults(run, images) == []
+
+    def leaking(x: np.ndarray) -> Outputs:
+        logits, probabilities = run(x)
+        return logits + logits.mean(0), probabilities
+
+    assert "images at a time" in batch_faults(leaking, images)[0]
+    assert batch_faults(lambda x: tuple(a[:2] for a in run(x)), images)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("settings", [{"images": 3}, {"max_drop": -1}, {"min_agreement": 101}, {"drop": 1}])
+def test_config_refuses(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Int8Config(**settings)

@@ -1,0 +1,31 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.export import machine
+
+
+def test_names_the_cpu_and_the_instructions_that_matter(tmp_path: Path) -> None:
+    one = "processor : {}\nmodel name : Some CPU @ 2 GHz\nflags : fpu avx2 avx512_vnni sse\n\n"
+    (tmp_path / "cpuinfo").write_text(one.format(0) + one.format(1))
+    assert machine.cpu(tmp_path / "cpuinfo") == {"model": "Some CPU @ 2 GHz", "flags": ["avx2", "avx512_vnni"]}
+    assert machine.has_vnni(["avx2", "avx512_vnni"])
+    assert not machine.has_vnni(["avx2", "avx512f"])
+
+
+def test_where_nothing_is_told_the_architecture_stands(tmp_path: Path) -> None:
+    told = machine.cpu(tmp_path / "nowhere")
+    assert told["model"]
+    assert told["flags"] == []
+
+
+def test_the_codes_hash_follows_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    (tmp_path / "a.py").write_text("x = 1\n")
+    before = machine.code()
+    (tmp_path / "cache.pyc").write_text("other")
+    assert machine.code() == before
+    (tmp_path / "a.py").write_text("x = 2\n")
+    changed = machine.code()
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    assert len({before, changed, machine.code()}) == 3
