@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from pipeline import config
 from pipeline.checkpoint import atomic_file, atomic_folder
 from pipeline.config import Params
@@ -75,7 +77,7 @@ class Bench:
         lines = [
             f"{self.setting()} Teacher {100 * teacher:.2f} %. Test accuracy, mean and standard deviation over seeds; "
             "gain over the student alone with its 95 % interval; the share of the student's gradient that the method's own terms have in "
-            "its last phase; seconds a seed, all phases, two CPU cores.",
+            f"its last phase; seconds a seed, all phases, {torch.get_num_threads()} CPU threads.",
             "",
             "| run | phases (epochs) | accuracy % | n | gain, points | own terms | s |",
             "|---|---|--:|--:|--:|--:|--:|",

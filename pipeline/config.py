@@ -78,6 +78,10 @@ class Params(Settings):
             raise unknown("runs", name, self.runs)
         return self.runs[name]
 
+    def taught_by(self, run: str) -> TeacherConfig:
+        name = self.run(run).teacher
+        return self.teacher(self.knowledge[name].teacher if name in self.knowledge else name)
+
     def method(self, run: str) -> MethodConfig:
         """The run's; what its teacher's knowledge was learned with need not be said again."""
         given, known = self.run(run).method, self.knowledge.get(self.run(run).teacher)
@@ -187,11 +191,6 @@ def load(path: Path = Path("params.yaml")) -> Params:
         for phase in run.phases:
             params.phase(name, phase)
     return params
-
-
-def code_of(partner: MethodConfig | None) -> str:
-    """The source of a run's second method, for what must run again when it changes."""
-    return (Path(methods.__file__).parent / f"{partner.name}.py").read_text() if partner else "none\n"
 
 
 def _buildable(name: str, field: str) -> None:

@@ -19,6 +19,7 @@ BIN = Path(sys.executable).parent
 CODE = (
     "pipeline",
     "stages",
+    "my_nets",
     "dvc.yaml",
     "Makefile",
     ".gitignore",

@@ -149,6 +149,15 @@ def test_a_changed_run_runs_alone_and_going_back_runs_nothing(project: Project) 
     assert sorted(project.rows()) == ["alone", "big", "hints", "hints", "more"]
 
 
+def test_a_changed_line_of_code_runs_what_needs_it_alone(project: Project) -> None:
+    file = project.place / "pipeline/methods/fitnet.py"
+    before = file.read_text()
+    file.write_text(before + "\n# a line more\n")
+    assert project.repro("distill") == ["check", "pretrain@hints", "distill@hints"]
+    file.write_text(before)
+    assert project.repro("distill") == []
+
+
 def test_a_weight_is_suggested_for_a_term(project: Project) -> None:
     project.params(lambda settings: settings["runs"].update(at=RUN | {"method": {"name": "at"}}))
     said = project.do("make", "-s", "-o", "setup", "balance", "RUN=at")
