@@ -15,6 +15,12 @@ def listing(files: Iterable[str]) -> str:
     return "".join(f"{hashlib.sha256((ROOT / file).read_bytes()).hexdigest()}  {file}\n" for file in sorted(files))
 
 
+def library() -> str:
+    """Hash of all of it."""
+    files = (file.relative_to(ROOT).as_posix() for file in Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(listing(files).encode()).hexdigest()
+
+
 def closure(*modules: str) -> set[str]:
     """The files of these modules and all they import, directly or not; what isn't the project's own is left out."""
     seen: set[str] = set()

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from pipeline import checkpoint, methods, nets, saved
+from pipeline.code import library
 from pipeline.combined import Combined, build
 from pipeline.config import Params
 from pipeline.data.batches import Batches
@@ -135,8 +136,8 @@ class Lab:
     @contextmanager
     def desk(self, work: Path, stage: str, name: str, **depends: Any) -> Iterator[Path]:
         """A work folder of this stage with exactly these inputs and this code; it outlives a stop and goes when the stage is done."""
-        code = {file.name: sha256(file) for file in sorted(Path(__file__).parent.rglob("*.py"))}
-        key = json.dumps([stage, name, self.store.content, self.params.augment.model_dump(), depends, code], sort_keys=True, default=str)
+        settings = [stage, name, self.store.content, self.params.augment.model_dump(), depends, library()]
+        key = json.dumps(settings, sort_keys=True, default=str)
         folder = work / f"{stage}-{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
         if not self.main:
@@ -149,7 +150,12 @@ class Lab:
                 raise InputError(
                     f"{stage} {name} is already being trained by another process (lock {folder / 'lock'}). Wait for it, or stop it."
                 ) from error
-            yield folder
+            try:
+                yield folder
+            except InputError:
+                if not any(file.name != "lock" for file in folder.iterdir()):  # refused before there was anything to keep
+                    shutil.rmtree(folder)
+                raise
             shutil.rmtree(folder)
 
 

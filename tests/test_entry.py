@@ -5,11 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from project import ROOT, heeding_ctrl_c
+
+from pipeline.inputs import InputError
 
 QUIET = "--num_machines 1 --mixed_precision no --dynamo_backend no"  # what accelerate would warn of choosing by itself
 
@@ -86,22 +92,35 @@ def test_ctrl_c_keeps_what_was_trained(tmp_path: Path) -> None:
     assert not (tmp_path / "t.json").exists()
 
 
-def test_two_trainings_of_the_same_thing_don_t_mix(tmp_path: Path) -> None:
+@pytest.fixture
+def desk() -> Callable[..., AbstractContextManager[Path]]:
     from types import SimpleNamespace
-    from typing import Any, cast
 
     from pipeline.data.augment import AugmentConfig
     from pipeline.runs import Lab
 
-    store = SimpleNamespace(content="x")
-    lab: Any = SimpleNamespace(store=store, params=SimpleNamespace(augment=AugmentConfig()), main=True)
-    desk = cast(Any, Lab.desk)
+    lab: Any = SimpleNamespace(store=SimpleNamespace(content="x"), params=SimpleNamespace(augment=AugmentConfig()), main=True)
+    return partial(Lab.desk, lab)
+
+
+def test_two_trainings_of_the_same_thing_don_t_mix(tmp_path: Path, desk: Callable[..., AbstractContextManager[Path]]) -> None:
     twice = pytest.raises(ValueError, match="already being trained by another process")
-    with desk(lab, tmp_path, "teacher", "big", cfg=1), twice, desk(lab, tmp_path, "teacher", "big", cfg=1):
+    with desk(tmp_path, "teacher", "big", cfg=1), twice, desk(tmp_path, "teacher", "big", cfg=1):
         pass
-    with desk(lab, tmp_path, "teacher", "big", cfg=1), desk(lab, tmp_path, "teacher", "big", cfg=2):
+    with desk(tmp_path, "teacher", "big", cfg=1), desk(tmp_path, "teacher", "big", cfg=2):
         assert len(list(tmp_path.iterdir())) == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("reached", "left"), [((), 0), (("distill.state",), 1)])
+def test_what_is_refused_leaves_only_what_was_trained(
+    reached: tuple[str, ...], left: int, tmp_path: Path, desk: Callable[..., AbstractContextManager[Path]]
+) -> None:
+    with pytest.raises(InputError), desk(tmp_path, "teacher", "big") as folder:
+        for name in reached:
+            (folder / name).touch()
+        raise InputError("no")
+    assert len(list(tmp_path.iterdir())) == left
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ ALLOWED = {
     "balance": {"inputs", "config", "data", "methods", "runs", "taps", "train"},
     "overview": {"methods", "taps"},
     "config": {"inputs", "methods", "nets", "data", "train", "export", "benchmark"},
-    "runs": BASE | {"checkpoint", "combined", "config", "overview", "data", "methods", "nets", "record", "saved", "train"},
+    "runs": BASE | {"checkpoint", "code", "combined", "config", "overview", "data", "methods", "nets", "record", "saved", "train"},
     "cross_task": BASE | {"data", "evaluate", "saved"},
     "predictions": {"inputs", "checkpoint", "evaluate"},
     "report": {"inputs", "checkpoint", "record", "evaluate", "predictions"},
