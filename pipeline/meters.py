@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -60,14 +61,19 @@ def gradient_shares(loss: Loss, student: nn.Module) -> dict[str, float]:
     return {name: norm / (sum(norms.values()) or 1.0) for name, norm in norms.items()}
 
 
+@cache
+def say_once(text: str) -> None:
+    """Not again for every seed and every point."""
+    print(text)
+
+
 @dataclass
 class Shares:
-    """Mean shares of the gradient, `share of <term>`; a term that drowns the others, or that they drown, is named once."""
+    """Mean shares of the gradient, `share of <term>`; a term that drowns the others, or that they drown, is named."""
 
     phase: str
     seen: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     last: dict[str, float] = field(default_factory=dict)
-    named: set[str] = field(default_factory=set)
 
     def add(self, shares: Mapping[str, float]) -> None:
         for name, share in shares.items():
@@ -79,9 +85,7 @@ class Shares:
             self.last = {name: sum(shares) / len(shares) for name, shares in self.seen.items()}
             self.seen.clear()
         for name, share in self.last.items():
-            if share and not SMALL < share < LARGE and name not in self.named:  # 0: a term that has been stopped
-                self.named.add(name)
-                what = "drowns the others" if share >= LARGE else "is drowned by the others"
-                told = f"Phase {self.phase}: the term {name!r} {what}: {share:.2%} of the student's gradient."
-                print(f"{told} If that isn't meant, change its weight.")
+            if share and not SMALL < share < LARGE:  # 0: a term that has been stopped
+                what = f"drowns the others: over {LARGE:.0%}" if share >= LARGE else f"is drowned by the others: under {SMALL:.1%}"
+                say_once(f"Phase {self.phase}: the term {name!r} {what} of the student's gradient. If that isn't meant, change its weight.")
         return {f"share of {name}": share for name, share in self.last.items()}

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
-from pipeline.checkpoint import atomic_file
+from pipeline.analysis.drawing import fitted, paper, save
 from pipeline.functional import normalise
 from pipeline.taps import Tapped, resting
 
@@ -47,33 +47,36 @@ def grad_cam(net: Tapped, images: Tensor) -> Answer:
 
 
 def side_by_side(
-    nets: Mapping[str, Tapped], images: np.ndarray, labels: Sequence[int] | np.ndarray, classes: Sequence[str], out: Path,
+    nets: Mapping[str, tuple[Tapped, Sequence[str]]], images: np.ndarray, labels: Sequence[str], out: Path,
     *, mean: Sequence[float], std: Sequence[float],
 ) -> None:  # fmt: skip
-    """A picture: a row an image (uint8 N x H x W x C), then what each network answers, how surely, and where it sees it."""
+    """A picture: a row an image (uint8 N x H x W x C), then what each network answers, how surely, and where it sees it.
+
+    `labels` name the images' classes, and with each network come the names of those it knows, which need not be the same.
+    """
     assert len(images) == len(labels) > 0
-    answers = {name: grad_cam(net, _input(net, images, mean, std)) for name, net in nets.items()}
+    answers = {name: grad_cam(net, _input(net, images, mean, std)) for name, (net, _) in nets.items()}
+    known = [classes for _, classes in nets.values()]
     top = GAP + LINE
-    page = Image.new("RGB", (GAP + (1 + len(nets)) * (TILE + GAP), top + len(images) * (TILE + LINE + GAP) + LINE), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(14)
+    page, draw, font = paper(GAP + (1 + len(nets)) * (TILE + GAP), top + len(images) * (TILE + LINE + GAP) + LINE)
     for column, name in enumerate(["image", *nets]):
-        draw.text((GAP + column * (TILE + GAP), GAP // 2), _fitted(name, TILE, draw, font), fill="black", font=font)
+        draw.text((GAP + column * (TILE + GAP), GAP // 2), fitted(name, TILE, draw, font), fill="black", font=font)
     for row, label in enumerate(labels):
         y, picture = top + row * (TILE + LINE + GAP), _tile(images[row])
         page.paste(picture, (GAP, y))
-        draw.text((GAP, y + TILE + 2), _fitted(classes[label], TILE, draw, font), fill="black", font=font)
-        for column, answer in enumerate(answers.values(), start=1):
-            x, predicted, right = GAP + column * (TILE + GAP), int(answer.predicted[row]), bool(answer.predicted[row] == label)
+        draw.text((GAP, y + TILE + 2), fitted(label, TILE, draw, font), fill="black", font=font)
+        for column, (answer, classes) in enumerate(zip(answers.values(), known, strict=True), start=1):
+            x, predicted = GAP + column * (TILE + GAP), classes[int(answer.predicted[row])]
+            right = predicted == label
             page.paste(_heated(picture, answer.heat[row].cpu().numpy()), (x, y))
             colour, probability = RIGHT if right else WRONG, f"{answer.probability[row].item():.0%}"
             draw.text((x + TILE, y + TILE + 2), probability, fill=colour, font=font, anchor="ra")
             draw.ellipse((x, y + TILE + 7, x + 8, y + TILE + 15), fill=colour if right else None, outline=colour, width=2)
             room = TILE - 18 - draw.textlength(probability, font=font)
-            draw.text((x + 13, y + TILE + 2), _fitted(classes[predicted], room, draw, font), fill=colour, font=font)
+            draw.text((x + 13, y + TILE + 2), fitted(predicted, room, draw, font), fill=colour, font=font)
     told = "Bright: what the answer comes from. Full dot: a right answer."
-    draw.text((GAP, page.height - LINE), _fitted(told, page.width - 2 * GAP, draw, font), fill="gray", font=font)
-    with atomic_file(out) as file:
-        page.save(file, "PNG")
+    draw.text((GAP, page.height - LINE), fitted(told, page.width - 2 * GAP, draw, font), fill="gray", font=font)
+    save(page, out)
 
 
 def _input(net: Tapped, images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -93,10 +96,3 @@ def _heated(picture: Image.Image, heat: np.ndarray) -> Image.Image:
     share = OPAQUE * (0.4 + 0.6 * smooth)[:, :, None]
     grey = np.asarray(picture.convert("L"), dtype=float)[:, :, None]
     return Image.fromarray(((1 - share) * grey + share * colour).round().astype(np.uint8))
-
-
-def _fitted(text: str, room: float, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    text = " ".join(text.split())[:200]
-    while len(text) > 1 and draw.textlength(text, font=font) > room:
-        text = text.removesuffix("…")[:-1] + "…"
-    return text

@@ -109,7 +109,8 @@ def picture(tmp_path: Path, labels: list[int], nets_: dict[str, Tapped], images:
         images[:, :, :4] = 255
         images[:, :, 4:] = 30
     out = tmp_path / "cam.png"
-    side_by_side(nets_, images, labels, CLASSES, out, mean=MEAN[: images.shape[3]], std=STD[: images.shape[3]])
+    known = {name: (net, CLASSES) for name, net in nets_.items()}
+    side_by_side(known, images, [CLASSES[label] for label in labels], out, mean=MEAN[: images.shape[3]], std=STD[: images.shape[3]])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cam.png"]
     return np.asarray(Image.open(out)).astype(int)
 
