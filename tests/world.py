@@ -17,7 +17,7 @@ from pipeline.data.batches import Batches
 from pipeline.data.protocol import Sample
 from pipeline.functional import normalise
 from pipeline.methods.base import Method
-from pipeline.taps import Step, Tapped
+from pipeline.taps import Step, Tapped, View
 from pipeline.train import Curves, TrainConfig, fit
 
 NO_OWN = {"ce_weight": 0.0, "kd_weight": 0.0}  # a partner's, as config sets them
@@ -89,3 +89,17 @@ def snapshot(*modules: nn.Module) -> dict[str, Tensor]:
 
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def maps(*shapes: tuple[int, ...]) -> dict[str, Tensor]:
+    """Random maps by the names of stages."""
+    return {f"stage{n}": torch.randn(shape, dtype=torch.float64) for n, shape in enumerate(shapes, start=1)}
+
+
+def step_of_maps(student: dict[str, Tensor], teacher: dict[str, Tensor], epoch: int = 0) -> Step:
+    """A step of networks that show these maps, before and after activation, and nothing else."""
+    size = len(next(iter(student.values())))
+    views = [View(torch.zeros(size, 2), stages, torch.zeros(size, 1), stages) for stages in (student, teacher)]
+    step = Step.of(student=views[0], teacher=views[1], labels=torch.zeros(size).long(), index=torch.arange(size))
+    step.epoch = epoch
+    return step

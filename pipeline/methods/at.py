@@ -13,15 +13,13 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.functional import attention_difference
-from pipeline.methods.base import Method, MethodConfig, Terms, stage_pairs
+from pipeline.methods.base import Method, StagesConfig, Terms, stage_pairs
 from pipeline.taps import Step
 
 
 class AttentionTransfer(Method):
-    class Config(MethodConfig):
+    class Config(StagesConfig):
         term_weight: float = Field(1000.0, ge=0)
-        student_stages: tuple[str, ...] = Field((), description="empty: all but the stem")
-        teacher_stages: tuple[str, ...] = Field((), description="empty: all but the stem")
 
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)

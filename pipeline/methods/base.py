@@ -35,6 +35,13 @@ class MethodConfig(Settings):
     combine: dict[str, Any] = Field(default_factory=dict, description="a second method whose terms are added: {name: crd, ...}")
 
 
+class StagesConfig(MethodConfig):
+    """Of a method that matches stages."""
+
+    student_stages: tuple[str, ...] = Field((), description="empty: all but the stem")
+    teacher_stages: tuple[str, ...] = Field((), description="empty: all but the stem")
+
+
 @dataclass(frozen=True)
 class Phase:
     name: str  # key under runs.<run>.phases in params.yaml

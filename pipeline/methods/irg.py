@@ -15,16 +15,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.methods.base import Method, MethodConfig, Terms, stage_pairs
+from pipeline.methods.base import Method, StagesConfig, Terms, stage_pairs
 from pipeline.taps import Step, View
 
 
 class InstanceRelationshipGraph(Method):
-    class Config(MethodConfig):
+    class Config(StagesConfig):
         kd_weight: float = Field(1.0, ge=0)
         term_weight: float = Field(0.005, ge=0)
-        student_stages: tuple[str, ...] = Field((), description="empty: all but the stem")
-        teacher_stages: tuple[str, ...] = Field((), description="empty: all but the stem")
 
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)

@@ -25,19 +25,17 @@ from torch import Tensor, nn
 
 from pipeline.functional import match_size
 from pipeline.margin import Margin, feeding_norms, partial_distance
-from pipeline.methods.base import Method, MethodConfig, Terms, preactivation_pairs
+from pipeline.methods.base import Method, StagesConfig, Terms, preactivation_pairs
 from pipeline.taps import Step
 
 Reducer = Literal["sparse", "random_drop", "absolute_max"]
 
 
 class MatchingGuided(Method):
-    class Config(MethodConfig):
+    class Config(StagesConfig):
         term_weight: float = Field(1e-4, ge=0)
         reducer: Reducer = Field("absolute_max", description="how the channels assigned to one channel become one")
         solve_every: int = Field(2, ge=1, description="epochs between two assignments")
-        student_stages: tuple[str, ...] = Field((), description="empty: all but the stem")
-        teacher_stages: tuple[str, ...] = Field((), description="empty: all but the stem")
 
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)

@@ -19,15 +19,13 @@ from torch import Tensor, nn
 
 from pipeline.functional import match_size
 from pipeline.margin import Margin, feeding_norms, partial_distance
-from pipeline.methods.base import Method, MethodConfig, Terms, preactivation_pairs
+from pipeline.methods.base import Method, StagesConfig, Terms, preactivation_pairs
 from pipeline.taps import Step
 
 
 class FeatureOverhaul(Method):
-    class Config(MethodConfig):
+    class Config(StagesConfig):
         term_weight: float = Field(0.001, ge=0)
-        student_stages: tuple[str, ...] = Field((), description="empty: all but the stem")
-        teacher_stages: tuple[str, ...] = Field((), description="empty: all but the stem")
 
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)

@@ -32,7 +32,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.functional import match_size
-from pipeline.methods.base import Method, MethodConfig, Terms, preactivation_pairs, stage_pairs
+from pipeline.methods.base import Method, StagesConfig, Terms, preactivation_pairs, stage_pairs
 from pipeline.taps import Step, View
 
 Maps = Sequence[Tensor]  # one B x C x H x W a stage
@@ -42,7 +42,7 @@ SUBSPACE = 32  # length of queries, keys and values
 
 
 class SemanticCalibration(Method):
-    class Config(MethodConfig):
+    class Config(StagesConfig):
         kd_weight: float = Field(1.0, ge=0)
         term_weight: float = Field(400.0, ge=0)
         attention_temperature: float = Field(1.0, gt=0, description="above 1: softened attention")
@@ -50,8 +50,6 @@ class SemanticCalibration(Method):
         ablation: Literal["", "equal", "shared", "no_projection", "no_mlp", "no_similarity"] = Field(
             "", description="what is taken away, as in the paper's table 6; empty: nothing"
         )
-        student_stages: tuple[str, ...] = Field((), description="empty: all but the stem")
-        teacher_stages: tuple[str, ...] = Field((), description="empty: all but the stem")
 
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from pipeline.functional import match_size
 from pipeline.inputs import InputError
-from pipeline.methods.base import Loss, Method, MethodConfig, Phase, Terms, Weighted, stage_pairs
+from pipeline.methods.base import Loss, Method, Phase, StagesConfig, Terms, Weighted, stage_pairs
 from pipeline.taps import Step, Tapped, View
 
 Kernel = Literal["sigmoid", "rbf", "linear"]
@@ -46,7 +46,7 @@ LEARNED_WITH = ("mu", "sparsity", "kernel", "teacher_stages", "centre", "reseed"
 
 
 class SparseRepresentationMatching(Method):
-    class Config(MethodConfig):
+    class Config(StagesConfig):
         ce_weight: float = Field(0.1, ge=0)
         kd_weight: float = Field(0.9, ge=0)
         mu: float = Field(2.0, gt=0, description="atoms of a dictionary for each channel of the teacher's stage; 1.5 to 4 in the paper")
@@ -54,8 +54,6 @@ class SparseRepresentationMatching(Method):
         kernel: Kernel = Field("sigmoid", description="how similar a pixel and an atom are")
         pixel: bool = Field(True, description="match each pixel's winning atom")
         image: bool = Field(True, description="match each image's mean code")
-        student_stages: tuple[str, ...] = Field((), description="empty: all but the stem")
-        teacher_stages: tuple[str, ...] = Field((), description="empty: all but the stem")
         centre: bool = Field(True, description="the teacher's pixels lose their mean and get unit power first; false: the paper's form")
         labels_on: Literal["similarities", "scores"] = Field(
             "similarities", description="what the cross-entropy of pixels reads; scores: what the kernel squashes"

@@ -14,17 +14,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.functional import match_size
-from pipeline.methods.base import Method, MethodConfig, Terms, stage_pairs
+from pipeline.methods.base import Method, StagesConfig, Terms, stage_pairs
 from pipeline.taps import Step
 
 SMALLEST = 1e-5  # variance
 
 
 class VariationalInformation(Method):
-    class Config(MethodConfig):
+    class Config(StagesConfig):
         initial_variance: float = Field(5.0, gt=1e-4, description="what every channel's variance is before training")
-        student_stages: tuple[str, ...] = Field((), description="empty: all but the stem")
-        teacher_stages: tuple[str, ...] = Field((), description="empty: all but the stem")
 
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)

@@ -3,10 +3,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from world import step_of_maps
 
 from pipeline.functional import attention_difference as difference
 from pipeline.methods.at import AttentionTransfer
-from pipeline.taps import Step, View
+from pipeline.taps import Step
 
 
 def maps(*shape: int) -> Tensor:
@@ -14,8 +15,7 @@ def maps(*shape: int) -> Tensor:
 
 
 def made(student: dict[str, Tensor], teacher: dict[str, Tensor], **settings: Any) -> tuple[AttentionTransfer, Step]:
-    s, t = (View(torch.zeros(2, 3), stages, torch.zeros(2, 4), {}) for stages in (student, teacher))
-    step = Step.of(student=s, teacher=t, labels=torch.zeros(2).long(), index=torch.arange(2))
+    step = step_of_maps(student, teacher)
     return AttentionTransfer(AttentionTransfer.Config(name="at", **settings), step, torch.zeros(2)), step
 
 

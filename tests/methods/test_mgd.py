@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from world import World
+from world import World, maps, step_of_maps
 
 from pipeline.margin import partial_distance
 from pipeline.methods.mgd import Matching, MatchingGuided, Reducer
@@ -13,21 +13,9 @@ from pipeline.taps import Step, View
 REDUCERS: list[Reducer] = ["sparse", "random_drop", "absolute_max"]
 
 
-def step_of(student: dict[str, Tensor], teacher: dict[str, Tensor], epoch: int = 0) -> Step:
-    size = len(next(iter(student.values())))
-    views = [View(torch.zeros(size, 2), stages, torch.zeros(size, 1), stages) for stages in (student, teacher)]
-    step = Step.of(student=views[0], teacher=views[1], labels=torch.zeros(size).long(), index=torch.arange(size))
-    step.epoch = epoch
-    return step
-
-
 def made(student: dict[str, Tensor], teacher: dict[str, Tensor], **settings: Any) -> tuple[MatchingGuided, Step]:
-    step = step_of(student, teacher)
+    step = step_of_maps(student, teacher)
     return MatchingGuided(MatchingGuided.Config(name="mgd", **settings), step, torch.zeros(2)).double(), step
-
-
-def maps(*shapes: tuple[int, ...]) -> dict[str, Tensor]:
-    return {f"stage{n}": torch.randn(shape, dtype=torch.float64) for n, shape in enumerate(shapes, start=1)}
 
 
 def matchings(method: MatchingGuided) -> list[Matching]:
@@ -142,10 +130,10 @@ def test_it_is_solved_anew_every_so_many_epochs_and_never_at_rest(monkeypatch: p
     method, _ = made(student, teacher, solve_every=2)
     for epoch in range(5):
         monkeypatch.setattr(Matching, "solve", lambda *_, epoch=epoch: solved.append(epoch))
-        method.eval().terms(step_of(student, teacher, epoch))
+        method.eval().terms(step_of_maps(student, teacher, epoch))
         assert epoch not in solved
         for _ in range(3):
-            method.train().terms(step_of(student, teacher, epoch))
+            method.train().terms(step_of_maps(student, teacher, epoch))
     assert solved == [0, 2, 4]
 
 
@@ -180,7 +168,7 @@ def test_gradcheck(reducer: Reducer) -> None:
     stages = [x.requires_grad_() for x in student.values()]
 
     def channels(first: Tensor, second: Tensor, *_: Tensor) -> Tensor:
-        return method.terms(step_of({"stage1": first, "stage2": second}, teacher))["channels"]
+        return method.terms(step_of_maps({"stage1": first, "stage2": second}, teacher))["channels"]
 
     assert torch.autograd.gradcheck(channels, (*stages, *method.norms.parameters()))
 

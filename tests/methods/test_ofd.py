@@ -5,28 +5,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from world import World
+from world import World, maps, step_of_maps
 
 from pipeline.margin import Margin, feeding_norms, margin_of, partial_distance
 from pipeline.methods.ofd import FeatureOverhaul
 from pipeline.taps import Step, View
 
 
-def step_of(student: dict[str, Tensor], teacher: dict[str, Tensor], epoch: int = 0) -> Step:
-    size = len(next(iter(student.values())))
-    views = [View(torch.zeros(size, 2), stages, torch.zeros(size, 1), stages) for stages in (student, teacher)]
-    step = Step.of(student=views[0], teacher=views[1], labels=torch.zeros(size).long(), index=torch.arange(size))
-    step.epoch = epoch
-    return step
-
-
 def made(student: dict[str, Tensor], teacher: dict[str, Tensor], **settings: Any) -> tuple[FeatureOverhaul, Step]:
-    step = step_of(student, teacher)
+    step = step_of_maps(student, teacher)
     return FeatureOverhaul(FeatureOverhaul.Config(name="ofd", **settings), step, torch.zeros(2)).double(), step
-
-
-def maps(*shapes: tuple[int, ...]) -> dict[str, Tensor]:
-    return {f"stage{n}": torch.randn(shape, dtype=torch.float64) for n, shape in enumerate(shapes, start=1)}
 
 
 def margins(method: FeatureOverhaul) -> list[Margin]:
@@ -112,9 +100,9 @@ def test_elsewhere_the_margin_is_the_mean_of_what_was_negative_in_the_first_epoc
     torch.manual_seed(0)
     seen = [maps((2, 3, 4, 4)) for _ in range(3)]
     method, _ = made(maps((2, 3, 4, 4)), seen[0])
-    method.terms(step_of(maps((2, 3, 4, 4)), seen[1]))
-    method.terms(step_of(seen[0], seen[2], epoch=1))
-    method.eval().terms(step_of(seen[0], seen[2]))
+    method.terms(step_of_maps(maps((2, 3, 4, 4)), seen[1]))
+    method.terms(step_of_maps(seen[0], seen[2], epoch=1))
+    method.eval().terms(step_of_maps(seen[0], seen[2]))
     both = torch.cat([seen[0]["stage1"], seen[1]["stage1"]])
     assert margins(method)[0].margin.tolist() == pytest.approx([both[:, c][both[:, c] < 0].mean().item() for c in range(3)])
 
@@ -134,7 +122,7 @@ def test_gradcheck() -> None:
     weights = [weight for regressor in method.regressors for weight in regressor.parameters()]
 
     def features(first: Tensor, second: Tensor, *_: Tensor) -> Tensor:
-        return method.terms(step_of({"stage1": first, "stage2": second}, teacher))["features"]
+        return method.terms(step_of_maps({"stage1": first, "stage2": second}, teacher))["features"]
 
     assert torch.autograd.gradcheck(features, (*stages, *weights))
 
@@ -146,7 +134,7 @@ def test_one_image_of_one_channel_will_do() -> None:
 
 def test_a_stage_without_an_activation_is_refused_by_name() -> None:
     stages = maps((2, 3, 2, 2), (2, 3, 2, 2))
-    step = step_of(stages, stages)
+    step = step_of_maps(stages, stages)
     view = View(step.teacher.logits, stages, step.teacher.pooled, {"stage2": stages["stage2"]})
     probe = Step.of(student=step.student, teacher=view, labels=step.labels, index=step.index)
     with pytest.raises(ValueError, match=r"method\.teacher_stages: stage 'stage1' of the teacher ends in no activation.*: stage2; or let"):

@@ -3,9 +3,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from world import step_of_maps
 
 from pipeline.methods.sp import SimilarityPreserving
-from pipeline.taps import Step, View
+from pipeline.taps import Step
 
 
 def maps(*shape: int) -> Tensor:
@@ -13,8 +14,7 @@ def maps(*shape: int) -> Tensor:
 
 
 def made(student: dict[str, Tensor], teacher: dict[str, Tensor], **settings: Any) -> tuple[SimilarityPreserving, Step]:
-    s, t = (View(torch.zeros(2, 3), stages, torch.zeros(2, 4), {}) for stages in (student, teacher))
-    step = Step.of(student=s, teacher=t, labels=torch.zeros(2).long(), index=torch.arange(2))
+    step = step_of_maps(student, teacher)
     return SimilarityPreserving(SimilarityPreserving.Config(name="sp", **settings), step, torch.zeros(2)), step
 
 
