@@ -8,8 +8,6 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from pipeline import config
 from pipeline.checkpoint import atomic_file, atomic_folder
 from pipeline.config import Params
@@ -77,10 +75,10 @@ class Bench:
         lines = [
             f"{self.setting()} Teacher {100 * teacher:.2f} %. Test accuracy, mean and standard deviation over seeds; "
             "gain over the student alone with its 95 % interval; the share of the student's gradient that the method's own terms have in "
-            f"its last phase; seconds a seed, all phases, {torch.get_num_threads()} CPU threads.",
+            "its last phase.",
             "",
-            "| run | phases (epochs) | accuracy % | n | gain, points | own terms | s |",
-            "|---|---|--:|--:|--:|--:|--:|",
+            "| run | phases (epochs) | accuracy % | n | gain, points | own terms |",
+            "|---|---|--:|--:|--:|--:|",
         ]
         for name in runs:
             scores, accuracy = self.read("evaluate", name).metrics, self.accuracy(name)
@@ -90,7 +88,7 @@ class Bench:
             )
             lines.append(
                 f"| {name} | {self.phases(name)} | {100 * scores['accuracy']:.2f} ± {100 * scores['spread']:.2f} | {scores['n']:.0f} "
-                f"| {interval} | {self.own_share(name)} | {self.seconds(name):.0f} |"
+                f"| {interval} | {self.own_share(name)} |"
             )
         return "\n".join(lines) + "\n"
 
@@ -121,9 +119,6 @@ class Bench:
             for point in range(len(curve["epoch"]))
         ]
         return f"{statistics.fmean(shares):.1%}" if any(shares) else ""
-
-    def seconds(self, name: str) -> float:
-        return (self.read("pretrain", name).seconds + self.read("distill", name).seconds) / len(self.params.runs[name].seeds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
