@@ -12,8 +12,9 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 export UV_SYSTEM_CERTS := 1
 TESTS ?= tests
 PORT ?= 5000
+MODEL ?= folder-to-student
 
-.PHONY: help setup run ui balance test test-all check format lock
+.PHONY: help setup run tries track ui promote balance test test-all check format lock
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +38,13 @@ run: setup  ## the whole graph on params.yaml, then the table of results
 	$(IN_VENV) dvc repro
 	@cat reports/table.txt
 
+tries: setup  ## what was tried with `dvc exp run`: the parameters that differ, accuracies and gains
+	$(IN_VENV) dvc exp show --only-changed \
+		--drop '(data|models|my_nets|pipeline|plots|records|reports|stages)(/|$$)|params\.yaml$$|metrics/evaluate/.*:(?!accuracy)|metrics/benchmark/'
+
+track: setup  ## log in MLflow what is missing there: after a server was down, or a database was lost
+	$(IN_VENV) dvc repro -f -s track
+
 ui: setup  ## MLflow on this machine, open on this project's runs (PORT=5000)
 	@export $(IN_VENV); link="$$(python -c 'from pipeline.track import view_link; print(view_link($(PORT)))')"; \
 	case "$${MLFLOW_TRACKING_URI:-}" in http*) echo "Open $$link"; exit;; esac; \
@@ -44,6 +52,9 @@ ui: setup  ## MLflow on this machine, open on this project's runs (PORT=5000)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true MLFLOW_LOGGING_LEVEL=WARNING exec mlflow server --workers 1 \
 		--host 127.0.0.1 --port $(PORT) --allowed-hosts "localhost:$(PORT),127.0.0.1:$(PORT)" \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --artifacts-destination ./mlartifacts
+
+promote: setup  ## register the best student as a version of a model, champion if it beats the champion (MODEL=folder-to-student)
+	$(IN_VENV) python -m stages.promote --records records --bundles models/export --model "$(MODEL)"
 
 balance: setup  ## suggest a term_weight for a run of params.yaml (RUN=at)
 	$(IN_VENV) dvc repro -q pretrain@$(RUN)

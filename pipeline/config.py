@@ -53,6 +53,13 @@ class KnowledgeConfig(Settings):
     seed: int = Field(0, ge=0)
 
 
+class AnalysisConfig(Settings):
+    """What is looked into, of a run, beyond its accuracy."""
+
+    images: int = Field(6, ge=0, le=40, description="of the picture that shows where the networks look; 0: none")
+    transfer: dict[str, Any] = Field(default_factory=dict, description="other images, set as under `data`, to carry the students over to")
+
+
 class Params(Settings):
     """Every section must be there, since dvc.yaml names it."""
 
@@ -65,6 +72,7 @@ class Params(Settings):
     knowledge: dict[str, KnowledgeConfig]
     students: dict[str, NetConfig]
     runs: dict[str, RunConfig]
+    analysis: dict[str, AnalysisConfig] = Field(default_factory=dict, description="by run")
     export: ExportConfig
     benchmark: BenchmarkConfig
 
@@ -112,6 +120,14 @@ class Params(Settings):
     def phase(self, run: str, phase: str) -> TrainConfig:
         """`train`, with what `runs.<run>.phases.<phase>` says otherwise."""
         return _check(TrainConfig, self.train.model_dump() | self.run(run).phases.get(phase, {}), f"runs.{run}.phases.{phase}")
+
+    def transfer(self, run: str) -> DataConfig | None:
+        """Other images, decoded as the run's own are."""
+        given, where = self.analysis[run].transfer, f"analysis.{run}.transfer"
+        for key in ("size", "channels"):
+            if key in given:
+                raise InputError(f"params.yaml: {where}.{key}: other images are decoded as those of `data`. Leave it out.")
+        return _check(DataConfig, {"size": self.data.size, "channels": self.data.channels} | given, where) if given else None
 
     def knowledge_method(self, name: str) -> MethodConfig:
         return _method(self.knowledge[name].method, f"knowledge.{name}.method")
@@ -190,6 +206,10 @@ def load(path: Path = Path("params.yaml")) -> Params:
             )
         for phase in run.phases:
             params.phase(name, phase)
+    for name in params.analysis:
+        if name not in params.runs:
+            raise unknown("analysis", name, params.runs)
+        params.transfer(name)
     return params
 
 

@@ -11,9 +11,10 @@ from stages.entry import command
 
 OF_ALL = ("prepare", "report", "track")
 OF_A_RUN = ("pretrain", "distill", "evaluate", "export", "benchmark")
+WITH_METHODS = ("pretrain", "distill", "analyse")
 
 
-def stage(code: Path, classes: Path) -> None:
+def stage(code: Path, classes: Path, analysed: Path) -> None:
     """Read params.yaml as a whole, so that what is wrong anywhere in it is said before anything runs; list the code of every stage."""
     params = config.load()
     data = params.data
@@ -27,12 +28,15 @@ def stage(code: Path, classes: Path) -> None:
             (folder / name).write_text(listing(closure(*modules)))
     with atomic_file(classes) as file:  # what of `protocol` concerns teachers; DVC can't watch a setting that may be left out
         file.write_text(json.dumps({"overlap": params.protocol.class_overlap, "seed": params.protocol.class_seed}) + "\n")
+    with atomic_file(analysed) as file:  # so that the folder that `report` watches is there even if no run is looked into
+        file.write_text("".join(f"{name}\n" for name in params.analysis))
 
 
 def stages(params: Params) -> Iterator[tuple[str, list[str]]]:
     """Each stage of the graph with the modules it starts from: its own and those that params.yaml names."""
     for stage in OF_ALL:
         yield stage, [f"stages.{stage}"]
+    yield "probe", ["stages.probe", *(module(student.net) for student in params.students.values())]
     for name, teacher in params.teachers.items():
         yield f"teacher/{name}", ["stages.teacher", "pipeline.methods.ce", module(teacher.net)]
     for name, knowledge in params.knowledge.items():
@@ -41,8 +45,8 @@ def stages(params: Params) -> Iterator[tuple[str, list[str]]]:
     for name, run in params.runs.items():
         nets = [module(net.net) for net in (params.taught_by(name), params.students[run.student])]
         methods = [f"pipeline.methods.{method.name}" for method in (params.method(name), params.partner(name)) if method]
-        for stage in OF_A_RUN:
-            yield f"{stage}/{name}", [f"stages.{stage}", *nets, *(methods if stage in ("pretrain", "distill") else [])]
+        for stage in OF_A_RUN + (("analyse",) if name in params.analysis else ()):
+            yield f"{stage}/{name}", [f"stages.{stage}", *nets, *(methods if stage in WITH_METHODS else [])]
 
 
 def module(net: str) -> str:

@@ -48,7 +48,8 @@ def stage(name: str, data: Path, students: Path, distilled: Path, evaluated: Pat
         if quantized := bundle["formats"].get("int8"):
             kept.metrics = {f"int8_{key}": quantized["test"][key] for key in ("accuracy", "drop", "agreement", "snr_db")}
             if quantized["refused"]:
-                print(f"{name}: int8 refused, float ships: {'; '.join(quantized['refused'])}")
+                seen = f"on {quantized['quality']['images']} validation images {'; '.join(quantized['refused'])}"
+                print(f"{name}: ships as float alone, since int8 isn't close enough to it ({seen}; limits: export.int8)")
     print(f"{name}: seed {facts['seed']} exported to {out}")
 
 

@@ -9,7 +9,8 @@ from stages.entry import command
 def stage(records: Path, bundles: Path, data: Path, reports: Path, plots: Path, metrics: Path) -> None:
     """From the records of all stages to the table, the page, the card, the plots and the gains over the student alone."""
     params = yaml.safe_load(Path("params.yaml").read_text())
-    write(records, reports, plots, metrics, runs=list(params["runs"]), teachers=list(params["teachers"]), bundles=bundles, data=data)
+    names = {"runs": list(params["runs"]), "teachers": list(params["teachers"]), "analysed": list(params["analysis"])}
+    write(records, reports, plots, metrics, **names, bundles=bundles, data=data)
     print(f"The report: {reports / 'report.html'}")
 
 

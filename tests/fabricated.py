@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from pipeline import predictions
 from pipeline.predictions import Predictions, Said
@@ -137,6 +138,22 @@ def fabricate(
             details={"rows": [row], "teacher": {"latency_ms": 4.25, "size_mb": 29.5, "parameters_m": 7.433}},
         )
     return records
+
+
+def look_into(records: Path, name: str, **metrics: float) -> None:
+    """A record of stage analyse, as that writes it, with two pictures."""
+    probes = {"probe_before": 0.421, "probe_after": 0.506, "whole_network": 0.509}
+    told: dict[str, Any] = {"id": hashlib.sha256(f"analyse/{name}".encode()).hexdigest()[:32], "stage": "analyse", "name": name}
+    told["metrics"] = probes | {f"{key}_spread": 0.01 for key in probes} | metrics
+    captions = {"stages.png": "How alike they are.", "grad_cam.png": "Where they look."}
+    told["details"] = {"warnings": ["The dictionary of stage1 is dead in 3 of 3 seeds."], "pictures": captions}
+    if "transfer_after" in metrics:
+        told["details"]["transfer"] = {"source": "folder", "root": "others", "splits": {}}
+    (records / "analyse" / name).mkdir(parents=True)
+    for file in captions:
+        Image.new("RGB", (4, 4), "red").save(records / "analyse" / name / file)
+    record = json.loads((records / "distill" / f"{name}.json").read_text())
+    (records / "analyse" / f"{name}.json").write_text(json.dumps(record | {"curves": {}, "outputs": {}} | told))
 
 
 def keep_predictions(records: Path) -> None:

@@ -30,6 +30,7 @@ PARAMS: dict[str, Any] = {
         "alone": RUN | {"method": {"name": "ce"}},
         "hints": RUN | {"method": {"name": "fitnet", "temperature": 4.0}, "phases": {"hint": {"epochs": 1}}},
     },
+    "analysis": {"hints": {"images": 2}},
     "export": {"parity_images": 20},
     "benchmark": {"batches": [1, 2], "seconds": 0.05},
 }
@@ -50,10 +51,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 def test_everything_is_there(project: Project) -> None:
     place = project.place
-    assert len(project.first) == 2 + 1 + 5 * 2 + 2  # type: ignore[attr-defined]
+    assert len(project.first) == 3 + 1 + 5 * 2 + 1 + 2  # type: ignore[attr-defined]
     table = (place / "reports/table.txt").read_text()
     for word in ("big", "alone", "hints", "models/export", "make ui"):
         assert word in table, table
+    assert {file.name for file in (place / "records/analyse/hints").iterdir()} == {"grad_cam.png", "stages.png"}
+    assert "linear probe before distillation" in (place / "reports/report.html").read_text()
     for run in ("alone", "hints"):
         bundle = {file.name for file in (place / "models/export" / run).iterdir()}
         told = json.loads((place / "models/export" / run / "bundle.json").read_text())
@@ -100,6 +103,11 @@ def test_a_second_repro_does_nothing(project: Project) -> None:
     assert "up to date" in project.do("dvc", "status")
 
 
+def test_the_best_student_is_registered_once(project: Project) -> None:
+    assert "is now version 1 of students" in project.do("make", "-s", "-o", "setup", "promote", "MODEL=students")
+    assert "is already version 1 of students" in project.do("make", "-s", "-o", "setup", "promote", "MODEL=students")
+
+
 def test_a_lost_tracking_database_is_rebuilt(project: Project) -> None:
     for file in project.place.glob("mlflow.db*"):
         file.unlink()
@@ -128,7 +136,7 @@ def test_a_changed_run_runs_alone_and_going_back_runs_nothing(project: Project) 
     project.params(change)
     ran = project.repro()
     expected = [f"{stage}@{run}" for run in ("hints", "more") for stage in ("pretrain", "distill", "evaluate", "export", "benchmark")]
-    assert sorted(ran) == sorted(["check", "knowledge@atoms", *expected, "report", "track"])
+    assert sorted(ran) == sorted(["check", "knowledge@atoms", *expected, "analyse@hints", "report", "track"])
     curves = json.loads((project.place / "records/pretrain/more.json").read_text())["curves"]
     assert sorted(curves) == ["match/seed-0", "match/seed-1"]  # the dictionary was learned once, before
 

@@ -1,90 +1,29 @@
 import json
 import os
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
-import time
 import zlib
 from base64 import b64decode
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import fabricated
 import pytest
+from tracked import CODE, OLD_LOADER, client, empty_store, log, logged_rows, make_project
 
 from pipeline import report, track
 from pipeline.inputs import InputError
+from pipeline.track import store
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The ``noload`` loader strategy is deprecated"  # by sqlalchemy 2.1; mlflow 3.17 still uses it
-)
-RUNS, TEACHERS = fabricated.NAMES["runs"], fabricated.NAMES["teachers"]
-
-
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database as `track` makes it where there is none; making one takes seconds."""
-    root = tmp_path_factory.mktemp("first project")
-    with pytest.MonkeyPatch.context() as patch:
-        clean(patch)
-        patch.setenv("DVC_ROOT", str(root))
-        track.view_link(5000)
-    return root / "mlflow.db"
+pytestmark = pytest.mark.filterwarnings(OLD_LOADER)
 
 
 @pytest.fixture
-def project(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder with a space in its name, seen from another working directory, as a stage in `dvc exp run --temp` sees it."""
-    clean(monkeypatch)
-    return make_project(tmp_path / "my project", store, monkeypatch)
-
-
-def clean(patch: pytest.MonkeyPatch) -> None:
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_EXP_NAME"):
-        patch.delenv(name, raising=False)
-    for name, value in track.QUIET.items():
-        patch.setenv(name, value)
-
-
-def make_project(root: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    fabricated.fabricate(root / "records")
-    for name in RUNS:
-        (root / "models" / name).mkdir(parents=True)
-        (root / "models" / name / "student.onnx").write_bytes(b"onnx of " + name.encode())
-    (root / "report.md").write_text("# Report\n")
-    with closing(sqlite3.connect(store)) as made, closing(sqlite3.connect(root / "mlflow.db")) as copy:
-        made.backup(copy)
-        copy.execute("UPDATE experiments SET artifact_location = ?", ((root / "mlartifacts").as_uri(),))
-        copy.commit()
-    (root / "elsewhere").mkdir()
-    monkeypatch.chdir(root / "elsewhere")
-    monkeypatch.setenv("DVC_ROOT", str(root))
-    return root
-
-
-def log(root: Path, *, runs: Sequence[str] = RUNS) -> track.Logged:
-    bundles = {name: [root / "models" / name] for name in runs}
-    return track.log(
-        root / "records", runs=runs, teachers=TEACHERS, artifacts=bundles, common=[root / "report.md"], out=root / "reports" / "mlflow.json"
-    )
-
-
-def client() -> "MlflowClient":
-    from mlflow import MlflowClient
-
-    return MlflowClient(track.tracking_uri())
-
-
-def rows(logged: track.Logged) -> list[Any]:
-    return list(client().search_runs([logged.experiment]))
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return make_project(tmp_path / "my project", monkeypatch)
 
 
 def history(run: str, metric: str) -> list[tuple[int, float]]:
@@ -99,7 +38,15 @@ def test_a_row_holds_everything(project: Path, monkeypatch: pytest.MonkeyPatch) 
     assert run.info.status == "FINISHED"
     assert run.info.end_time - run.info.start_time == 5 * 90_000  # its own five stages
     assert {key: value for key, value in run.data.metrics.items() if key.startswith("best/")} == pytest.approx(
-        {"best/top1": 0.80, "best/spread": 0.01, "best/gain": 0.08, "best/latency_ms": 0.5, "best/size_mb": 4.75, "best/params_m": 1.234}
+        {
+            "best/by_val": 0.83,
+            "best/top1": 0.80,
+            "best/spread": 0.01,
+            "best/gain": 0.08,
+            "best/latency_ms": 0.5,
+            "best/size_mb": 4.75,
+            "best/params_m": 1.234,
+        }
     )
     assert run.data.metrics["evaluate/accuracy"] == pytest.approx(0.80)
     assert run.data.metrics["benchmark/macs_m"] == 177.0
@@ -143,7 +90,7 @@ def test_twice_is_one_row_and_only_what_ran_again_is_new(project: Path) -> None:
     second = log(project)
     assert second.new == []
     assert (second.runs, second.teachers) == (first.runs, first.teachers)
-    assert len(rows(second)) == 4
+    assert len(logged_rows(second)) == 4
     fabricated.fabricate(project / "records", again=["evaluate/kd"])
     third = log(project)
     assert third.new == ["kd"]
@@ -158,47 +105,7 @@ def test_records_of_dropped_runs_are_nobodys(project: Path) -> None:
     (project / "records" / "distill" / "fitnet.json").write_text("torn")
     logged = log(project, runs=["alone", "kd"])
     assert set(logged.runs) == {"alone", "kd"}
-    assert {run.info.run_name for run in rows(logged)} == {"big", "alone", "kd"}
-
-
-def test_a_row_that_breaks_is_failed_and_done_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlflow import MlflowClient
-
-    def broken(*args: Any, **kwargs: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "log_inputs", broken)
-        with pytest.raises(KeyboardInterrupt):
-            log(project)
-    (experiment,) = (found.experiment_id for found in client().search_experiments() if found.name == track.EXPERIMENT)
-    assert [run.info.status for run in client().search_runs([experiment])] == ["FAILED"]
-    # one that was killed without a word is still RUNNING
-    key = client().search_runs([experiment])[0].data.tags["pipeline_key"]
-    client().create_run(experiment, tags={"pipeline_key": key})
-    logged = log(project)
-    assert len(logged.new) == 4
-    assert [run.info.status for run in rows(logged)] == ["FINISHED"] * 4
-    assert not (project / "reports" / "mlflow.json.partial").exists()
-
-
-def test_rebuilt_elsewhere_it_has_the_same_numbers(project: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after deleting the database: the numbers come from the records alone."""
-
-    def content(logged: track.Logged) -> dict[str, Any]:
-        told = {}
-        for run in rows(logged):
-            points = {
-                key: sorted((p.step, p.value, p.timestamp) for p in client().get_metric_history(run.info.run_id, key))
-                for key in run.data.metrics
-            }
-            told[run.info.run_name] = (points, run.data.params, run.info.start_time, run.info.end_time)
-        return told
-
-    before = content(log(project))
-    assert sum(len(points) for points in before["fitnet"][0].values()) > 40
-    make_project(tmp_path / "clone", store, monkeypatch)
-    assert content(log(tmp_path / "clone")) == before
+    assert {run.info.run_name for run in logged_rows(logged)} == {"big", "alone", "kd"}
 
 
 def test_names_and_values_that_mlflow_refuses(project: Path) -> None:
@@ -212,6 +119,17 @@ def test_names_and_values_that_mlflow_refuses(project: Path) -> None:
     assert run.data.metrics["distill/ratio_5"] == 0.25
     assert run.data.params["odd_key.__"] == "x" * 6000
     assert run.data.params["empty"] == "{}"
+
+
+def test_what_was_analysed_is_in_the_row(project: Path) -> None:
+    before = log(project)
+    fabricated.look_into(project / "records", "kd", transfer_after=0.25)
+    logged = log(project, analysed=["kd"])
+    assert logged.new == ["kd"]
+    assert logged.runs["fitnet"] == before.runs["fitnet"]
+    run = client().get_run(logged.runs["kd"])
+    assert run.data.metrics["analyse/transfer_after"] == 0.25
+    assert run.data.tags["cached.distill"] == before.runs["kd"]
 
 
 def test_a_param_that_two_stages_read_differently_is_kept_twice(project: Path) -> None:
@@ -247,11 +165,11 @@ def test_deleted_experiment_comes_back(project: Path) -> None:
     assert client().get_experiment(again.experiment).lifecycle_stage == "active"
 
 
-def test_the_embedded_store_is_in_the_project_and_writes_ahead(store: Path) -> None:
-    with closing(sqlite3.connect(store)) as connection:
+def test_the_embedded_store_is_in_the_project_and_writes_ahead() -> None:
+    with closing(sqlite3.connect(empty_store())) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        found = connection.execute("SELECT artifact_location FROM experiments WHERE name = ?", (track.EXPERIMENT,)).fetchone()
-    assert found == ((store.parent / "mlartifacts").as_uri(),)
+        found = connection.execute("SELECT artifact_location FROM experiments WHERE name = ?", (store.EXPERIMENT,)).fetchone()
+    assert found == ((empty_store().parent / "mlartifacts").as_uri(),)
 
 
 def test_tracking_uri_from_outside_wins(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,21 +187,7 @@ def test_project_without_dvc_is_this_repository(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    root = Path(track.__file__).parents[1]
-    assert (track.project(), track.tracking_uri()) == (root, f"sqlite:///{root}/mlflow.db")
-
-
-def test_server_down_is_told_soon_and_with_the_way_out(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as taken:  # bound and not listening: refuses at once
-        taken.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:secret@127.0.0.1:{taken.getsockname()[1]}")
-        start = time.monotonic()
-        with pytest.raises(InputError, match=r"No model is lost.*`dvc repro track`") as caught:
-            log(project)
-    assert time.monotonic() - start < 20
-    assert "secret" not in str(caught.value)
-    assert "MLflow at http://127.0.0.1:" in str(caught.value)
-    assert not (project / "reports").exists()
+    assert (store.project(), store.tracking_uri()) == (CODE, f"sqlite:///{CODE}/mlflow.db")
 
 
 @pytest.mark.parametrize(
@@ -295,7 +199,7 @@ def test_server_down_is_told_soon_and_with_the_way_out(project: Path, monkeypatc
     ],
 )
 def test_credentials_are_never_shown(uri: str, shown: str) -> None:
-    assert track._shown(uri) == shown
+    assert store.shown(uri) == shown
 
 
 def test_view_link_opens_a_view_that_exists(project: Path) -> None:
@@ -307,6 +211,7 @@ def test_view_link_opens_a_view_that_exists(project: Path) -> None:
     assert urlsplit(link).netloc == "127.0.0.1:5055"
     assert asked["workflowType"] == ["machine_learning"]
     view = json.loads(client().get_experiment(experiment).tags[f"mlflow.sharedViewState.{asked['viewStateShareKey'][0]}"])
+    assert isinstance(view["createdAt"], int)  # MLflow's page shows no columns otherwise
     state = json.loads(zlib.decompress(b64decode(view["state"].removeprefix("deflate;"))))
     logged = log(project)
     run = client().get_run(logged.runs["kd"])
@@ -316,29 +221,11 @@ def test_view_link_opens_a_view_that_exists(project: Path) -> None:
         | {f"params:{key}" for key in run.data.params}
         | {f"tags:{key}" for key in run.data.tags}
     )
-    assert columns - known <= {"tags:dvc.exp", "tags:git.commit"}  # those depend on where it runs
+    assert columns - known <= {"tags:dvc.exp"}  # there in an experiment alone
+    assert state["selectedColumns"] == sorted(state["selectedColumns"], key=lambda column: (["m", "p", "t"].index(column[0]), column))
     client().create_run(experiment, run_name="not a row")
     found = client().search_runs([experiment], state["searchFilter"], order_by=[f"{state['orderByKey']} DESC"])
-    assert [run.info.run_name for run in found] == ["big", "kd", "fitnet", "alone"]
-
-
-@pytest.mark.slow
-def test_four_processes_on_a_fresh_database(project: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from pipeline import track; root = Path(sys.argv[1]); "
-        "track.log(root / 'records', runs=['alone', 'kd', 'fitnet'], teachers=['big'], artifacts={}, common=[], out=root / sys.argv[2])"
-    )
-    (project / "mlflow.db").unlink()
-    env = os.environ | {"PYTHONPATH": str(Path(track.__file__).parents[1])}
-    command = [sys.executable, "-c", code, str(project)]
-    racing = [subprocess.Popen([*command, f"{n}.json"], env=env, stderr=subprocess.PIPE, text=True) for n in range(4)]
-    for process in racing:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors
-    told = [json.loads((project / f"{n}.json").read_text()) for n in range(4)]
-    assert told == [told[0]] * 4
-    with closing(sqlite3.connect(project / "mlflow.db")) as connection:
-        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (4,)
+    assert [run.info.run_name for run in found] == ["fitnet", "kd", "alone", "big"]  # the best on validation first, teachers last
 
 
 def test_importing_track_is_cheap() -> None:
@@ -347,7 +234,7 @@ def test_importing_track_is_cheap() -> None:
     )
     told = subprocess.run(
         [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(Path(track.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(CODE)},
         capture_output=True,
         text=True,
         check=True,

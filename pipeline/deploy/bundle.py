@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from zipfile import ZipFile
 
-import numpy as np
+if TYPE_CHECKING:  # `doctor` works without numpy
+    import numpy as np
 
 SCHEMA = 2
 Format = Literal["onnx", "int8"]
@@ -28,8 +29,8 @@ class BundleError(ValueError):
 class Golden:
     """Real images and what the exported files answered to them where they were made."""
 
-    images: np.ndarray
-    logits: dict[Format, np.ndarray]
+    images: "np.ndarray"
+    logits: dict[Format, "np.ndarray"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class Bundle:
 
     def golden(self) -> Golden:
         """The golden vectors; images that prove nothing are refused."""
+        import numpy as np
+
         where = f"{self.folder / 'golden.npz'}"
         arrays = _arrays(self.read("golden.npz"), where)
         images = arrays.get("images")
@@ -208,7 +211,9 @@ def _content(path: Path, most: int) -> bytes:
         raise BundleError(f"{path} can't be read ({error.strerror or error}).") from error
 
 
-def _arrays(content: bytes, where: str) -> dict[str, np.ndarray]:
+def _arrays(content: bytes, where: str) -> "dict[str, np.ndarray]":
+    import numpy as np
+
     try:
         with ZipFile(BytesIO(content)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > LARGEST["golden.npz"]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import os
 import platform
@@ -14,6 +15,7 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
+NEEDED = {"numpy": "numpy", "PIL": "pillow"}
 SHOWN = ("numpy", "pillow", "onnx", "starlette", "uvicorn", "python-multipart")
 # an ONNX file of one Relu on one number: the smallest thing that a provider can be asked to run
 SMALLEST = bytes.fromhex(
@@ -39,6 +41,8 @@ def examine(provider: str = "cpu") -> list[Finding]:
         Finding(", ".join(f"{name} {versions.get(name, '-')}" for name in SHOWN)),
     ]
     found += _packages([each for name, each in installed if name.startswith("onnxruntime")])
+    if missing := [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]:
+        return [*found, Finding(f"{' and '.join(missing)} can't be imported. Install it: pip install {' '.join(missing)}", bad=True)]
     try:
         onnxruntime = importlib.import_module("onnxruntime")
     except ImportError as error:

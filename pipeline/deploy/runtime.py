@@ -1,7 +1,9 @@
 """onnxruntime as it should behave: what was asked for runs, or an error says why not."""
 
 import contextlib
+import functools
 import io
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ from pipeline.deploy.bundle import BundleError
 
 CPU = "CPUExecutionProvider"
 OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}  # 10 bits of mantissa would change answers
+LARGEST_CONSTANT = 1 << 20  # bytes of what is worth computing before the first picture
 QUIET = 4  # onnxruntime logs to standard error what its exceptions say too
 
 
@@ -27,6 +30,9 @@ def session(content: bytes, *, threads: int = 1, spin: bool = False, providers: 
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = QUIET
+    _limit_memory()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", str(LARGEST_CONSTANT))
     for pool in ("intra_op", "inter_op"):
         options.add_session_config_entry(f"session.{pool}.allow_spinning", str(int(spin)))
     try:
@@ -50,6 +56,21 @@ def provider_named(name: str) -> str:
             return str(each)
     short = ", ".join(each.removesuffix("ExecutionProvider").lower() for each in offered)
     raise BundleError(f"providers: this onnxruntime has no {name!r}. Choose one of: {short}.")
+
+
+def memory() -> int:
+    """Bytes that the tensors of all sessions in a process may take together: half of this machine's memory."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 4 << 30
+
+
+@functools.cache
+def _limit_memory() -> None:
+    """A file of a few bytes can ask for terabytes, in more ways than a list of operators can name; so onnxruntime itself gets an end."""
+    where = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
+    onnxruntime.create_and_register_allocator(where, onnxruntime.OrtArenaCfg({"max_mem": memory()}))
 
 
 @contextlib.contextmanager

@@ -76,7 +76,10 @@ def _int8(entry: Mapping[str, Any], flags: list[str]) -> str:
         )
 
     if not entry["accepted"]:
-        return f"The int8 file was refused, so float is what ships: {'; '.join(entry['refused'])}. It is kept as {entry['file']}."
+        return (
+            f"Float is what ships; it is as good as said above. The int8 file isn't close enough to it: on {quality['images']} validation "
+            f"images, {'; '.join(entry['refused'])}. It is kept as {entry['file']}, to be looked at."
+        )
     exact = "" if entry["portable"] or not has_vnni(flags) else " On CPUs without VNNI its sums may saturate: check there with golden.npz."
     return (
         f"int8 beside float: on {quality['images']} validation images, which decided that it ships, {told(quality)}. "

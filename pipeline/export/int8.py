@@ -73,6 +73,7 @@ def write(source: Path, path: Path, images: np.ndarray, *, portable: bool, metad
             nodes_to_exclude=_float_nodes(graph),
         )
     proto = onnx.load(path)
+    _widen(proto.graph)
     used = {node.domain for node in proto.graph.node}
     opsets = [entry for entry in proto.opset_import if entry.domain in used]  # the quantizer declares its own too
     del proto.opset_import[:]
@@ -108,7 +109,9 @@ def faults(quality: Quality, cfg: Int8Config) -> list[str]:
             f"it loses {quality.drop:.2f} points of accuracy [{quality.low:.2f}, {quality.high:.2f}], allowed are {cfg.max_drop:g}"
         )
     if 100 * quality.agreement < cfg.min_agreement:
-        found.append(f"{100 * quality.agreement:.2f} % of the images get the same class, needed are {cfg.min_agreement:g} %")
+        found.append(
+            f"{100 * quality.agreement:.2f} % of the images get the class that float gives them, needed are {cfg.min_agreement:g} %"
+        )
     if quality.snr_db < cfg.min_snr:
         found.append(f"its logits are {quality.snr_db:.1f} dB above their error, needed are {cfg.min_snr:g} dB")
     return found
@@ -148,6 +151,25 @@ def _float_nodes(graph: Any) -> list[str]:
             if node.op_type not in PRODUCTS:
                 todo += node.input
     return before + after
+
+
+def _widen(graph: Any) -> None:
+    """Mean and scale of a channel become those of a row of pixels.
+
+    onnxruntime moves the change of layout behind the normalisation and would compute three numbers at a time there: a fifth of the time of
+    a ResNet-18, a third of a MobileNetV2's.
+    """
+    from onnx import numpy_helper
+
+    width = graph.input[0].type.tensor_type.shape.dim[2].dim_value
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in takewhile(lambda node: node.op_type not in PRODUCTS, graph.node):
+        for name in set(node.input) & set(constants) if node.op_type in ("Sub", "Mul") else ():
+            values = numpy_helper.to_array(constants[name])
+            if values.ndim == 4 and values.shape[2:] == (1, 1):
+                constants[name].CopyFrom(numpy_helper.from_array(np.repeat(values, width, 3), name))
+                for told in [value for value in graph.value_info if value.name == name]:
+                    graph.value_info.remove(told)
 
 
 def _logits(run: Predict, images: np.ndarray, batch: int) -> np.ndarray:

@@ -9,10 +9,11 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline import predictions
+from pipeline.analysis.improvement import average_relative_improvement, relative_improvement
 from pipeline.predictions import Predictions
 from pipeline.report import confusions, costs, exports, figures, pictures
-from pipeline.report.results import Results, Run, gains
-from pipeline.report.words import COSTS, HEADER, caveats, environments, percent, points, rows, verdict
+from pipeline.report.results import Results, Run, gains, rivals
+from pipeline.report.words import COSTS, HEADER, caveats, environments, percent, points, rows, verdict, warnings
 
 HERE = Path(__file__).parent
 CLASSES_DRAWN = 20  # as rows of pictures, and as a matrix of numbers
@@ -74,6 +75,11 @@ def page(results: Results, *, records: Path, data: Path, bundles: Path) -> str:
         shares=_shares(results),
         spent=_filled(Table("Cost of training", ["", *costs.HEADER], [[cost.name, *costs.words(cost)] for cost in spent])),
         spent_note=costs.note(spent),
+        warnings=warnings(results),
+        probed=_probed(results),
+        likened=_likened(results),
+        transferred=_transferred(results),
+        relative=_relative(results),
         method_pictures=_method_pictures(results, records),
         associations=_associations(results),
         noted=_noted(results),
@@ -208,21 +214,75 @@ def _shares(results: Results) -> Table | None:
 
 
 def _method_pictures(results: Results, records: Path) -> list[tuple[str, str, str]]:
-    """Run, caption and picture of every PNG file that a stage left in a folder of the run's name beside its records."""
+    """Run, caption and picture of every PNG file that a stage left in a folder of the run's name beside its records, in its order."""
     found = []
     for run in results.ranked:
-        for stage in run.records:
-            for file in sorted((records / stage / run.name).glob("*.png")):
-                found.append((run.name, file.stem.replace("_", " ").replace("-", " "), pictures.whole(file)))
+        for stage, record in run.records.items():
+            captions = record.details.get("pictures", {})
+            order = list(captions)
+            files = sorted((records / stage / run.name).glob("*.png"))
+            for file in sorted(files, key=lambda file: order.index(file.name) if file.name in order else len(order)):
+                caption = captions.get(file.name, file.stem.replace("_", " ").replace("-", " "))
+                found.append((run.name, caption, pictures.whole(file)))
     return found
 
 
+def _probed(results: Results) -> Table | None:
+    """What can be read off a student by a linear classifier, beside what it is when all of it is trained (SRM, table 2)."""
+    names = ("probe_before", "probe_after", "whole_network")
+    told = _analysed(results, lambda metrics: [_measured(metrics, name) for name in names])
+    head = ["", "linear probe before distillation", "linear probe after", "whole network after"]
+    return Table("Accuracy on validation, %", head, told) if told else None
+
+
+def _likened(results: Results) -> Table | None:
+    told = _analysed(results, lambda metrics: [_measured(metrics, name, 1) for name in ("sm_score", "cka")] if "cka" in metrics else [])
+    return Table("The pairs of stages that the method associates", ["", "SM-score, logarithm", "CKA"], told) if told else None
+
+
+def _transferred(results: Results) -> Table | None:
+    names = ("transfer_before", "transfer_after", "transfer_teacher")
+    told: list[list[str]] = []
+    for run in results.ranked:
+        if run.analysis and "transfer" in run.analysis.details:
+            other, metrics = run.analysis.details["transfer"], run.analysis.metrics
+            source = other["source"] if other["source"] != "folder" else other["root"]
+            told.append([run.name, source, *(_measured(metrics, name) for name in names)])
+    head = ["", "other images", "before distillation", "after", "teacher"]
+    return (
+        Table("Carried over to other images by a linear classifier: accuracy on their test split, %", head, told, words=2) if told else None
+    )
+
+
+def _analysed(results: Results, cells: Callable[[Mapping[str, float]], list[str]]) -> list[list[str]]:
+    found = [(run.name, cells(run.analysis.metrics)) for run in results.ranked if run.analysis]
+    return [[name, *line] for name, line in found if line]
+
+
+def _measured(metrics: Mapping[str, float], name: str, scale: float = 100) -> str:
+    if name not in metrics:
+        return ""
+    spread = f" ± {scale * metrics[f'{name}_spread']:.2f}" if f"{name}_spread" in metrics else ""
+    return f"{scale * metrics[name]:.2f}{spread}"
+
+
+def _relative(results: Results) -> Table | None:
+    """Of the best student over every other method, and on average (SemCKD, Eq. 17)."""
+    found = rivals(results)
+    if not found:
+        return None
+    told = [[run.name, percent(over[0]), percent(over[1]), f"{100 * relative_improvement(*over):+.0f}"] for run, over in found]
+    told.append(["on average", "", "", f"{100 * average_relative_improvement([over for _, over in found]):+.0f}"])
+    title = f"How much more than theirs {results.best.name} gains over the student alone"
+    return Table(title, ["", "its accuracy %", "theirs %", "relative improvement, %"], told)
+
+
 def _associations(results: Results) -> list[dict[str, Any]]:
-    """Of methods that note how much each stage of the student learns from each of the teacher: a matrix a run."""
+    """Of methods that note how much each stage of the student learns from each of the teacher: a matrix a run, if there's no picture."""
     found = []
     for run in results.ranked:
         weights = {tuple(pair.split("~", 1)): value for pair, value in figures.last(run.records["distill"], "note/").items() if "~" in pair}
-        if weights:
+        if weights and not (run.analysis and "associations.png" in run.analysis.details["pictures"]):
             ours, theirs = (list(dict.fromkeys(pair[side] for pair in weights)) for side in (0, 1))
             most = max(max(weights.values()), 1e-9)
             cells = [[(weights.get((a, b)), max(0.0, weights.get((a, b), 0.0)) / most) for b in theirs] for a in ours]

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.evaluate import Gain
 
 RUN_STAGES = ("pretrain", "distill", "evaluate", "export", "benchmark")
+LOOKED_INTO = ("pretrain", "distill", "analyse", "evaluate", "export", "benchmark")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Run:
         return self.records["evaluate"].details["seeds"][str(self.exported_seed)]["confusion"]
 
     @property
+    def analysis(self) -> Record | None:
+        """What its students have become beyond their accuracy, if somebody asked."""
+        return self.records.get("analyse")
+
+    @property
     def exported_seed(self) -> int:
         return self.records["evaluate"].details["exported_seed"]
 
@@ -94,9 +100,10 @@ class Results:
         return next((run for run in self.runs.values() if run.teacher == teacher), None)
 
 
-def load(records: Path, runs: Sequence[str], teachers: Sequence[str]) -> Results:
-    """The records of these runs and teachers; what else lies in the folder belongs to nobody any more."""
-    found = {name: {stage: read(records, stage, name) for stage in RUN_STAGES} for name in runs}
+def load(records: Path, runs: Sequence[str], teachers: Sequence[str], *, analysed: Collection[str] = ()) -> Results:
+    """The records of these runs and teachers; what else lies in the folder belongs to nobody any more. `analysed` are some of the runs."""
+    stages = {name: LOOKED_INTO if name in analysed else RUN_STAGES for name in runs}
+    found = {name: {stage: read(records, stage, name) for stage in stages[name]} for name in runs}
     alone: dict[str, list[Run]] = {}
     for name, own in found.items():
         run = Run(name, own, None)
@@ -136,6 +143,23 @@ def gains(results: Results) -> "dict[str, Gain]":
     from pipeline.evaluate import gain
 
     return {run.name: gain(run.accuracy, results.runs[run.baseline].accuracy) for run in results.runs.values() if run.baseline is not None}
+
+
+def rivals(results: Results) -> list[tuple[Run, tuple[float, float, float]]]:
+    """Every other method in the best student's setting, with the accuracies of the best, of its own, and of the student alone.
+
+    Left out are those that gain no more over the student alone than that varies from seed to seed: to compare with so little says nothing.
+    """
+    best = results.best
+    if best.baseline is None:
+        return []
+    ours, alone = best.records["evaluate"].metrics["accuracy"], results.runs[best.baseline].records["evaluate"].metrics
+    found = []
+    for run in results.ranked:
+        theirs = run.records["evaluate"].metrics["accuracy"]
+        if run is not best and run.baseline == best.baseline and theirs - alone["accuracy"] > alone["spread"]:
+            found.append((run, (ours, theirs, alone["accuracy"])))
+    return found
 
 
 def _setting(run: Run) -> str:

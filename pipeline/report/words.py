@@ -85,7 +85,13 @@ def caveats(results: Results) -> list[str]:
         "they cover seeds on this one split, not other data, and are not corrected for comparing many runs.",
         "Latency is of the machine that ran the graph; compare it within this report only.",
         "The student knows only the classes it was trained on: an image of anything else gets one of them too.",
+        *warnings(results),
     ]
+
+
+def warnings(results: Results) -> list[str]:
+    """What looked wrong inside the students that were looked into."""
+    return [f"{run.name}: {warning}" for run in results.ranked if run.analysis for warning in run.analysis.details["warnings"]]
 
 
 def environments(results: Results) -> list[str]:

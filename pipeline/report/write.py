@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pipeline import predictions
@@ -24,9 +24,10 @@ def write(
     teachers: Sequence[str],
     bundles: Path,
     data: Path,
+    analysed: Collection[str] = (),
 ) -> Results:
-    """`report.html`, `report.md` and `table.txt` in `out_dir`, the data of the plots, and the gains as DVC metrics."""
-    results = load(records, runs, teachers)
+    """`report.html`, `report.md` and `table.txt` in `out_dir`, the data of the plots, and as DVC metrics gains and what to choose by."""
+    results = load(records, runs, teachers, analysed=analysed)
     said = predictions.load(records / "evaluate" / f"{results.best.name}.npz")
     links = {"sheet": os.path.relpath(data / "sheet.png", out_dir), "bundles": os.path.relpath(bundles, out_dir)}
     texts = {
@@ -39,5 +40,7 @@ def write(
             file.write_text(text, encoding="utf-8")
     plots(results, plots_dir)
     with atomic_file(metrics_file) as file:
-        file.write_text(json.dumps({"gain": {name: gain.mean for name, gain in gains(results).items()}}, indent=1) + "\n")
+        told = {"gain": {name: gain.mean for name, gain in gains(results).items()}}
+        told["validation"] = {name: run.validation for name, run in results.runs.items()}
+        file.write_text(json.dumps(told, indent=1) + "\n")
     return results

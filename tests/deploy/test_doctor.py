@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +9,8 @@ import pytest
 
 from pipeline.deploy import doctor
 from pipeline.deploy.__main__ import main
+
+ROOT = Path(__file__).parents[2]
 
 
 def bad(provider: str = "cpu") -> list[str]:
@@ -22,6 +26,15 @@ def test_this_machine_can_predict(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "CPUExecutionProvider works here" in out
     assert "EP Error" not in out
+
+
+@pytest.mark.parametrize(("module", "package"), [("numpy", "numpy"), ("PIL", "pillow")])
+def test_a_machine_without_what_is_needed(module: str, package: str) -> None:
+    code = f"import runpy, sys; sys.modules[{module!r}] = None; runpy.run_module('pipeline.deploy', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code, "doctor"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"BAD {package} can't be imported. Install it: pip install {package}\n" in done.stdout
+    assert done.stderr == ""
 
 
 def test_cuda_that_is_only_listed_is_bad_if_asked_for(capfd: pytest.CaptureFixture[str]) -> None:

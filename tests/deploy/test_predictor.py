@@ -1,5 +1,8 @@
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ from PIL import Image
 from pipeline.data.decode import Readable, decode
 from pipeline.deploy.bundle import BundleError
 from pipeline.deploy.predictor import Predictor
+
+ROOT = Path(__file__).parents[2]
 
 
 def jpeg(width: int, height: int, seed: int = 0) -> bytes:
@@ -156,3 +161,53 @@ def test_pixels_and_pictures_that_do_not_fit(bundle: Path) -> None:
             predictor.run(pixels)
     with pytest.raises(BundleError, match=r"Picture 1 \(.*none\.jpg\) can't be used"):
         predictor([jpeg(4, 4), "none.jpg"])
+
+
+HUGE = 750_000_000  # numbers of four bytes
+BOMBS: dict[str, tuple[list[tuple[str, list[str], list[str]]], dict[str, list[int]]]] = {
+    "filled": ([("ConstantOfShape", ["shape"], ["bomb"])], {"shape": [HUGE]}),
+    "spread": ([("ReduceSum", ["flat"], ["one"]), ("Expand", ["one", "shape"], ["bomb"])], {"shape": [HUGE, 1]}),
+    "doubled": ([("Concat", [f"x{i}" if i else "flat"] * 2, [f"x{i + 1}" if i < 25 else "bomb"]) for i in range(26)], {}),
+    "padded": ([("Pad", ["flat", "ends"], ["bomb"])], {"ends": [0, 0, 0, HUGE // 2]}),
+}
+LOADS_ALL = """
+import resource, sys
+from pipeline import timing
+from pipeline.deploy import runtime
+from pipeline.deploy.bundle import BundleError
+from pipeline.deploy.predictor import Predictor
+
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+runtime.memory = lambda: 256 << 20
+for folder in sys.argv[1:]:
+    try:
+        print("accepted", Predictor(folder).format)
+    except BundleError:
+        print("refused")
+print(timing.peak_memory())
+"""
+
+
+def test_a_small_file_that_wants_gigabytes_is_refused(bundle: Path, workshop: Any, template: Any, tmp_path: Path) -> None:
+    """Each answers as the student does, for it adds nothing times the sum of what it made."""
+    from onnx import helper, numpy_helper
+
+    def plant(model: Any, name: str) -> None:
+        nodes, constants = BOMBS[name]
+        axis: dict[str, Any] = {"axis": 0}
+        made = [helper.make_node(op, given, out, **(axis if op == "Concat" else {})) for op, given, out in nodes]
+        made += [helper.make_node("ReduceSum", ["bomb"], ["sum"], keepdims=0), helper.make_node("Mul", ["sum", "zero"], ["nothing"])]
+        softmax = model.graph.node.pop()
+        model.graph.node[-1].output[0] = "raw"
+        model.graph.node.extend([*made, helper.make_node("Add", ["raw", "nothing"], ["logits"]), softmax])
+        model.graph.initializer.extend(numpy_helper.from_array(np.array(values), key) for key, values in constants.items())
+        model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "zero"))
+
+    folders = [str(bundle)]
+    for name in BOMBS:
+        files = template.files | {"student.onnx": workshop.graph(bend=lambda model, name=name: plant(model, name))}
+        folders.append(str(replace(template, files=files).write(tmp_path / name)))
+    done = subprocess.run([sys.executable, "-c", LOADS_ALL, *folders], cwd=ROOT, capture_output=True, text=True)
+    *said, peak = done.stdout.splitlines()
+    assert said == ["accepted onnx"] + ["refused"] * len(BOMBS), done.stderr
+    assert float(peak) < 700

@@ -48,6 +48,16 @@ def test_only_the_middle_of_the_network_is_quantized(graph: Any) -> None:
     assert not [node for node in normalisation if quantized(node)]
 
 
+def test_the_normalisation_is_computed_by_rows_of_pixels(graph: Any) -> None:
+    from onnx import numpy_helper
+
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    rows = {node.op_type: constants[node.input[1]] for node in graph.node if node.op_type in ("Sub", "Mul")}
+    assert {op: values.shape for op, values in rows.items()} == {"Sub": (1, 3, 1, 16), "Mul": (1, 3, 1, 16)}
+    assert np.allclose(rows["Sub"][0, :, 0], 255 * np.array([[0.5], [0.4], [0.3]]))
+    assert np.allclose(rows["Mul"][0, :, 0], 1 / (255 * np.array([[0.2], [0.25], [0.3]])))
+
+
 def test_weights_are_signed_and_scaled_by_channel_activations_unsigned(graph: Any) -> None:
     from onnx import numpy_helper
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fabricated import NAMES, RIGHT, VALIDATION, crowd, edit, fabricate, keep_predictions, prepared
+from fabricated import NAMES, RIGHT, VALIDATION, crowd, edit, fabricate, keep_predictions, look_into, prepared
 from PIL import Image
 
 from pipeline import report
@@ -248,6 +248,42 @@ def test_pictures_of_methods_and_associations_are_shown_where_there_are_some(rec
     assert next(one["text"] for one in associated if one["tag"] == "td" and "tbody" in one["in"]) == "0.300"
     assert read.table("What methods noted at the end, the mean over seeds")["kd"] == {"stage": "distill", "what": "dead", "value": "4"}
     assert read.table("Share of the student's gradient by term at the end, %")["kd"] == {"kd": "30.00"}
+
+
+def test_what_was_looked_into_is_shown(records: Path) -> None:
+    look_into(records, "kd", sm_score=14.8, cka=0.82, transfer_before=0.5, transfer_after=0.6, transfer_teacher=0.7)
+    read = Read(html(records, names=NAMES | {"analysed": ["kd"]}))
+    assert read.table("Accuracy on validation, %")["kd"] == {
+        "linear probe before distillation": "42.10 ± 1.00",
+        "linear probe after": "50.60 ± 1.00",
+        "whole network after": "50.90 ± 1.00",
+    }
+    assert read.table("The pairs of stages that the method associates")["kd"] == {"SM-score, logarithm": "14.80", "CKA": "0.82"}
+    carried = read.table("Carried over to other images by a linear classifier: accuracy on their test split, %")["kd"]
+    assert carried == {"other images": "others", "before distillation": "50.00", "after": "60.00", "teacher": "70.00"}
+    assert [one["alt"] for one in read.find("img") if "of run kd" in one["alt"]] == [
+        "How alike they are. of run kd",
+        "Where they look. of run kd",
+    ]
+    (warned,) = (one["text"] for one in read.find("p", **{"class": "warning"}))
+    assert warned == "Warning. kd: The dictionary of stage1 is dead in 3 of 3 seeds."
+    assert [one["text"] for one in read.find("li")].count("kd: The dictionary of stage1 is dead in 3 of 3 seeds.") == 1
+    assert "analyse kd" in read.table("Every stage that ran")
+
+
+def test_what_nobody_asked_for_is_not_shown(records: Path) -> None:
+    look_into(records, "kd", cka=0.82, sm_score=14.8)
+    assert "Inside the methods" not in html(records)
+
+
+def test_relative_improvement_over_those_that_gain(records: Path) -> None:
+    table = Read(html(records)).table("How much more than theirs fitnet gains over the student alone")
+    # alone 72 %, kd 82 %, fitnet 80 %: it lacks a fifth of what kd gains
+    assert table["kd"] == {"its accuracy %": "80.00", "theirs %": "82.00", "relative improvement, %": "-20"}
+    assert table["on average"]["relative improvement, %"] == "-20"
+    spread = json.loads((records / "evaluate" / "alone.json").read_text())["metrics"] | {"spread": 0.2}
+    edit(records / "evaluate" / "alone.json", metrics=spread)
+    assert "relative improvement" not in html(records).lower()
 
 
 def test_int8_is_told_with_its_gate(records: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated import NAMES, fabricate
+from fabricated import NAMES, VALIDATION, fabricate
 
 from pipeline.report.write import write
 
@@ -35,6 +35,7 @@ def test_records_of_dropped_runs_are_nobodys(records: Path, tmp_path: Path) -> N
 def test_write_leaves_report_table_plots_and_gains(records: Path, tmp_path: Path) -> None:
     write(records, tmp_path / "reports", tmp_path / "plots", tmp_path / "metrics" / "gain.json", **NAMES, **PLACES)
     assert json.loads((tmp_path / "metrics" / "gain.json").read_text())["gain"] == pytest.approx({"kd": 0.10, "fitnet": 0.08})
+    assert json.loads((tmp_path / "metrics" / "gain.json").read_text())["validation"] == VALIDATION
     assert "82.00 ± 2.65" in (tmp_path / "reports" / "table.txt").read_text()
     assert "82.00 ± 2.65" in (tmp_path / "reports" / "report.md").read_text()
     assert "82.00 ± 2.65" in (tmp_path / "reports" / "report.html").read_text()

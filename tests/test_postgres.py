@@ -1,0 +1,111 @@
+"""A team's database: rows and the registry in a real PostgreSQL, where Debian's package is installed."""
+
+import importlib.util
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_registry import NAME, bundle, promote
+from tracked import ANY_HINT, OLD_LOADER, client, content, log, logged_rows, make_project, start_logging
+
+from pipeline.inputs import InputError
+
+SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(OLD_LOADER),
+    pytest.mark.filterwarnings(ANY_HINT),
+    pytest.mark.skipif(not SERVERS, reason="there is no PostgreSQL (Debian: apt-get install postgresql)"),
+    pytest.mark.skipif(importlib.util.find_spec("psycopg") is None, reason="there is no driver (pip install 'psycopg[binary]')"),
+]
+PASSWORD = "not told to anybody"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[int]:
+    """The port of a server with one user; it keeps nothing and trusts nobody without the password."""
+    place = Path(tempfile.mkdtemp(prefix="postgres-"))
+    try:
+        (place / "password").write_text(PASSWORD)
+        if os.getuid() == 0:  # as which it refuses to run
+            nobody = pwd.getpwnam("nobody")
+            for path in (place, place / "password"):
+                os.chown(path, nobody.pw_uid, nobody.pw_gid)
+            become = ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"]
+        else:
+            become = []
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+
+        def do(program: str, *arguments: str | Path) -> None:
+            command = [*become, SERVERS[-1].with_name(program), *arguments]
+            done = subprocess.run(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+            assert done.returncode == 0, done.stdout
+
+        data = place / "data"
+        do("initdb", "-D", data, "-U", "ann", "--auth=scram-sha-256", f"--pwfile={place / 'password'}", "-E", "UTF8", "--no-sync")
+        settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+        do("pg_ctl", "-D", data, "-w", "-l", place / "log", "-o", settings, "start")
+        try:
+            yield port
+        finally:
+            do("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(place)
+
+
+@pytest.fixture
+def project(cluster: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = make_project(tmp_path / "my project", monkeypatch, fresh=True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://ann:{PASSWORD.replace(' ', '%20')}@127.0.0.1:{cluster}/postgres")
+    return root
+
+
+def test_two_processes_fill_a_fresh_database_once(project: Path) -> None:
+    racing = [start_logging(project, out=f"{n}.json") for n in range(2)]
+    for process in racing:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    said = (project / "0.json").read_text()
+    assert said == (project / "1.json").read_text()
+    assert "postgresql://127.0.0.1" in said
+    assert "ann" not in said
+    logged = log(project)
+    assert logged.new == []
+    assert sorted((run.info.run_name, run.info.status) for run in logged_rows(logged)) == [
+        (name, "FINISHED") for name in ("alone", "big", "fitnet", "kd")
+    ]
+    assert (project / "mlartifacts").is_dir()
+    assert not list((project / "elsewhere").iterdir())
+
+
+def test_it_says_what_sqlite_says(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = content(log(project))
+    make_project(tmp_path / "clone", monkeypatch)
+    assert content(log(tmp_path / "clone")) == there
+
+
+def test_the_registry_is_there_too(project: Path) -> None:
+    for name in ("alone", "kd", "fitnet"):
+        bundle(project, name)
+    log(project)
+    assert [promote(project).new for _ in range(2)] == [True, False]
+    assert client().get_model_version_by_alias(NAME, "champion").tags["run"] == "fitnet"
+
+
+def test_a_wrong_password_is_told_soon_and_not_repeated(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", os.environ["MLFLOW_TRACKING_URI"].replace("to%20anybody", "to%20me"))
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"password authentication failed.*No model is lost") as caught:
+        log(project)
+    assert time.monotonic() - start < 20
+    assert "to%20me" not in str(caught.value)
+    assert "to me" not in str(caught.value)
