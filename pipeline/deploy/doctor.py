@@ -15,7 +15,8 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
-NEEDED = {"numpy": "numpy", "PIL": "pillow"}
+NEEDED = {"numpy": "numpy", "PIL": "'pillow<13'"}
+OTHER_PILLOW = 13  # the first that rounds otherwise when it shrinks a picture, by one grey level in some pixels; seen in 13.0.0
 SHOWN = ("numpy", "pillow", "onnx", "starlette", "uvicorn", "python-multipart")
 # an ONNX file of one Relu on one number: the smallest thing that a provider can be asked to run
 SMALLEST = bytes.fromhex(
@@ -42,7 +43,12 @@ def examine(provider: str = "cpu") -> list[Finding]:
     ]
     found += _packages([each for name, each in installed if name.startswith("onnxruntime")])
     if missing := [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]:
-        return [*found, Finding(f"{' and '.join(missing)} can't be imported. Install it: pip install {' '.join(missing)}", bad=True)]
+        return [*found, Finding(f"Something that is needed can't be imported. Install it: pip install {' '.join(missing)}", bad=True)]
+    if int(versions.get("pillow", "0").partition(".")[0]) >= OTHER_PILLOW:
+        cure = "Answers may differ a little from those that were evaluated: pip install 'pillow<13'"
+        found.append(
+            Finding(f"Pillow {versions['pillow']} shrinks pictures with another rounding than the evaluation did. {cure}", bad=True)
+        )
     try:
         onnxruntime = importlib.import_module("onnxruntime")
     except ImportError as error:

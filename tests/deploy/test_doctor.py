@@ -28,13 +28,19 @@ def test_this_machine_can_predict(capsys: pytest.CaptureFixture[str]) -> None:
     assert "EP Error" not in out
 
 
-@pytest.mark.parametrize(("module", "package"), [("numpy", "numpy"), ("PIL", "pillow")])
+@pytest.mark.parametrize(("module", "package"), [("numpy", "numpy"), ("PIL", "'pillow<13'")])
 def test_a_machine_without_what_is_needed(module: str, package: str) -> None:
     code = f"import runpy, sys; sys.modules[{module!r}] = None; runpy.run_module('pipeline.deploy', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code, "doctor"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert f"BAD {package} can't be imported. Install it: pip install {package}\n" in done.stdout
+    assert f"BAD Something that is needed can't be imported. Install it: pip install {package}\n" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("version", "warned"), [("12.3.0", False), ("13.0.0", True)])
+def test_a_pillow_that_rounds_otherwise(version: str, warned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "distributions", lambda: [SimpleNamespace(name="pillow", version=version, files=())])
+    assert any(f"Pillow {version} shrinks pictures" in says for says in bad()) == warned
 
 
 def test_cuda_that_is_only_listed_is_bad_if_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
