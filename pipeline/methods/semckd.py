@@ -21,10 +21,10 @@ stages, with batch norm and ReLU after the first and second convolution; vectors
 is of numbers so large that training soon gives NaN; gradients reach the student through its similarities as well. Eq. 3 sums cross-entropy
 and term alike over the batch; here both are means. The authors' code also divides by the number of student stages, the paper doesn't.
 
-What we found (CIFAR-10, resnet14 to resnet8, 50 images a class, three seeds, term_weight 5): 48.0 % against 40.2 % for KD in the same steps.
-But the attention is a vote and no map: every student stage gives the teacher's first stage .79, which is all that vectors of length one
-allow at tau 1 with three stages, e / (e + 2 / e). The weighted error is least where all weight is on the easiest target, and nothing
-in the loss speaks for another. At 400 the term drowns labels and KD (34.7 %, one seed, validation).
+What we found (CIFAR-10, resnet14 to resnet8, 50 images a class, three seeds, term_weight 5): 48.0 % against 40.2 % for KD in the same
+steps. But the attention is a vote and no map: every student stage gives the teacher's first stage .79, which is all that vectors of length
+one allow at tau 1 with three stages, e / (e + 2 / e). The weighted error is least where all weight is on the easiest target, and nothing in
+the loss speaks for another. At 400 the term drowns labels and KD (34.7 %, one seed, validation).
 """
 
 from collections.abc import Callable, Sequence
