@@ -3,10 +3,10 @@ from pathlib import Path
 
 from pipeline import config, saved
 from pipeline.checkpoint import atomic_folder
+from pipeline.code import library
 from pipeline.data.protocol import among
 from pipeline.data.store import Store
 from pipeline.export.bundle import Labelled, export
-from pipeline.export.machine import code
 from pipeline.record import record as recording
 from pipeline.record import sha256
 from stages.entry import command
@@ -31,7 +31,7 @@ def stage(name: str, data: Path, students: Path, distilled: Path, evaluated: Pat
             "data": store.content,
             "teacher": tested["inputs"]["teacher"],
             "student": sha256(chosen),
-            "code": code(),
+            "code": library(),
             **{key: facts[key] for key in ("net", "seed", "val_accuracy")},
             "params": past["distill"]["params"],
             "record": kept.id,

@@ -95,3 +95,18 @@ def test_types_alone_bring_nothing_in(tmp_path: Path, monkeypatch: pytest.Monkey
     }.items():
         (tmp_path / file).write_text(text)
     assert closure("one") == {"one.py", "three.py"}
+
+
+def test_the_library_s_hash_follows_any_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "pipeline"
+    (package / "deep").mkdir(parents=True)
+    (package / "deep" / "a.py").write_text("a = 1\n")
+    monkeypatch.setattr(code, "ROOT", tmp_path)
+    monkeypatch.setattr(code, "__file__", str(package / "code.py"))
+    before = code.library()
+    (package / "notes.txt").write_text("not code")
+    assert code.library() == before
+    (package / "deep" / "a.py").write_text("a = 2\n")
+    changed = code.library()
+    (package / "deep" / "a.py").rename(package / "deep" / "b.py")
+    assert len({before, changed, code.library()}) == 3

@@ -1,12 +1,10 @@
 """What a bundle was made with, as far as its numbers depend on it: no name of a machine, a person or a folder."""
 
-import hashlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow")
 # what decides how fast, and for int8 how exactly, a CPU computes
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve")
@@ -35,11 +33,3 @@ def cpu(info: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
 
 def has_vnni(flags: list[str]) -> bool:
     return not {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}.isdisjoint(flags)
-
-
-def code() -> str:
-    """Hash of the library's sources."""
-    digest = hashlib.sha256()
-    for file in sorted(ROOT.rglob("*.py")):
-        digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()

@@ -1,7 +1,5 @@
 from pathlib import Path
 
-import pytest
-
 from pipeline.export import machine
 
 
@@ -17,15 +15,3 @@ def test_where_nothing_is_told_the_architecture_stands(tmp_path: Path) -> None:
     told = machine.cpu(tmp_path / "nowhere")
     assert told["model"]
     assert told["flags"] == []
-
-
-def test_the_codes_hash_follows_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "ROOT", tmp_path)
-    (tmp_path / "a.py").write_text("x = 1\n")
-    before = machine.code()
-    (tmp_path / "cache.pyc").write_text("other")
-    assert machine.code() == before
-    (tmp_path / "a.py").write_text("x = 2\n")
-    changed = machine.code()
-    (tmp_path / "a.py").rename(tmp_path / "b.py")
-    assert len({before, changed, machine.code()}) == 3
