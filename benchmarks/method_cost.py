@@ -2,13 +2,14 @@
 
     python -m benchmarks.method_cost [METHOD ...] [--phases all] [--write FILE.md]
 
-One thread, process CPU time. All variants live in one process and take turns: in a round each makes one step on the same batch, and a
-ratio is that of two steps of the same round, so that a machine that slows down or is shared harms both alike. Every variant has its own
-copy of the same student; the data are noise, since time doesn't depend on them.
+One thread, process CPU time. Each method has a process, as when it trains, where its phases and the floor take turns: in a round each
+makes one step on the same batch, and a ratio is that of two steps of the same round, so that a machine that slows down or is shared
+harms both alike. Each has its own copy of the same student; the data are noise, since time doesn't depend on them.
 """
 
 import argparse
 import copy
+import multiprocessing
 import platform
 import statistics
 import time
@@ -108,24 +109,35 @@ class World:
 
 
 def measure(names: Sequence[str], setup: Setup, *, rounds: int, all_phases: bool) -> list[Cost]:
+    floor, costs = [], []
+    context = multiprocessing.get_context("spawn")
+    for name in tqdm(names, desc="methods", disable=None, leave=False):  # silent unless a person looks on
+        with context.Pool(1) as pool:
+            seconds = pool.apply(_seconds, (name, setup, rounds, all_phases))
+        beside = seconds.pop("")
+        floor += beside
+        costs += [
+            Cost(name, phase, 1000 * statistics.median(taken), tuple(t / f for t, f in zip(taken, beside, strict=True)))
+            for phase, taken in seconds.items()
+        ]
+    return [Cost("floor", "", 1000 * statistics.median(floor), (1.0,) * len(floor)), *costs]
+
+
+def _seconds(name: str, setup: Setup, rounds: int, all_phases: bool) -> dict[str, list[float]]:
+    """Of each round: what the floor, named "", and the phases of one method took."""
+    torch.set_num_threads(1)
     world = World(setup)
-    variants = {("floor", ""): world.floor()}
-    for name in names:
-        variants |= {(name, phase): step for phase, step in world.phases(name, earlier=all_phases).items()}
+    variants = {"": world.floor(), **world.phases(name, earlier=all_phases)}
     for step in variants.values():  # warm caches and the optimiser's state
         step()
-    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in variants}
-    for n in tqdm(range(rounds), desc="rounds", disable=None, leave=False):  # silent unless a person looks on
+    seconds: dict[str, list[float]] = {phase: [] for phase in variants}
+    for n in range(rounds):
         order = list(variants)
-        for key in order[n % len(order) :] + order[: n % len(order)]:  # nobody always follows the same neighbour at the same time
+        for phase in order[n % len(order) :] + order[: n % len(order)]:  # nobody always comes first
             start = time.process_time()
-            variants[key]()
-            seconds[key].append(time.process_time() - start)
-    floor = seconds["floor", ""]
-    return [
-        Cost(*key, 1000 * statistics.median(taken), tuple(t / f for t, f in zip(taken, floor, strict=True)))
-        for key, taken in seconds.items()
-    ]
+            variants[phase]()
+            seconds[phase].append(time.process_time() - start)
+    return seconds
 
 
 def table(costs: Sequence[Cost], setup: Setup) -> str:
@@ -168,13 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=default.batch_size)
     parser.add_argument("--write", type=Path, help="a file for the table")
     given = parser.parse_args(arguments)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     setup = Setup(teacher=given.teacher, student=given.student, size=given.size, batch_size=given.batch_size)
-    try:
-        costs = measure(given.methods or methods.names(), setup, rounds=given.rounds, all_phases=given.phases == "all")
-    finally:
-        torch.set_num_threads(threads)
+    costs = measure(given.methods or methods.names(), setup, rounds=given.rounds, all_phases=given.phases == "all")
     text = table(costs, setup)
     print(text, end="")
     if given.write:
