@@ -34,7 +34,7 @@ def test_only_the_middle_of_the_network_is_quantized(graph: Any) -> None:
     convs = [node for node in graph.node if node.op_type == "Conv"]
     assert len(convs) == 3
     assert all(quantized(node) for node in convs)
-    normalisation = [node for node in graph.node if node.op_type in ("Cast", "Sub", "Mul")]
+    normalisation = [node for node in graph.node[:8] if node.op_type in ("Cast", "Sub", "Mul")]
     classifier = [node for node in graph.node if node.op_type in ("Gemm", "MatMul", "Softmax")]
     assert len(normalisation) == 3
     assert len(classifier) == 2
@@ -69,6 +69,32 @@ def test_weights_are_signed_and_scaled_by_channel_activations_unsigned(graph: An
         assert values.dtype == np.int8
         assert constants[weight.input[1]].shape == (len(values),)
         assert constants[activation.input[2]].dtype == np.uint8
+
+
+def test_the_file_holds_nothing_that_onnxruntime_would_not_miss(graph: Any, exported: Any, tmp_path: Path) -> None:
+    """Equal constants once, biases as they were, the classifier with 16 bits; all of it is gone when the file has been loaded."""
+    import onnx
+    import onnxruntime
+    from onnx import numpy_helper
+
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    assert len({(a.dtype.str, a.shape, a.tobytes()) for a in constants.values()}) == len(constants)
+    used = {name for node in graph.node for name in node.input}
+    assert set(constants) <= used
+    assert not graph.value_info
+    assert {a.dtype for a in constants.values()} == {np.dtype(t) for t in ("float32", "float16", "uint8", "int8", "int64")}
+    classifier = next(a for a in constants.values() if a.dtype == np.float16)
+    float_file = onnx.load(exported.out / "student.onnx").graph
+    wanted = next(t for t in float_file.initializer if t.name == float_file.node[-2].input[1])
+    assert np.array_equal(classifier, numpy_helper.to_array(wanted).astype(np.float16))
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "loaded.onnx"), 3
+    onnxruntime.InferenceSession(exported.out / "student.int8.onnx", options, providers=["CPUExecutionProvider"])
+    loaded = [node.op_type for node in onnx.load(tmp_path / "loaded.onnx").graph.node]
+    assert loaded.count("QLinearConv") == 3
+    assert "Conv" not in loaded
+    assert loaded.count("Cast") == 1
 
 
 def test_the_file_says_what_it_is(exported: Any) -> None:
