@@ -4,7 +4,8 @@
 
 One thread, process CPU time. Each method has a process, as when it trains, where its phases and the floor take turns: in a round each
 makes one step on the same batch, and a ratio is that of two steps of the same round, so that a machine that slows down or is shared
-harms both alike. Each has its own copy of the same student; the data are noise, since time doesn't depend on them.
+harms both alike. Each has its own copy of the same student; the data are noise, since time doesn't depend on them. The allocator keeps
+what is freed: giving it back and asking again costs up to a fifth of a step, for the floor or for a method as the heap happens to lie.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline import methods, nets
+from pipeline.benchmark import keep_memory
 from pipeline.checkpoint import atomic_file
 from pipeline.methods.base import Method
 from pipeline.taps import Step, Tapped
@@ -126,6 +128,7 @@ def measure(names: Sequence[str], setup: Setup, *, rounds: int, all_phases: bool
 def _seconds(name: str, setup: Setup, rounds: int, all_phases: bool) -> dict[str, list[float]]:
     """Of each round: what the floor, named "", and the phases of one method took."""
     torch.set_num_threads(1)
+    keep_memory()
     world = World(setup)
     variants = {"": world.floor(), **world.phases(name, earlier=all_phases)}
     for step in variants.values():  # warm caches and the optimiser's state

@@ -187,7 +187,7 @@ def _plain(load: Load) -> timing.Opened:
 
 def _tuned(load: Load) -> timing.Opened:
     """The fastest that eager gets without changing the network."""
-    _keep_memory()
+    keep_memory()
     deployed = load()
     net, mean, std = deployed.net.to(memory_format=torch.channels_last), deployed.mean, deployed.std
 
@@ -220,7 +220,7 @@ def _count(networks: Mapping[str, Load], image: np.ndarray) -> timing.Opened:
     return lambda images: [images], told
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Let glibc keep what is freed instead of giving it back to the system, page by page, at every call; elsewhere nothing."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
