@@ -269,7 +269,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 print(faults())
-benchmark._keep_memory()
+benchmark.keep_memory()
 print(faults())
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=benchmark.ROOT, capture_output=True, text=True, check=True)
@@ -280,7 +280,7 @@ print(faults())
 
 def test_tuned_eager_is_tuned(monkeypatch: pytest.MonkeyPatch, images: np.ndarray) -> None:
     seen = []
-    monkeypatch.setattr(benchmark, "_keep_memory", lambda: seen.append("memory"))
+    monkeypatch.setattr(benchmark, "keep_memory", lambda: seen.append("memory"))
     net = student()
     net.net.register_forward_pre_hook(lambda module, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last)))
     benchmark._plain(lambda: net)[0](images)
