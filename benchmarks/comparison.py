@@ -5,7 +5,7 @@ python -m benchmarks.comparison benchmarks/few_shot.yaml --images FOLDER --work 
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline import config
@@ -71,14 +71,15 @@ class Bench:
     def table(self) -> str:
         runs = [name for name in self.params.runs if self.record("evaluate", name) is None]
         alone = next((self.accuracy(name) for name in runs if self.params.runs[name].method["name"] == "ce"), None)
-        teacher = self.read("evaluate", runs[0]).details["teacher"]["accuracy"]
+        first = self.read("evaluate", runs[0])
+        across = "harmonic_mean" in first.metrics
         lines = [
-            f"{self.setting()} Teacher {100 * teacher:.2f} %. Test accuracy, mean and standard deviation over seeds; "
-            "gain over the student alone with its 95 % interval; the share of the student's gradient that the method's own terms have in "
-            "its last phase.",
+            f"{self.setting()} Teacher {100 * first.details['teacher']['accuracy']:.2f} %. Test accuracy, mean and standard deviation over "
+            "seeds; gain over the student alone with its 95 % interval; the share of the student's gradient that the method's own terms "
+            f"have in its last phase.{self.told_across(first.metrics) if across else ''}",
             "",
-            "| run | phases (epochs) | accuracy % | n | gain, points | own terms |",
-            "|---|---|--:|--:|--:|--:|",
+            f"| run | phases (epochs) | accuracy % | n | gain, points | own terms |{' joint % | harmonic mean % |' if across else ''}",
+            f"|---|---|--:|--:|--:|--:|{'--:|--:|' if across else ''}",
         ]
         for name in runs:
             scores, accuracy = self.read("evaluate", name).metrics, self.accuracy(name)
@@ -89,16 +90,25 @@ class Bench:
             lines.append(
                 f"| {name} | {self.phases(name)} | {100 * scores['accuracy']:.2f} ± {100 * scores['spread']:.2f} | {scores['n']:.0f} "
                 f"| {interval} | {self.own_share(name)} |"
+                + (f" {100 * scores['joint']:.2f} | {100 * scores['harmonic_mean']:.2f} |" if across else "")
             )
         return "\n".join(lines) + "\n"
 
+    def told_across(self, metrics: Mapping[str, float]) -> str:
+        told = " Joint and harmonic mean: among the classes of both, by nearest centre."
+        if "seen_auc" in metrics:
+            told += f" Lambda_i tells images of the teacher's classes from others with an AUC of {metrics['seen_auc']:.2f}."
+        return told
+
     def setting(self) -> str:
-        params, train = self.params, self.params.train
-        shots = f"{params.protocol.shots} labelled images a class" if params.protocol.shots else "all training images"
+        params, train, protocol = self.params, self.params.train, self.params.protocol
+        given = f"{protocol.shots} labelled images a class" if protocol.shots else f"{protocol.fraction:.0%} of the training images"
+        if protocol.class_overlap != "all":
+            given += f", {protocol.class_overlap:.0%} of the student's classes known to its teacher"
         nets = ", ".join(f"{teacher.net} (teacher)" for teacher in params.teachers.values())
         nets += ", " + ", ".join(f"{student.net} (student)" for student in params.students.values())
         return (
-            f"{shots[0].upper()}{shots[1:]}, {params.data.size}x{params.data.size}; {nets}; batch {train.batch_size}, {train.optimizer}, "
+            f"{given}, {params.data.size}x{params.data.size}; {nets}; batch {train.batch_size}, {train.optimizer}, "
             f"learning rate {train.lr:g}, {train.schedule}."
         )
 

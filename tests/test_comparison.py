@@ -9,7 +9,7 @@ from project import ROOT
 from benchmarks import comparison
 from pipeline import config
 
-RECIPES = ["few_shot", "ten_shot"]
+RECIPES = ["few_shot", "ten_shot", "five_shot"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -43,3 +43,19 @@ def test_runs_are_trained_once_and_stand_in_the_table(tmp_path: Path, capsys: py
     accuracy = comparison.Bench(config.load(tmp_path / "params.yaml"), tmp_path / "work").accuracy("srm")
     mean = 50 * sum(accuracy.values())
     assert f"| {mean:.2f} ± " in rows[2]
+
+
+def test_students_of_other_classes_than_their_teachers_are_told_by_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    settings["teachers"]["big"]["train"]["epochs"] = 1
+    settings["train"] |= {"epochs": 1}
+    settings["protocol"] |= {"shots": 0, "fraction": 0.5, "class_overlap": 0.4}
+    run = {"teacher": "big", "student": "small", "seeds": [0]}
+    settings |= {"knowledge": {}, "analysis": {}, "runs": {name: run | {"method": {"name": name}} for name in ("ce", "refilled")}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))
+    comparison.main([str(tmp_path / "params.yaml"), "--work", str(tmp_path / "work")])
+    said = capsys.readouterr().out
+    assert "50% of the training images, 40% of the student's classes known to its teacher, 8x8" in said
+    metrics = comparison.Bench(config.load(tmp_path / "params.yaml"), tmp_path / "work").read("evaluate", "refilled").metrics
+    assert f"with an AUC of {metrics['seen_auc']:.2f}." in said
+    assert f"| {100 * metrics['joint']:.2f} | {100 * metrics['harmonic_mean']:.2f} |\n" in said
