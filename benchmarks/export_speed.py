@@ -6,10 +6,12 @@ For each net: float and int8 ONNX against plain and tuned eager of the same netw
 processes, which take short turns; its ratio is that of the medians of CPU time, and the table shows the median of the rounds' ratios
 and, in brackets, the smallest and largest. Every variant goes from raw uint8 pixels to probabilities; `bare` eager is given float pixels
 that were normalised before, so that the table holds against the network alone, too. The weights are random: time doesn't depend on them.
+Where OpenVINO is installed it runs the same files, in two columns more.
 """
 
 import argparse
 import copy
+import importlib.util
 import json
 import platform
 import statistics
@@ -17,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +36,7 @@ from pipeline.functional import normalise
 
 NETS = ("resnet8x4:32", "torchvision:resnet18:224", "torchvision:mobilenet_v2:224")
 CLASSES = 100
-VARIANTS = ("bare eager", "eager", "tuned eager", "onnx", "int8")
+RUNTIMES = {"onnx": "", "openvino": "OpenVINO "}  # and what a column says before the file
 # ratios to reach at batch 1 on one thread: float and int8 to bare eager, int8 to eager with its preprocessing
 TARGETS = {"resnet8x4:32": (1.7, 5.5, 6.0), "torchvision:resnet18:224": (1.7, 5.5, 6.0), "torchvision:mobilenet_v2:224": (4.0, 8.0, 6.0)}
 
@@ -105,7 +108,7 @@ def measure(name: str, size: int, batches: Sequence[int], *, seconds: float, rou
                 found[batch].append(row)
     return [
         Measured(
-            name, batch, {variant: statistics.median(row[variant] for row in rows) for variant in VARIANTS}, rows, megabytes, parameters
+            name, batch, {variant: statistics.median(row[variant] for row in rows) for variant in rows[0]}, rows, megabytes, parameters
         )
         for batch, rows in found.items()
     ]
@@ -133,8 +136,10 @@ def one_round(
     """Batch to milliseconds of CPU time of each variant."""
     with ExitStack() as stack:
         processes: dict[tuple[str, str], benchmark.Process] = {}
-        for form in ("onnx", "int8"):
-            processes["", form] = stack.enter_context(benchmark._fresh("onnx", folder / f"{form}.onnx", threads, folder / "images.npy"))
+        for runtime, form in product(filter(importlib.util.find_spec, RUNTIMES), ("onnx", "int8")):
+            processes["", RUNTIMES[runtime] + form] = stack.enter_context(
+                benchmark._fresh(runtime, folder / f"{form}.onnx", threads, folder / "images.npy")
+            )
         load_it = partial(restored, folder, size)
         for form, opening in (
             ("bare eager", partial(bare, folder, size)),
@@ -155,25 +160,34 @@ def table(results: Sequence[Measured], *, rounds: int, threads: int) -> str:
         return f"{middle:.2f} [{low:.2f}, {high:.2f}]{reached}"
 
     cpu = machine.cpu()
+    others = [form for form in ("OpenVINO onnx", "OpenVINO int8") if form in results[0].milliseconds]
+    headings = (
+        "net, batch", "bare eager ms", "ONNX ms", "int8 ms", "ONNX / bare", "int8 / bare", "ONNX / tuned", "int8 / tuned",
+        "int8 / eager with preprocessing", "size ratio", *(f"{form} / bare" for form in others),
+    )  # fmt: skip
     lines = [
         f"{cpu['model']} ({', '.join(cpu['flags'])}), {threads} thread, torch {torch.__version__.partition('+')[0]}, Python "
         f"{platform.python_version()}; {rounds} rounds of fresh interleaved processes, CPU time, median [smallest, largest].",
         "",
-        "| net, batch | bare eager ms | ONNX ms | int8 ms | ONNX / bare | int8 / bare | ONNX / tuned | int8 / tuned "
-        "| int8 / eager with preprocessing | size ratio |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(headings)} |",
+        "|---" * len(headings) + "|",
     ]
     for measured in results:
         targets: Any = TARGETS.get(measured.net, (0.0, 0.0, 0.0)) if measured.batch == 1 and threads == 1 else (0.0, 0.0, 0.0)
-        took = [f"{measured.milliseconds[form]:.3g}" for form in ("bare eager", "onnx", "int8")]
         smaller = measured.megabytes["onnx"] / measured.megabytes["int8"]
         enough = " ✓" if smaller >= 3.5 else " (below 3.5)" if measured.parameters >= 1e6 else ""
-        lines.append(
-            f"| {measured.net}, {measured.batch} | {' | '.join(took)} "
-            f"| {ratio(measured, 'bare eager', 'onnx', targets[0])} | {ratio(measured, 'bare eager', 'int8', targets[1])} "
-            f"| {ratio(measured, 'tuned eager', 'onnx')} | {ratio(measured, 'tuned eager', 'int8')} "
-            f"| {ratio(measured, 'eager', 'int8', targets[2])} | {smaller:.2f}{enough} |"
+        cells = (
+            f"{measured.net}, {measured.batch}",
+            *(f"{measured.milliseconds[form]:.3g}" for form in ("bare eager", "onnx", "int8")),
+            ratio(measured, "bare eager", "onnx", targets[0]),
+            ratio(measured, "bare eager", "int8", targets[1]),
+            ratio(measured, "tuned eager", "onnx"),
+            ratio(measured, "tuned eager", "int8"),
+            ratio(measured, "eager", "int8", targets[2]),
+            f"{smaller:.2f}{enough}",
+            *(ratio(measured, "bare eager", form) for form in others),
         )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
