@@ -39,6 +39,16 @@ def pool_to(x: Tensor, height: int, width: int) -> Tensor:
     return x.reshape(*x.shape[:2], height, rows * x.shape[3]) @ mean
 
 
+def squared_distances(x: Tensor) -> Tensor:
+    """Between the rows, B x B, by the Gram matrix. Points nearer than its rounding error are one point: 0, without a gradient."""
+    x = x - x.mean(0)  # or else it loses small distances far from the origin
+    gram = x @ x.T
+    squares = gram.diagonal()
+    sums = squares[:, None] + squares
+    distances = sums - 2 * gram
+    return torch.where(distances > 8 * torch.finfo(x.dtype).eps * sums, distances, 0)
+
+
 def attention(features: Tensor) -> Tensor:
     """Where a map is active: the mean over channels of its squares, B x HW, rows of length one (Zagoruyko & Komodakis, 2017)."""
     return F.normalize(features.pow(2).mean(1).flatten(1))

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline.functional import squared_distances
 from pipeline.methods.base import Method, StagesConfig, Terms, stage_pairs
 from pipeline.taps import Step, View
 
@@ -52,9 +53,5 @@ def layer_edges(view: View, layers: list[str]) -> Tensor:
 
 def edges(layer: Tensor) -> Tensor:
     """Squared distances over their mean, B x B."""
-    x = layer.flatten(1)
-    x = x - x.mean(0)  # or else the Gram matrix loses small distances far from the origin
-    gram = x @ x.T
-    squares = gram.diagonal()
-    distances = squares[:, None] + squares - 2 * gram
-    return distances / (distances.sum() / max(len(x) * (len(x) - 1), 1)).clamp_min(1e-12)
+    distances = squared_distances(layer.flatten(1))
+    return distances / (distances.sum() / max(len(layer) * (len(layer) - 1), 1)).clamp_min(1e-12)

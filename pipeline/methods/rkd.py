@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from pipeline.functional import squared_distances
 from pipeline.methods.base import Method, MethodConfig, Pairs, Terms
 from pipeline.taps import Step
 
@@ -56,16 +57,6 @@ def cosines(squared: Tensor) -> Tensor:
     inverse = torch.where(far, squared, 1).rsqrt() * far
     opposite = squared[:, :, None] + squared[:, None, :] - squared
     return opposite * (inverse[:, :, None] * inverse[:, None, :] / 2)
-
-
-def squared_distances(x: Tensor) -> Tensor:
-    """B x B by the Gram matrix. Points nearer than its rounding error are one point: 0, without a gradient."""
-    x = x - x.mean(0)
-    gram = x @ x.T
-    squares = gram.diagonal()
-    sums = squares[:, None] + squares
-    distances = sums - 2 * gram
-    return torch.where(distances > 8 * torch.finfo(x.dtype).eps * sums, distances, 0)
 
 
 def _root(squared: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from world import World
 
-from pipeline.methods.rkd import angle_loss, cosines, distance_loss, squared_distances
+from pipeline.functional import squared_distances
+from pipeline.methods.rkd import angle_loss, cosines, distance_loss
 
 Term = Callable[[Tensor, Tensor], Tensor]
 Slow = Callable[[list[list[float]]], list[float]]
