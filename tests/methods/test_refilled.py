@@ -106,7 +106,7 @@ def test_a_method_at_rest_takes_no_centres() -> None:
 def test_lambda_weighs_the_local_term_and_ce_stands_beside_it() -> None:
     step = step_of(embeddings(), embeddings(), logits=embeddings(8, 3, 4))
     loss = made(step).loss(step)
-    assert {name: term.weight for name, term in loss.items()} == {"ce": 1.0, "local": 100.0}
+    assert {name: term.weight for name, term in loss.items()} == {"ce": 1.0, "local": 2.0}
     assert set(made(step, embedding_only=True).loss(step)) == {"ce"}
 
 
