@@ -7,7 +7,7 @@ import platform
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import atomic_file
+from pipeline.energy import Energy, metered
 
 SCHEMA = 1
 
@@ -41,11 +42,16 @@ class Record:
 def record(path: Path, stage: str, name: str, params: dict[str, Any], *, write: bool = True) -> Iterator[Record]:
     """A record to fill while a stage works; written when the stage ends well (by one process: `write`)."""
     kept, start = Record(stage, name, params), datetime.now(UTC)
-    yield kept
+    with metered() if write else nullcontext(Energy()) as energy:
+        yield kept
     end = datetime.now(UTC)
     kept.started, kept.finished = start.isoformat(timespec="milliseconds"), end.isoformat(timespec="milliseconds")
     kept.seconds = round((end - start).total_seconds(), 3)
     kept.environment |= environment()
+    if energy.joules:
+        kept.details["energy_j"] = energy.joules
+    if energy.whole:
+        kept.metrics["energy_j"] = round(sum(energy.joules.values()), 1)
     if write:
         with atomic_file(path) as file:
             file.write_text(json.dumps(asdict(kept), indent=1, allow_nan=False) + "\n")
@@ -57,7 +63,19 @@ def environment() -> dict[str, Any]:
         "platform": sys.platform,
         "machine": platform.machine(),
         "cores": os.cpu_count(),
+        "device": _device(),
     } | _versions()
+
+
+def _device() -> str:
+    """What trained, where something did. Whoever hasn't loaded torch had nothing but the CPU."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return "cpu"
+    if torch.cuda.is_initialized():
+        return torch.cuda.get_device_name()
+    kind = torch.accelerator.current_accelerator()
+    return kind.type if kind and kind.type != "cuda" and torch.accelerator.is_available() else "cpu"
 
 
 def _versions() -> dict[str, str]:

@@ -2,70 +2,36 @@
 
 import importlib.util
 import os
-import pwd
-import shutil
-import socket
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from servers import POSTGRES, in_postgres, postgres
 from test_registry import NAME, bundle, promote
 from tracked import ANY_HINT, OLD_LOADER, client, content, log, logged_rows, make_project, start_logging
 
 from pipeline.inputs import InputError
 
-SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings(OLD_LOADER),
     pytest.mark.filterwarnings(ANY_HINT),
-    pytest.mark.skipif(not SERVERS, reason="there is no PostgreSQL (Debian: apt-get install postgresql)"),
+    pytest.mark.skipif(not POSTGRES, reason="there is no PostgreSQL (Debian: apt-get install postgresql)"),
     pytest.mark.skipif(importlib.util.find_spec("psycopg") is None, reason="there is no driver (pip install 'psycopg[binary]')"),
 ]
-PASSWORD = "not told to anybody"
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[int]:
-    """The port of a server with one user; it keeps nothing and trusts nobody without the password."""
-    place = Path(tempfile.mkdtemp(prefix="postgres-"))
-    try:
-        (place / "password").write_text(PASSWORD)
-        if os.getuid() == 0:  # as which it refuses to run
-            nobody = pwd.getpwnam("nobody")
-            for path in (place, place / "password"):
-                os.chown(path, nobody.pw_uid, nobody.pw_gid)
-            become = ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"]
-        else:
-            become = []
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-
-        def do(program: str, *arguments: str | Path) -> None:
-            command = [*become, SERVERS[-1].with_name(program), *arguments]
-            done = subprocess.run(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
-            assert done.returncode == 0, done.stdout
-
-        data = place / "data"
-        do("initdb", "-D", data, "-U", "ann", "--auth=scram-sha-256", f"--pwfile={place / 'password'}", "-E", "UTF8", "--no-sync")
-        settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
-        do("pg_ctl", "-D", data, "-w", "-l", place / "log", "-o", settings, "start")
-        try:
-            yield port
-        finally:
-            do("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(place)
+    with postgres() as port:
+        yield port
 
 
 @pytest.fixture
 def project(cluster: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = make_project(tmp_path / "my project", monkeypatch, fresh=True)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://ann:{PASSWORD.replace(' ', '%20')}@127.0.0.1:{cluster}/postgres")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", in_postgres(cluster))
     return root
 
 

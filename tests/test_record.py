@@ -1,10 +1,19 @@
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from pipeline import energy
 from pipeline.record import record, sha256
+
+
+@pytest.fixture(autouse=True)
+def uncounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether this machine counts its energy and has a GPU is no matter here."""
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path / "powercap")
+    monkeypatch.setitem(sys.modules, "torch", None)
 
 
 def test_a_record_tells_what_ran(tmp_path: Path) -> None:
@@ -14,6 +23,7 @@ def test_a_record_tells_what_ran(tmp_path: Path) -> None:
     assert (told["stage"], told["name"], told["params"], told["metrics"]) == ("distill", "kd", {"a": 1}, {"val": 0.5})
     assert datetime.fromisoformat(told["finished"]) >= datetime.fromisoformat(told["started"])
     assert told["environment"]["torch"]
+    assert told["environment"]["device"] == "cpu"
     with record(tmp_path / "again.json", "distill", "kd", {"a": 1}):
         pass
     assert json.loads((tmp_path / "again.json").read_text())["id"] != told["id"]

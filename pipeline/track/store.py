@@ -1,6 +1,7 @@
 """Where the rows are kept, and how to open it without harm: several processes at once, a server that is down, credentials."""
 
 import fcntl
+import gc
 import os
 import re
 import sqlite3
@@ -40,16 +41,19 @@ def reachable() -> Iterator[None]:
     """What goes wrong with the store is told with the way out: nothing trained depends on it."""
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
-    from mlflow import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
+    with _uncollected():
+        from mlflow import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # a database's driver may not be installed
         reason = _without_credentials_inside(str(error).replace(tracking_uri(), shown(tracking_uri()))).partition("\n")[0][:300]
+        unknown = getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED")
+        check = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" if unknown else "MLFLOW_TRACKING_URI and the server"
         raise InputError(
             f"MLflow at {shown(tracking_uri())} can't be used: {reason} No model is lost: models, records and report are in the project. "
-            "Check MLFLOW_TRACKING_URI and the server; then `make track` logs what is missing."
+            f"Check {check}; then `make track` logs what is missing."
         ) from error
 
 
@@ -105,7 +109,8 @@ def _initialised(database: Path, name: str) -> bool:
 def _connect(uri: str, name: str, artifacts: str | None) -> "tuple[MlflowClient, str]":
     from mlflow import MlflowClient, MlflowException
 
-    client = MlflowClient(uri)
+    with _uncollected():  # it imports the whole of its own store
+        client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
@@ -117,6 +122,18 @@ def _connect(uri: str, name: str, artifacts: str | None) -> "tuple[MlflowClient,
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return client, experiment.experiment_id
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """For MLflow's imports: they make what stays, and Python would look for garbage among it again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @contextmanager

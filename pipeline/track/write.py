@@ -86,6 +86,7 @@ def find(client: "MlflowClient", experiment: str, row: Row) -> "Run | None":
 
 
 def _write(client: "MlflowClient", experiment: str, row: Row, artifacts: Sequence[Path]) -> None:
+    from mlflow import MlflowException
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
     makers = _makers(client, experiment, row)
@@ -101,7 +102,11 @@ def _write(client: "MlflowClient", experiment: str, row: Row, artifacts: Sequenc
         source = {"source": data["source"], "content": data["content"]}
         profile = {"splits": data["splits"], "classes": len(data["classes"])}
         dataset = Dataset(data["source"], data["content"][:32], "code", json.dumps(source), profile=json.dumps(profile))
-        client.log_inputs(run, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", "all splits")])])
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "all splits")])]
+        try:
+            client.log_inputs(run, datasets=inputs)
+        except MlflowException:  # another machine has just made known the same data: now it is there
+            client.log_inputs(run, datasets=inputs)
         for record in row.records:
             client.log_dict(run, vars(record), f"records/{record.stage}.json")
         for path in artifacts:

@@ -73,12 +73,43 @@ def test_cost_of_training(records: Path) -> None:
     assert "here it doesn’t" in text
 
 
+def counted(records: Path, stage: str, name: str, *, whole: bool, **joules: float) -> None:
+    """As pipeline.record writes what a machine's counters say."""
+    edit(records / stage / f"{name}.json", details={"sample": {"images": 20}, "energy_j": joules})
+    if whole:
+        edit(records / stage / f"{name}.json", metrics={"val_accuracy": 0.79, "energy_j": sum(joules.values())})
+
+
 def test_energy_is_told_where_it_was_counted(records: Path) -> None:
     for stage in ("pretrain", "distill"):
-        edit(records / stage / "kd.json", metrics={"val_accuracy": 0.79, "energy_j": 1800.0})
+        counted(records, stage, "kd", whole=True, CPU=300.0, GPU=1500.0)
     text = told(report.load(records, **NAMES))
     assert "| kd | 3.0 | 20 | 1.00 |" in text
+    assert "| fitnet | 3.0 | 20 |  |" in text
     assert "here it doesn’t" not in text
+    assert "the counters of processors and GPUs" in text
+    assert "its share is missing" not in text
+
+
+def test_energy_of_a_part_names_it(records: Path) -> None:
+    counted(records, "pretrain", "kd", whole=True, CPU=300.0, GPU=1500.0)  # on a machine that counts more
+    counted(records, "distill", "kd", whole=False, GPU=2100.0)
+    for stage in ("pretrain", "distill"):
+        counted(records, stage, "fitnet", whole=False, CPU=360.0)
+    text = told(report.load(records, **NAMES))
+    assert "| kd | 3.0 | 20 | 1.00 (GPU alone) |" in text
+    assert "| fitnet | 3.0 | 20 | 0.20 (CPU alone) |" in text
+    assert "its share is missing" in text
+
+
+def test_energy_of_one_stage_is_not_that_of_the_run(records: Path) -> None:
+    counted(records, "distill", "kd", whole=True, CPU=1800.0)
+    counted(records, "pretrain", "fitnet", whole=False, CPU=1800.0)
+    counted(records, "distill", "fitnet", whole=False, GPU=1800.0)
+    text = told(report.load(records, **NAMES))
+    assert "| kd | 3.0 | 20 |  | cpu |" in text
+    assert "| fitnet | 3.0 | 20 |  | cpu |" in text
+    assert "here it doesn’t" in text
 
 
 def test_names_are_no_markup(records: Path) -> None:
