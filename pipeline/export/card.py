@@ -149,7 +149,7 @@ def _snippets(bundle: Mapping[str, Any]) -> str:
     ]
     told = [
         (f"onnxruntime ({best}; numpy, Pillow and onnxruntime are all it needs):", onnxruntime),
-        ("OpenVINO, often faster with int8 on Intel and AMD (its answers can be compared with golden.npz):", openvino),
+        ("OpenVINO, an alternative on Intel and AMD (its answers can be compared with golden.npz):", openvino),
         *([("TorchScript:", torchscript)] if "torchscript" in formats else []),
         *([("torch.export:", pt2)] if "pt2" in formats else []),
         ("The weights:", weights),
