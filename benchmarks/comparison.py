@@ -104,7 +104,7 @@ class Bench:
         params, train, protocol = self.params, self.params.train, self.params.protocol
         given = f"{protocol.shots} labelled images a class" if protocol.shots else f"{protocol.fraction:.0%} of the training images"
         if protocol.class_overlap != "all":
-            given += f", {protocol.class_overlap:.0%} of the student's classes known to its teacher"
+            given += f", class_overlap {protocol.class_overlap:g}"
         nets = ", ".join(f"{teacher.net} (teacher)" for teacher in params.teachers.values())
         nets += ", " + ", ".join(f"{student.net} (student)" for student in params.students.values())
         return (
