@@ -7,6 +7,10 @@ processes, which take short turns; its ratio is that of the medians of CPU time,
 and, in brackets, the smallest and largest. Every variant goes from raw uint8 pixels to probabilities; `bare` eager is given float pixels
 that were normalised before, so that the table holds against the network alone, too. The weights are random: time doesn't depend on them.
 Where OpenVINO is installed it runs the same files, in two columns more.
+
+The last columns say how much room is left: a network's multiplications a second as a share of those that onnxruntime's product of two
+large matrices does in the same round, in float and with uint8 times int8. Convolutions as such do the same multiplications, so a share
+near 100 % is as fast as this CPU gets.
 """
 
 import argparse
@@ -41,6 +45,10 @@ RUNTIMES = {"onnx": "", "openvino": "OpenVINO "}  # and what a column says befor
 TARGETS = {"resnet8x4:32": (1.7, 5.5, 6.0), "torchvision:resnet18:224": (1.7, 5.5, 6.0), "torchvision:mobilenet_v2:224": (4.0, 8.0, 6.0)}
 
 
+SIDE = 768  # of the matrices: large enough for full speed, small enough for the cache
+PRODUCTS = {"bare eager": "float", "onnx": "float", "int8": "int8"}  # which one a variant is held against
+
+
 class Measured(NamedTuple):
     net: str
     batch: int
@@ -48,11 +56,18 @@ class Measured(NamedTuple):
     rounds: list[dict[str, float]]  # milliseconds of each
     megabytes: dict[str, float]
     parameters: int
+    macs: float  # of an image
 
     def ratio(self, slow: str, fast: str) -> tuple[float, float, float]:
         """Median, smallest and largest over the rounds."""
         ratios = sorted(each[slow] / each[fast] for each in self.rounds)
         return statistics.median(ratios), ratios[0], ratios[-1]
+
+    def of_product(self, form: str) -> tuple[float, float, float]:
+        """Multiplications a second, over those of the matrix product."""
+        middle, low, high = self.ratio(f"{PRODUCTS[form]} product", form)
+        scale = self.batch * self.macs / SIDE**3
+        return scale * middle, scale * low, scale * high
 
 
 def load(name: str, size: int) -> Deployable:
@@ -99,7 +114,7 @@ def measure(name: str, size: int, batches: Sequence[int], *, seconds: float, rou
     images = pictures(max(batches), size)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        parameters = export_apart(name, size, folder)
+        counted = export_apart(name, size, folder)
         megabytes = {form: (folder / f"{form}.onnx").stat().st_size / 1e6 for form in ("onnx", "int8")}
         np.save(folder / "images.npy", images)
         found: dict[int, list[dict[str, float]]] = {batch: [] for batch in batches}
@@ -107,15 +122,13 @@ def measure(name: str, size: int, batches: Sequence[int], *, seconds: float, rou
             for batch, row in one_round(folder, size, images, batches, seconds=seconds, threads=threads).items():
                 found[batch].append(row)
     return [
-        Measured(
-            name, batch, {variant: statistics.median(row[variant] for row in rows) for variant in rows[0]}, rows, megabytes, parameters
-        )
+        Measured(name, batch, {form: statistics.median(row[form] for row in rows) for form in rows[0]}, rows, megabytes, **counted)
         for batch, rows in found.items()
     ]
 
 
-def export_apart(name: str, size: int, folder: Path) -> int:
-    """In a process that ends: what the exporters load and start must not be there when this one forks."""
+def export_apart(name: str, size: int, folder: Path) -> dict[str, float]:
+    """Parameters and multiplications. In a process that ends: what the exporters load and start must not be there when this one forks."""
 
     def opening() -> timing.Opened:
         deployed = load(name, size)
@@ -124,10 +137,37 @@ def export_apart(name: str, size: int, folder: Path) -> int:
         exported = Deployable(plain_pools(copy.deepcopy(deployed.net)), (0.5,) * 3, (0.25,) * 3)
         onnx_format.write(exported, folder / "onnx.onnx", size=size, channels=3, classes=CLASSES, metadata={})
         int8.write(folder / "onnx.onnx", folder / "int8.onnx", pictures(32, size), portable=False, metadata={})
-        return lambda images: [images], {"parameters": benchmark.parameters(deployed.net)}
+        counted = {"parameters": benchmark.parameters(deployed.net), "macs": benchmark.macs(deployed, pictures(1, size))}
+        return lambda images: [images], {"counted": counted}
 
     with benchmark._forked(opening, 1, pictures(1, size)) as process:
-        return process.ask({})["parameters"]
+        return process.ask({})["counted"]
+
+
+def matrix_product(form: str, threads: int) -> timing.Opened:
+    """onnxruntime's product of two square matrices, the right one constant as weights are; it looks at no image."""
+    import onnxruntime
+    from onnx import helper, numpy_helper
+
+    operator, left, right, out = {
+        "float": ("MatMul", np.float32, np.float32, np.float32),
+        "int8": ("MatMulInteger", np.uint8, np.int8, np.int32),
+    }[form]
+    random = np.random.default_rng(0)
+    weights = numpy_helper.from_array(random.integers(-100, 100, (SIDE, SIDE)).astype(right), "weights")
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["left", "weights"], ["product"])],
+        "product",
+        [helper.make_tensor_value_info("left", helper.np_dtype_to_tensor_dtype(np.dtype(left)), [SIDE, SIDE])],
+        [helper.make_tensor_value_info("product", helper.np_dtype_to_tensor_dtype(np.dtype(out)), [SIDE, SIDE])],
+        [weights],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    matrix = random.integers(0, 100, (SIDE, SIDE)).astype(left)
+    return lambda images: session.run(None, {"left": matrix}), {}
 
 
 def one_round(
@@ -139,6 +179,10 @@ def one_round(
         for runtime, form in product(filter(importlib.util.find_spec, RUNTIMES), ("onnx", "int8")):
             processes["", RUNTIMES[runtime] + form] = stack.enter_context(
                 benchmark._fresh(runtime, folder / f"{form}.onnx", threads, folder / "images.npy")
+            )
+        for form in sorted(set(PRODUCTS.values())):
+            processes["", f"{form} product"] = stack.enter_context(
+                benchmark._forked(partial(matrix_product, form, threads), threads, images)
             )
         load_it = partial(restored, folder, size)
         for form, opening in (
@@ -154,6 +198,10 @@ def one_round(
 
 
 def table(results: Sequence[Measured], *, rounds: int, threads: int) -> str:
+    def share(measured: Measured, form: str) -> str:
+        middle, low, high = measured.of_product(form)
+        return f"{middle:.0%} [{low:.0%}, {high:.0%}]"
+
     def ratio(measured: Measured, slow: str, fast: str, target: float = 0.0) -> str:
         middle, low, high = measured.ratio(slow, fast)
         reached = "" if not target else " ✓" if middle >= target else f" (below {target:g})"
@@ -164,6 +212,7 @@ def table(results: Sequence[Measured], *, rounds: int, threads: int) -> str:
     headings = (
         "net, batch", "bare eager ms", "ONNX ms", "int8 ms", "ONNX / bare", "int8 / bare", "ONNX / tuned", "int8 / tuned",
         "int8 / eager with preprocessing", "size ratio", *(f"{form} / bare" for form in others),
+        "bare eager of float product", "ONNX of float product", "int8 of int8 product",
     )  # fmt: skip
     lines = [
         f"{cpu['model']} ({', '.join(cpu['flags'])}), {threads} thread, torch {torch.__version__.partition('+')[0]}, Python "
@@ -186,6 +235,7 @@ def table(results: Sequence[Measured], *, rounds: int, threads: int) -> str:
             ratio(measured, "eager", "int8", targets[2]),
             f"{smaller:.2f}{enough}",
             *(ratio(measured, "bare eager", form) for form in others),
+            *(share(measured, form) for form in PRODUCTS),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

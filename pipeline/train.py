@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 Curves = dict[str, list[float]]  # column -> one value a point
 SAVE_EVERY = 20.0  # seconds between two saves of the state
-SHARES_EVERY = 50  # steps between two looks at the terms' shares of the gradient, each of which costs a backward pass a term
 
 
 class TrainConfig(Settings):
@@ -112,7 +111,7 @@ def fit(
                         f"Phase {phase.name} has nothing to learn from: raise method.ce_weight, kd_weight or term_weight above 0."
                     )
                 total = torch.stack([term.weight * term.value for term in loss.values()]).sum()
-                if (epoch * len(batches) + n) % SHARES_EVERY == 0:
+                if looked_at(epoch * len(batches) + n):
                     shares.add(gradient_shares(loss, student.net))
                 scaler.scale(total * part.share).backward()
                 means.add(f"{phase.name}, epoch {epoch}, step {n}", loss, total, part.share, method.take_notes())
@@ -140,6 +139,12 @@ def fit(
     bar.close()
     student.net.load_state_dict(state.kept)
     return state.curves
+
+
+def looked_at(step: int) -> bool:
+    """Whether the terms' shares of the gradient are taken: often at first, since a phase may be short; then seldom enough to cost
+    less than a hundredth of the time, as each look is a backward pass a term."""
+    return step % (50 if step < 200 else 200) == 0
 
 
 def set_motion(phase: Phase, student: Tapped, method: Method) -> list[nn.Parameter]:

@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
-from project import Project, heeding_ctrl_c
+from project import ROOT, Project, heeding_ctrl_c
 from world import save_pictures
 
 RUN = {"teacher": "big", "student": "small", "seeds": [0, 1]}
@@ -93,6 +93,20 @@ def test_the_student_that_is_exported_scores_what_is_reported(project: Project) 
         logits = session.run(["logits"], {session.get_inputs()[0].name: images[test]})[0]
         details = json.loads((place / f"records/evaluate/{run}.json").read_text())["details"]
         assert (logits.argmax(1) == labels[test]).mean() == details["seeds"][str(details["exported_seed"])]["accuracy"]
+
+
+def test_what_logging_costs_is_measured_without_a_trace(project: Project) -> None:
+    rows = project.rows()
+    said = project.do("env", f"PYTHONPATH={ROOT}", "python", "-m", "benchmarks.logging_cost", "--rounds", "1")
+    seconds = {what: float(taken) for what, taken in re.findall(r"^\| ([^|]+) \| ([\d.e-]+) \[", said, re.MULTILINE)}
+    assert list(seconds) == [
+        "training", "curves and shares, while it trains", "stage `track`: all rows, new database",
+        "stage `track` again: nothing new", "a row (the difference, over the rows)",
+    ]  # fmt: skip
+    training, curves, fresh, again, row = seconds.values()
+    assert 0 < curves < training
+    assert row == pytest.approx((fresh - again) / 3, rel=0.05)  # of two runs and a teacher
+    assert project.rows() == rows
 
 
 def test_a_second_repro_does_nothing(project: Project) -> None:

@@ -13,7 +13,7 @@ from pipeline import train
 from pipeline.meters import gradient_shares, say_once
 from pipeline.methods.base import Method, MethodConfig, Terms
 from pipeline.taps import Step, Tapped
-from pipeline.train import TrainConfig
+from pipeline.train import TrainConfig, looked_at
 
 ROOT = Path(__file__).parents[1]
 
@@ -200,6 +200,10 @@ def test_a_term_that_drowns_the_others_is_named_once(capsys: pytest.CaptureFixtu
     assert said.count("the term 'kd' drowns the others") == 1
     assert said.count("the term 'ce' is drowned by the others") == 1
     assert [round(kd + ce, 6) for kd, ce in zip(curves["share of kd"], curves["share of ce"], strict=True)] == [1, 1, 1]
+
+
+def test_terms_are_looked_at_often_at_first_and_then_for_less_than_a_hundredth_of_the_time() -> None:
+    assert [step for step in range(700) if looked_at(step)] == [0, 50, 100, 150, 200, 400, 600]
 
 
 def test_a_term_that_comes_and_goes_has_a_full_column() -> None:

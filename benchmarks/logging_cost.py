@@ -1,0 +1,131 @@
+"""What it costs to tell: the curves while a student trains, and the rows in MLflow afterwards, as shares of the training.
+
+    python -m benchmarks.logging_cost [--rounds 5] [--write FILE.md]
+
+In a project where `dvc repro` has ended; nothing in it changes. A round trains every run's last phase once more and adds up the CPU time
+of what only the curves need (terms, their shares of the gradient), which is inside the training's own. Then it runs the `track` stage
+twice as a process: into a database that isn't there yet, and again, with nothing new.
+"""
+
+import argparse
+import os
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from pipeline import config, train
+from pipeline.checkpoint import atomic_file
+from pipeline.meters import Means, Shares
+from pipeline.record import Record
+from pipeline.runs import distill
+
+LIVE = ((Means, "add"), (Means, "take"), (Shares, "add"), (Shares, "take"), (train, "gradient_shares"))
+
+
+class Clock:
+    """CPU seconds of all calls of what it `watches`."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def watches(self, *functions: tuple[Any, str]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for owner, name in functions:
+                stack.enter_context(mock.patch.object(owner, name, self._timed(getattr(owner, name))))
+            yield
+
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **named: Any) -> Any:
+            start = time.process_time()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.seconds += time.process_time() - start
+
+        return timed
+
+
+def training(place: Path) -> dict[str, float]:
+    """Of all runs' last phases: what they took, and what of it only the curves needed."""
+    params, clock = config.load(), Clock()
+    start = time.process_time()
+    with clock.watches(*LIVE):
+        for name, run in params.runs.items():
+            teacher, initial = Path("models/teachers") / run.teacher, Path("models/initial") / name
+            out, work = place / name, place / "work"
+            distill(
+                params, name, Record("distill", name, {}), data=Path("data/prepared"), teacher=teacher, initial=initial, out=out, work=work
+            )
+    return {"training": time.process_time() - start, "curves": clock.seconds}
+
+
+def rows(place: Path) -> dict[str, float]:
+    command = shlex.split(yaml.safe_load(Path("dvc.yaml").read_text())["stages"]["track"]["cmd"])
+    command = [sys.executable, *command[1:], "--out", str(place / "rows.json")]  # the last --out counts
+    surroundings = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlflow.db'}", "DVC_ROOT": str(place)}
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, env=surroundings, stdout=subprocess.DEVNULL, check=True)  # noqa: S603
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    return {"fresh": seconds(), "again": seconds()}
+
+
+def table(rounds: Sequence[dict[str, float]], count: int) -> str:
+    def line(what: str, seconds: Callable[[dict[str, float]], float]) -> str:
+        taken, shares = [seconds(each) for each in rounds], [seconds(each) / each["training"] for each in rounds]
+        return (
+            f"| {what} | {statistics.median(taken):.3g} [{min(taken):.3g}, {max(taken):.3g}] "
+            f"| {statistics.median(shares):.2%} [{min(shares):.2%}, {max(shares):.2%}] |"
+        )
+
+    return "\n".join([
+        f"CPU seconds and share of the training of all runs' last phases, median [smallest, largest], n {len(rounds)}; {count} rows.",
+        "",
+        "| what | CPU s | of the training |",
+        "|---|--:|--:|",
+        line("training", lambda each: each["training"]),
+        line("curves and shares, while it trains", lambda each: each["curves"]),
+        line("stage `track`: all rows, new database", lambda each: each["fresh"]),
+        line("stage `track` again: nothing new", lambda each: each["again"]),
+        line("a row (the difference, over the rows)", lambda each: (each["fresh"] - each["again"]) / count),
+        "",
+    ])  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.logging_cost", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--write", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rounds = []
+    for _ in tqdm(range(given.rounds), desc="rounds", disable=None, leave=False):
+        with tempfile.TemporaryDirectory() as place:
+            rounds.append(training(Path(place)) | rows(Path(place)))
+    params = config.load()
+    text = table(rounds, len(params.runs) + len(params.teachers))
+    print(text, end="")
+    if given.write:
+        with atomic_file(given.write) as file:
+            file.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
