@@ -9,7 +9,7 @@ from project import ROOT
 from benchmarks import comparison
 from pipeline import config
 
-RECIPES = ["few_shot", "ten_shot", "five_shot", "cross_task"]
+RECIPES = ["few_shot", "ten_shot", "five_shot", "tenth", "cross_task"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
