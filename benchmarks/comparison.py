@@ -8,8 +8,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.tell import tell
 from pipeline import config
-from pipeline.checkpoint import atomic_file, atomic_folder
+from pipeline.checkpoint import atomic_folder
 from pipeline.config import Params
 from pipeline.data.prepare import prepare
 from pipeline.evaluate import gain
@@ -146,11 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench.prepare()
     for name in given.runs or params.runs:
         bench.run(name)
-    text = bench.table()
-    print(text, end="")
-    if given.write:
-        with atomic_file(given.write) as file:
-            file.write_text(text)
+    tell(bench.table(), given.write)
 
 
 if __name__ == "__main__":

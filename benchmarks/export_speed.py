@@ -32,8 +32,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from benchmarks.tell import tell
 from pipeline import benchmark, nets, timing
-from pipeline.checkpoint import atomic_file
 from pipeline.export import int8, machine, onnx_format
 from pipeline.export.deployable import Deployable, plain_pools
 from pipeline.functional import normalise
@@ -256,11 +256,7 @@ def main() -> None:
         name, _, size = net.rpartition(":")
         measured = measure(name, int(size), given.batches, seconds=given.seconds, rounds=given.rounds, threads=given.threads)
         results += [each._replace(net=net) for each in measured]
-    text = table(results, rounds=given.rounds, threads=given.threads)
-    print(text)
-    if given.write:
-        with atomic_file(given.write) as file:
-            file.write_text(text)
+    tell(table(results, rounds=given.rounds, threads=given.threads), given.write)
 
 
 if __name__ == "__main__":

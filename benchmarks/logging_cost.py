@@ -26,8 +26,8 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from benchmarks.tell import tell
 from pipeline import config, train
-from pipeline.checkpoint import atomic_file
 from pipeline.meters import Means, Shares
 from pipeline.record import Record
 from pipeline.runs import distill
@@ -120,11 +120,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             rounds.append(training(Path(place)) | rows(Path(place)))
     params = config.load()
-    text = table(rounds, len(params.runs) + len(params.teachers))
-    print(text, end="")
-    if given.write:
-        with atomic_file(given.write) as file:
-            file.write_text(text)
+    tell(table(rounds, len(params.runs) + len(params.teachers)), given.write)
 
 
 if __name__ == "__main__":

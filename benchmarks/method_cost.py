@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.tell import tell
 from pipeline import methods, nets
 from pipeline.benchmark import keep_memory
-from pipeline.checkpoint import atomic_file
 from pipeline.methods.base import Method
 from pipeline.taps import Step, Tapped
 from pipeline.train import TrainConfig, set_motion
@@ -185,11 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     setup = Setup(teacher=given.teacher, student=given.student, size=given.size, batch_size=given.batch_size)
     costs = measure(given.methods or methods.names(), setup, rounds=given.rounds, all_phases=given.phases == "all")
-    text = table(costs, setup)
-    print(text, end="")
-    if given.write:
-        with atomic_file(given.write) as file:
-            file.write_text(text)
+    tell(table(costs, setup), given.write)
 
 
 if __name__ == "__main__":
