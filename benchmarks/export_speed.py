@@ -56,7 +56,7 @@ class Measured(NamedTuple):
     rounds: list[dict[str, float]]  # milliseconds of each
     megabytes: dict[str, float]
     parameters: int
-    macs: float  # of an image
+    macs: int  # of an image
 
     def ratio(self, slow: str, fast: str) -> tuple[float, float, float]:
         """Median, smallest and largest over the rounds."""
@@ -127,7 +127,7 @@ def measure(name: str, size: int, batches: Sequence[int], *, seconds: float, rou
     ]
 
 
-def export_apart(name: str, size: int, folder: Path) -> dict[str, float]:
+def export_apart(name: str, size: int, folder: Path) -> dict[str, int]:
     """Parameters and multiplications. In a process that ends: what the exporters load and start must not be there when this one forks."""
 
     def opening() -> timing.Opened:
@@ -137,7 +137,7 @@ def export_apart(name: str, size: int, folder: Path) -> dict[str, float]:
         exported = Deployable(plain_pools(copy.deepcopy(deployed.net)), (0.5,) * 3, (0.25,) * 3)
         onnx_format.write(exported, folder / "onnx.onnx", size=size, channels=3, classes=CLASSES, metadata={})
         int8.write(folder / "onnx.onnx", folder / "int8.onnx", pictures(32, size), portable=False, metadata={})
-        counted = {"parameters": benchmark.parameters(deployed.net), "macs": benchmark.macs(deployed, pictures(1, size))}
+        counted = {"parameters": benchmark.parameters(deployed.net), "macs": int(benchmark.macs(deployed, pictures(1, size)))}
         return lambda images: [images], {"counted": counted}
 
     with benchmark._forked(opening, 1, pictures(1, size)) as process:

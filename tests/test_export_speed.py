@@ -32,5 +32,5 @@ def test_the_table_has_a_row_for_each_net_and_batch(tmp_path: Path, monkeypatch:
 
 def test_a_share_is_of_the_multiplications_a_second() -> None:
     milliseconds = {"onnx": 2.0, "float product": 4.0}
-    half = export_speed.Measured("net", 2, milliseconds, [milliseconds], {}, 0, macs=export_speed.SIDE**3 / 8)
+    half = export_speed.Measured("net", 2, milliseconds, [milliseconds], {}, 0, macs=export_speed.SIDE**3 // 8)
     assert half.of_product("onnx") == (0.5, 0.5, 0.5)  # a quarter of the product's multiplications in half of its time
