@@ -30,6 +30,8 @@ def _remark(entry: dict[str, Any]) -> str:
         said.insert(0, "REJECTED by its gate")
     if entry.get("portable"):
         said.append("portable")
+    if entry.get("float_first"):
+        said.append("first layer in float")
     if entry.get("deprecated"):
         said.append("deprecated by torch; loading it runs code")
     return f" ({', '.join(said)})" if said else ""

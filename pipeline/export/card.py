@@ -78,12 +78,13 @@ def _int8(entry: Mapping[str, Any], flags: list[str]) -> str:
     if not entry["accepted"]:
         return (
             f"Float is what ships; it is as good as said above. The int8 file isn't close enough to it: on {quality['images']} validation "
-            f"images, {'; '.join(entry['refused'])}. It is kept as {entry['file']}, to be looked at."
+            f"images, with the first layer in float as well, {'; '.join(entry['refused'])}. It is kept as {entry['file']}, to be looked at."
         )
+    first = " The first layer stays in float: in int8 it wasn't close enough." if entry["float_first"] else ""
     exact = "" if entry["portable"] or not has_vnni(flags) else " On CPUs without VNNI its sums may saturate: check there with golden.npz."
     return (
         f"int8 beside float: on {quality['images']} validation images, which decided that it ships, {told(quality)}. "
-        f"On {test['images']} test images {told(test)}.{exact}"
+        f"On {test['images']} test images {told(test)}.{first}{exact}"
     )
 
 

@@ -3,6 +3,9 @@
 Activations are unsigned, weights signed and scaled by channel, ranges the smallest and largest value that training images reach; the
 classifier stays in float. Percentile and entropy ranges were no better and need gigabytes; signed activations, the quantizer's default,
 are twice as slow. A calibration that went wrong may leave the accuracy as it was, so the gate looks at the logits too.
+
+A small student may need its first layer in float as well: one of 500 real images went from 36.7 to 40.9 dB and from 97.9 to 99.0 % of the
+classes, at the same speed. A ResNet-18 takes a third longer so, and none gets it that passes the gate without.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -53,7 +56,7 @@ class Quality:
     images: int
 
 
-def write(source: Path, path: Path, images: np.ndarray, *, portable: bool, metadata: Mapping[str, Any]) -> None:
+def write(source: Path, path: Path, images: np.ndarray, *, portable: bool, metadata: Mapping[str, Any], float_first: bool = False) -> None:
     """Quantize the ONNX file `source` into `path`; `images` are real uint8 training images. Equal input gives equal bytes."""
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -70,7 +73,7 @@ def write(source: Path, path: Path, images: np.ndarray, *, portable: bool, metad
             per_channel=True,
             reduce_range=portable,
             calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=_float_nodes(graph),
+            nodes_to_exclude=_float_nodes(graph, float_first),
             extra_options={"QuantizeBias": False},  # onnxruntime does so when it loads the file, which is a twentieth smaller without
         )
     proto = onnx.load(path)
@@ -143,9 +146,10 @@ class _Reader:
         return None if part is None else {"image": part}
 
 
-def _float_nodes(graph: Any) -> list[str]:
-    """The normalisation before the first product, and all from the classifier on."""
+def _float_nodes(graph: Any, float_first: bool) -> list[str]:
+    """The normalisation before the first product, that product if it is to be, and all from the classifier on."""
     before = [node.name for node in takewhile(lambda node: node.op_type not in PRODUCTS, graph.node)]
+    before += [graph.node[len(before)].name] if float_first else []
     makers = {output: node for node in graph.node for output in node.output}
     after, todo = [], ["probabilities", "logits"]
     while todo:

@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.export import int8, onnx_format
+from pipeline.export.bundle import ExportConfig
 from pipeline.export.int8 import Int8Config, Quality, batch_faults, compare, faults
 
 Outputs = tuple[np.ndarray, np.ndarray]
@@ -46,6 +47,28 @@ def test_only_the_middle_of_the_network_is_quantized(graph: Any) -> None:
             if name in makers and makers[name].op_type == "DequantizeLinear" and makers[name].input[0] in weights
         ]
     assert not [node for node in normalisation if quantized(node)]
+
+
+def test_the_first_layer_stays_in_float_where_only_that_is_good_enough(world: Any, tmp_path: Path) -> None:
+    import onnx
+
+    def written(place: str, **gate: float) -> dict[str, Any]:
+        cfg = ExportConfig(int8=world.int8.model_copy(update=gate), formats=("onnx", "int8"))
+        return world.write(world.make(), tmp_path / place, cfg=cfg)["formats"]["int8"]
+
+    fast = written("fast")
+    exact = written("refused", min_snr=99.0)  # both were tried
+    assert (fast["float_first"], exact["float_first"]) == (False, True)
+    between = (fast["quality"]["snr_db"] + exact["quality"]["snr_db"]) / 2
+    assert between > fast["quality"]["snr_db"]
+    entry = written("between", min_snr=between)
+    assert (entry["accepted"], entry["float_first"], entry["quality"]) == (True, True, exact["quality"])
+    graph = onnx.load(tmp_path / "between" / entry["file"]).graph
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    convs = [node for node in graph.node if node.op_type == "Conv"]
+    assert [makers[conv.input[1]] for conv in convs] == ["Cast", "DequantizeLinear", "DequantizeLinear"]
+    assert "The first layer stays in float" in (tmp_path / "between" / "README.md").read_text()
+    assert "The first layer" not in (tmp_path / "fast" / "README.md").read_text()
 
 
 def test_the_normalisation_is_computed_by_rows_of_pixels(graph: Any) -> None:
