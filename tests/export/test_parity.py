@@ -299,8 +299,10 @@ def test_noise_on_which_the_network_itself_is_all_rounding_is_no_fault(images: n
         return np.stack([level, 100 - level], 1)
 
     assert check(network(3e-4), network(-3e-4), images, name="A file", exact=exact).allowed == 1e-5
-    with pytest.raises(ParityError, match=r"extreme noise, batch 7: differs"):
-        check(network(0), network(3e-4), images, name="A file", exact=exact)
+    check(network(3e-4), network(-2.4e-3), images, name="A file", exact=exact)  # nine times as far from it as the network is from the truth
+    for rounding, error in ((0, 3e-4), (3e-4, -3.3e-3)):
+        with pytest.raises(ParityError, match=r"extreme noise, batch 7: differs"):
+            check(network(rounding), network(error), images, name="A file", exact=exact)
 
 
 # vacuous comparisons
