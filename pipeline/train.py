@@ -142,8 +142,8 @@ def fit(
 
 
 def looked_at(step: int) -> bool:
-    """Whether the terms' shares of the gradient are taken: often at first, since a phase may be short; then seldom enough to cost
-    less than a hundredth of the time, as each look is a backward pass a term."""
+    """Whether the terms' shares of the gradient are taken: often at first, since a phase may be short, then seldom, as each look is a
+    backward pass a term (benchmarks/logging_cost.py)."""
     return step % (50 if step < 200 else 200) == 0
 
 

@@ -202,7 +202,7 @@ def test_a_term_that_drowns_the_others_is_named_once(capsys: pytest.CaptureFixtu
     assert [round(kd + ce, 6) for kd, ce in zip(curves["share of kd"], curves["share of ce"], strict=True)] == [1, 1, 1]
 
 
-def test_terms_are_looked_at_often_at_first_and_then_for_less_than_a_hundredth_of_the_time() -> None:
+def test_terms_are_looked_at_often_at_first_and_then_seldom() -> None:
     assert [step for step in range(700) if looked_at(step)] == [0, 50, 100, 150, 200, 400, 600]
 
 
