@@ -19,7 +19,7 @@ MODEL ?= folder-to-student
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(STAMP)  ## install everything into .venv from the lock
+setup: $(STAMP) .dvc/plots/page.html  ## install everything into .venv from the lock
 
 $(UV_STAMP): bootstrap.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python3 is %d.%d; this project needs 3.11 or newer: make PYTHON=python3.12 ..." % sys.version_info[:2])'
@@ -33,6 +33,9 @@ $(STAMP): requirements.lock $(UV_STAMP)
 	@$(BIN)/python -c '' 2>/dev/null || $(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .venv
 	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	@touch $@
+
+.dvc/plots/page.html: pipeline/report/plots_page.py $(STAMP)
+	@$(BIN)/python -m pipeline.report.plots_page $@
 
 run: setup  ## the whole graph on params.yaml, then the table of results
 	$(IN_VENV) dvc repro
@@ -75,7 +78,7 @@ format: setup  ## put the code into the form that `make check` wants
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: setup  ## resolve the ranges of pyproject.toml anew into the lock files
+lock: $(UV_STAMP)  ## resolve the ranges of pyproject.toml anew into the lock files
 	echo 'uv>=0.9' | UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile --quiet --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-emit-find-links - -o bootstrap.lock
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(UV) pip compile --quiet --universal --python-version 3.11 \

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import sqlite3
@@ -16,6 +15,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import browser
 import fabricated
 import pytest
 import yaml
@@ -27,7 +27,6 @@ from pipeline.inputs import InputError
 from pipeline.track import store
 
 pytestmark = pytest.mark.filterwarnings(OLD_LOADER)
-BROWSER = next((found for name in ("chromium-headless-shell", "chromium", "google-chrome") if (found := shutil.which(name))), None)
 
 
 @pytest.fixture
@@ -293,13 +292,9 @@ def server(root: Path) -> Iterator[int]:
 
 @pytest.mark.slow
 def test_the_link_opens_the_comparison_with_the_best_student_first(project: Path, tmp_path: Path) -> None:
-    if BROWSER is None:
-        pytest.skip("there is no Chromium")
     log(project)
     with server(project) as port:
-        command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=2400,1000", f"--user-data-dir={tmp_path / 'me'}"]
-        command += ["--virtual-time-budget=15000", "--dump-dom", track.view_link(port)]
-        page = subprocess.run(command, capture_output=True, text=True, timeout=180).stdout
+        page = browser.dom(track.view_link(port), tmp_path / "me", "--window-size=2400,1000")
     names = re.findall(r'href="#/experiments/\d+/runs/\w+[^"]*"[^>]*>(?:<[^>]*>)*(\w+)', page)
     assert list(dict.fromkeys(names)) == ["fitnet", "kd", "alone", "big"], page[-3000:]
     columns = [name for name in re.findall(r">(best/\w+)<", page)]

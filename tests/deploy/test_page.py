@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import browser
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +17,6 @@ from pipeline.deploy import page
 from pipeline.deploy.__main__ import main
 from pipeline.deploy.predictor import Predictor
 
-BROWSER = next((found for name in ("chromium-headless-shell", "chromium", "google-chrome") if (found := shutil.which(name))), None)
 DRIVER = """
 <script type="module">
 const pictures = PICTURES
@@ -119,8 +119,6 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "int8"])
 def test_a_browser_answers_as_the_predictor(bundle: Path, runtime: Path, tmp_path: Path, format: Any) -> None:
-    if BROWSER is None:
-        pytest.skip("there is no Chromium")
     contents = {}
     for seed, (kind, mode) in enumerate([("png", "RGB"), ("jpeg", "RGB"), ("webp", "RGB"), ("png", "RGBA")]):
         file = BytesIO()
@@ -147,26 +145,13 @@ def dropped(out: Path, contents: dict[str, bytes], scratch: Path) -> list[list[f
     ]
     driven = scratch / "driven.html"
     driven.write_text(out.read_text().replace("</html>", DRIVER.replace("PICTURES", json.dumps(pictures)) + "</html>"))
-    assert BROWSER is not None
-    command = [
-        BROWSER,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--host-resolver-rules=MAP * 127.0.0.1:1",
-        f"--user-data-dir={scratch / 'profile'}",
-    ]
-    command += ["--timeout=60000", "--virtual-time-budget=60000", "--dump-dom", driven.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
-    dom = done.stdout
-    assert 'data-done="yes"' in dom, re.findall(r'id="state"[^>]*>([^<]*)', dom) or done.stderr[-2000:]
+    dom = browser.dom(driven.as_uri(), scratch / "profile", browser.OFFLINE, "--timeout=120000", patience=600)
+    assert 'data-done="yes"' in dom, re.findall(r'id="state"[^>]*>([^<]*)', dom) or dom[-2000:]
     probabilities = [json.loads(text) for text in re.findall(r'data-probabilities="([^"]*)"', dom)]
     return probabilities[::-1]  # the newest stands first
 
 
 def test_the_driver_of_the_browser_fails_where_the_page_does(bundle: Path, tmp_path: Path) -> None:
-    if BROWSER is None:
-        pytest.skip("there is no Chromium")
     out = tmp_path / "light.html"
     page.write({"name": "a", "classes": ["b", "c"], "input": {"size": 16, "channels": 3}}, out)
     with pytest.raises(AssertionError, match="can't be loaded"):
