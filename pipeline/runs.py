@@ -245,6 +245,7 @@ def learn(params: Params, name: str, told: Record, *, data: Path, teacher: Path,
     cfg, lab = params.knowledge[name], Lab(params, data, params.protocol)
     guide = lab.teacher(teacher)
     told.inputs |= {"data": lab.store.content, "teacher": sha256(teacher)}
+    told.details["sample"] = describe(lab.sample, lab.store.labels, lab.store.classes)
     depends = {"knowledge": cfg.model_dump(), "train": params.train.model_dump(), "protocol": params.protocol.model_dump()}
     with lab.desk(work, "knowledge", name, **depends, inputs=told.inputs) as desk:
         torch.manual_seed(cfg.seed)

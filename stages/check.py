@@ -14,7 +14,7 @@ OF_A_RUN = ("pretrain", "distill", "evaluate", "export", "benchmark")
 WITH_METHODS = ("pretrain", "distill", "analyse")
 
 
-def stage(code: Path, classes: Path, analysed: Path) -> None:
+def stage(code: Path, classes: Path, analysed: Path, learned: Path) -> None:
     """Read params.yaml as a whole, so that what is wrong anywhere in it is said before anything runs; list the code of every stage."""
     params = config.load()
     data = params.data
@@ -28,8 +28,9 @@ def stage(code: Path, classes: Path, analysed: Path) -> None:
             (folder / name).write_text(listing(closure(*modules)))
     with atomic_file(classes) as file:  # what of `protocol` concerns teachers; DVC can't watch a setting that may be left out
         file.write_text(json.dumps({"overlap": params.protocol.class_overlap, "seed": params.protocol.class_seed}) + "\n")
-    with atomic_file(analysed) as file:  # so that the folder that `report` watches is there even if no run is looked into
-        file.write_text("".join(f"{name}\n" for name in params.analysis))
+    for path, names in ((analysed, params.analysis), (learned, params.knowledge)):
+        with atomic_file(path) as file:  # so that the folders that `report` watches are there even if there are none
+            file.write_text("".join(f"{name}\n" for name in names))
 
 
 def stages(params: Params) -> Iterator[tuple[str, list[str]]]:

@@ -156,6 +156,20 @@ def look_into(records: Path, name: str, **metrics: float) -> None:
     (records / "analyse" / f"{name}.json").write_text(json.dumps(record | {"curves": {}, "outputs": {}} | told))
 
 
+def learn(records: Path, name: str, *runs: str) -> None:
+    """A record of stage knowledge, as that writes it, and runs whose teacher has learned it."""
+    curve = {"epoch": [1.0, 2.0], "loss": [0.7, 0.6], "seconds": [30.0, 60.0]}
+    told: dict[str, Any] = {"id": hashlib.sha256(f"knowledge/{name}".encode()).hexdigest()[:32], "stage": "knowledge", "name": name}
+    told |= {"params": {"knowledge": {"teacher": "big"}}, "metrics": {}, "curves": {"dictionary/seed-0": curve}, "outputs": {}}
+    record = json.loads((records / "teacher" / "big.json").read_text())
+    (records / "knowledge").mkdir(exist_ok=True)
+    (records / "knowledge" / f"{name}.json").write_text(json.dumps(record | told | {"details": {"sample": {"images": 20}}}))
+    for run in runs:
+        for stage in ("pretrain", "distill"):
+            path = records / stage / f"{run}.json"
+            edit(path, params=json.loads(path.read_text())["params"] | {"knowledge": {name: {"teacher": "big"}}})
+
+
 def keep_predictions(records: Path) -> None:
     """What each network said of every image, as the confusions in the records count it; errors are surer than what is right."""
     for file in (records / "evaluate").glob("*.json"):

@@ -85,6 +85,19 @@ def test_teacher_row_keeps_curve_and_final_number_apart(project: Path) -> None:
     assert best == pytest.approx({"best/top1": 0.96, "best/size_mb": 29.5, "best/params_m": 7.433})
 
 
+def test_rows_of_students_hold_what_their_teacher_learned_once(project: Path) -> None:
+    before = log(project)
+    fabricated.learn(project / "records", "atoms", "kd", "fitnet")
+    logged = log(project)
+    assert logged.new == ["kd", "fitnet"]
+    for name in ("kd", "fitnet"):
+        assert history(logged.runs[name], "dictionary/seed-0/loss") == [(1, 0.7), (2, 0.6)]
+        run = client().get_run(logged.runs[name])
+        assert run.info.end_time - run.info.start_time == 5 * 90_000  # its own stages, as without
+        assert "| knowledge atoms |" in run.data.tags["mlflow.note.content"]
+    assert logged.runs["alone"] == before.runs["alone"]
+
+
 def test_twice_is_one_row_and_only_what_ran_again_is_new(project: Path) -> None:
     first = log(project)
     second = log(project)

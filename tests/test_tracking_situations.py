@@ -202,8 +202,9 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Project:
     (made.place / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     (made.place / ".gitignore").write_text(".venv\n__pycache__/\n.work/\nmlflow.db*\nmlartifacts/\nreports/mlflow.json\n")
     fabricated.fabricate(made.place / "records")
-    (made.place / "records/analyse").mkdir()
-    (made.place / "records/analyse/runs.txt").touch()  # as check leaves it where nothing is looked into
+    for empty in ("records/analyse/runs.txt", "records/knowledge/names.txt"):  # as check leaves them where there are none
+        (made.place / empty).parent.mkdir()
+        (made.place / empty).touch()
     for dep in stage["deps"]:
         path = made.place / dep
         if not path.exists():

@@ -20,9 +20,11 @@ class Cost:
 
 
 def training(results: Results) -> list[Cost]:
-    """Teachers first; a run's seeds and phases together."""
+    """Teachers first, then what they learned once for several runs; a run's seeds and phases together."""
     images = results.prepare.details["manifest"]["splits"]["train"]
     told = [_cost(name, {record.stage: record}, images) for name, record in results.teachers.items()]
+    for name, record in results.knowledge.items():
+        told.append(_cost(f"{name} (knowledge)", {record.stage: record}, record.details["sample"]["images"]))
     for run in results.ranked:
         stages = {stage: run.records[stage] for stage in ("pretrain", "distill")}
         told.append(_cost(run.name, stages, run.records["distill"].details["sample"]["images"]))

@@ -180,7 +180,7 @@ def validation_curves(results: Results) -> list[Figure]:
 def loss_curves(results: Results) -> list[Figure]:
     """A panel a run and phase, each on its own scale: the loss, a line a seed."""
     figures = []
-    records = [(name, record) for name, record in results.teachers.items()]
+    records = [*results.teachers.items(), *results.knowledge.items()]
     records += [(run.name, run.records[stage]) for run in results.ranked for stage in ("pretrain", "distill")]
     for name, record in records:
         for phase in dict.fromkeys(key.rpartition("/seed-")[0] or key for key in record.curves):

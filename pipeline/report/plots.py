@@ -27,11 +27,11 @@ def _points(results: Results) -> Iterator[dict[str, Any]]:
     for name, teacher in results.teachers.items():
         for curve in teacher.curves.values():
             yield from _unrolled({"run": name, "phase": "teacher", "seed": ""}, curve)
-    for name, run in results.runs.items():
-        for stage in ("pretrain", "distill"):
-            for key, curve in run.records[stage].curves.items():
-                phase, _, seed = key.rpartition("/seed-")
-                yield from _unrolled({"run": name, "phase": phase, "seed": seed}, curve)
+    trained = [(name, run.records[stage]) for name, run in results.runs.items() for stage in ("pretrain", "distill")]
+    for name, record in (*results.knowledge.items(), *trained):
+        for key, curve in record.curves.items():
+            phase, _, seed = key.rpartition("/seed-")
+            yield from _unrolled({"run": name, "phase": phase, "seed": seed}, curve)
 
 
 def _unrolled(common: dict[str, Any], curve: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

@@ -38,6 +38,11 @@ class Run:
         return self.params["run"]["teacher"]
 
     @property
+    def knowledge(self) -> str | None:
+        """The entry of `knowledge` whose teacher it has, if it is one of those."""
+        return next(iter(self.params.get("knowledge", {})), None)
+
+    @property
     def student(self) -> str:
         return self.params["student"]["net"]
 
@@ -78,6 +83,7 @@ class Results:
 
     prepare: Record
     teachers: dict[str, Record]
+    knowledge: dict[str, Record]  # what some runs' teachers have learned once for all of them
     runs: dict[str, Run]
 
     @property
@@ -93,7 +99,8 @@ class Results:
     @property
     def records(self) -> list[Record]:
         """In the order of the graph."""
-        return [self.prepare, *self.teachers.values(), *(record for run in self.runs.values() for record in run.records.values())]
+        learned = (*self.teachers.values(), *self.knowledge.values())
+        return [self.prepare, *learned, *(record for run in self.runs.values() for record in run.records.values())]
 
     def taught_by(self, teacher: str) -> Run | None:
         """A run whose records also hold the measurements of this teacher."""
@@ -118,6 +125,7 @@ def load(records: Path, runs: Sequence[str], teachers: Sequence[str], *, analyse
     return Results(
         prepare=read(records, "prepare"),
         teachers={name: read(records, "teacher", name) for name in teachers},
+        knowledge={run.knowledge: read(records, "knowledge", run.knowledge) for run in loaded.values() if run.knowledge},
         runs=loaded,
     )
 

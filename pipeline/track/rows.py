@@ -18,7 +18,7 @@ class Row:
 
     kind: str
     name: str
-    shared: list[Record]  # of the stages that other rows rest on too: prepare, and a student's teacher
+    shared: list[Record]  # of the stages that other rows rest on too: prepare, a student's teacher and what that has learned for several
     own: list[Record]  # of the stages that worked for this row alone, in the order of the graph
     headline: dict[str, float]
     versus: list[str]  # ids of further records that the headline depends on
@@ -57,7 +57,8 @@ def _of_a_run(results: report.Results, run: report.Run, gain: float | None) -> R
     headline = {"by_val": run.validation, "top1": scores["accuracy"], "spread": scores["spread"]}
     headline |= ({} if gain is None else {"gain": gain}) | _cost(run.records["benchmark"].metrics)
     versus = [results.runs[run.baseline].records["evaluate"].id] if run.baseline else []
-    return Row("run", run.name, [results.prepare, results.teachers[run.teacher]], list(run.records.values()), headline, versus)
+    shared = [results.prepare, results.teachers[run.teacher], *([results.knowledge[run.knowledge]] if run.knowledge else [])]
+    return Row("run", run.name, shared, list(run.records.values()), headline, versus)
 
 
 def _of_a_teacher(results: report.Results, name: str) -> Row:
@@ -93,7 +94,7 @@ def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 
 def points(row: Row) -> Iterator[tuple[str, float, int, int]]:
-    """Name, value, milliseconds and step: one point for each final number, then the curves of its own stages.
+    """Name, value, milliseconds and step: one point for each final number, then the curves, but for those that a teacher's row has.
 
     MLflow's pages keep this order, and compare runs by the metric that comes first.
     """
@@ -102,7 +103,7 @@ def points(row: Row) -> Iterator[tuple[str, float, int, int]]:
     for record in reversed(row.records):
         for key, value in record.metrics.items():
             yield named(f"{record.stage}/{key}"), value, milliseconds(record.finished), 0
-    for record in row.own:
+    for record in row.own if row.kind == "teacher" else [record for record in row.records if record.stage != "teacher"]:
         before = 0.0
         for key, curve in record.curves.items():
             seconds = curve.get("seconds", [])

@@ -3,7 +3,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fabricated import NAMES, fabricate
+from fabricated import NAMES, fabricate, learn
 
 from pipeline import report
 from pipeline.report.plots import plots
@@ -28,6 +28,14 @@ def test_plots_curves_are_long_and_whole(records: Path, tmp_path: Path) -> None:
     last = next(row for row in rows if (row["run"], row["phase"], row["seed"], row["epoch"]) == ("kd", "distill", "1", "3.0"))
     assert (last["val_accuracy"], last["loss"]) == ("0.79", "1.5")
     assert {row["val_accuracy"] for row in rows if row["phase"] == "hint"} == {""}
+
+
+def test_plots_have_what_a_teacher_learned(records: Path, tmp_path: Path) -> None:
+    learn(records, "atoms", "kd")
+    plots(report.load(records, **NAMES), tmp_path / "plots")
+    with (tmp_path / "plots" / "curves.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["run"] == "atoms"]
+    assert [(row["phase"], row["seed"], row["loss"]) for row in rows] == [("dictionary", "0", "0.7"), ("dictionary", "0", "0.6")]
 
 
 def test_plots_confusion_counts_the_exported_seed(records: Path, tmp_path: Path) -> None:

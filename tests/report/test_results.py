@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated import NAMES, edit, fabricate
+from fabricated import NAMES, edit, fabricate, learn
 
 from pipeline import report
 from pipeline.inputs import InputError
+from pipeline.report import costs, figures
 
 
 @pytest.fixture
@@ -61,4 +62,22 @@ def test_of_two_students_alone_the_better_on_validation_counts(records: Path) ->
 def test_unusable_record_names_the_stage_to_run(records: Path, damage: Any, told: str) -> None:
     damage(records / "evaluate" / "kd.json")
     with pytest.raises(InputError, match=told):
+        report.load(records, **NAMES)
+
+
+def test_what_a_teacher_learned_once_is_there_once(records: Path) -> None:
+    learn(records, "atoms", "kd", "fitnet")
+    results = report.load(records, **NAMES)
+    assert {name: run.knowledge for name, run in results.runs.items()} == {"alone": None, "kd": "atoms", "fitnet": "atoms"}
+    assert [record.name for record in results.records if record.stage == "knowledge"] == ["atoms"]
+    assert [cost.name for cost in costs.training(results)] == ["big", "atoms (knowledge)", "fitnet", "kd", "alone"]
+    (learned,) = (cost for cost in costs.training(results) if cost.name == "atoms (knowledge)")
+    assert learned.images_per_s == pytest.approx(20 * 2 / 60)
+    assert "atoms · dictionary" in [figure.title for figure in figures.loss_curves(results)]
+
+
+def test_knowledge_without_a_record_is_named(records: Path) -> None:
+    learn(records, "atoms", "kd")
+    (records / "knowledge" / "atoms.json").unlink()
+    with pytest.raises(InputError, match=r"there is no record of stage knowledge@atoms. Run `dvc repro knowledge@atoms`"):
         report.load(records, **NAMES)
