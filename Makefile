@@ -14,7 +14,7 @@ TESTS ?= tests
 PORT ?= 5000
 MODEL ?= folder-to-student
 
-.PHONY: help setup run tries track ui promote balance test test-all check format lock
+.PHONY: help setup run tries track ui live promote balance test test-all check format lock
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ ui: setup  ## MLflow on this machine, open on this project's runs (PORT=5000)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true MLFLOW_LOGGING_LEVEL=WARNING exec mlflow server --workers 1 \
 		--host 127.0.0.1 --port $(PORT) --allowed-hosts "localhost:$(PORT),127.0.0.1:$(PORT)" \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --artifacts-destination ./mlartifacts
+
+live: setup  ## beside `make ui`: the curves of what is training right now
+	$(IN_VENV) python -m stages.live --work .work --port $(PORT)
 
 promote: setup  ## register the best student as a version of a model, champion if it beats the champion (MODEL=folder-to-student)
 	$(IN_VENV) python -m stages.promote --records records --bundles models/export --model "$(MODEL)"

@@ -1,12 +1,11 @@
 """Networks, data and a method put together and trained, seed by seed: what the training stages call."""
 
-import fcntl
 import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +23,8 @@ from pipeline.data.protocol import ProtocolConfig, among, class_sets, describe, 
 from pipeline.data.store import Store
 from pipeline.functional import normalise
 from pipeline.inputs import InputError, unknown
+from pipeline.live import shown
+from pipeline.locks import locked
 from pipeline.methods.base import Method, MethodConfig, Phase
 from pipeline.nets.start import load_start
 from pipeline.overview import overview, table
@@ -47,6 +48,7 @@ class Lab:
         self.sample = subset(self.store.labels, self.store.indices("train"), protocol, classes=self.store.classes, ids=ids)
         self.labels = torch.as_tensor(self.sample.labels)
         self.validation = among(self.store.labels, self.store.indices("val"), ids)
+        self.tell: Callable[[], None] = lambda: None  # that there is more in the record
         self.facts = {"classes": [self.store.classes[n] for n in ids], "channels": self.store.channels, "size": self.store.size}
 
     @property
@@ -112,14 +114,21 @@ class Lab:
         method: Method,
         seed: int,
         select: bool,
+        told: Record,
+        curve: str,
         folder: Path,
         label: str,
-    ) -> Curves:
+    ) -> None:
         """One phase; its order of images, views and random numbers depend on the seed and the phase's name alone."""
+
+        def reached(curves: Curves) -> None:
+            told.curves[curve] = curves
+            self.tell()
+
         own_seed = zlib.crc32(f"{seed}/{phase.name}".encode())
-        curves = fit(
+        told.curves[curve] = curves = fit(
             phase, self.batches(cfg, own_seed), cfg, student=student, teacher=teacher, method=method, accelerator=self.accelerator,
-            seed=own_seed, validate=self.validate if select else None,
+            seed=own_seed, validate=self.validate if select else None, reached=reached,
             state_file=folder / f"{phase.name}.state", label=f"{label} {phase.name}",
         )  # fmt: skip
         if self.main:
@@ -127,29 +136,28 @@ class Lab:
             print(
                 f"{label} {phase.name}: {cfg.epochs} epochs on {len(self.labels)} images, {curves['seconds'][-1]:.1f} s{best}", flush=True
             )
-        return curves
 
     def teacher(self, folder: Path) -> Tapped:
         net, facts = saved.load(folder)
         return self.tapped(net, facts["taps"])
 
     @contextmanager
-    def desk(self, work: Path, stage: str, name: str, **depends: Any) -> Iterator[Path]:
+    def desk(self, work: Path, told: Record, **depends: Any) -> Iterator[Path]:
         """A work folder of this stage with exactly these inputs and this code; it outlives a stop and goes when the stage is done."""
-        settings = [stage, name, self.store.content, self.params.augment.model_dump(), depends, library()]
+        settings = [told.stage, told.name, self.store.content, self.params.augment.model_dump(), depends, library()]
         key = json.dumps(settings, sort_keys=True, default=str)
-        folder = work / f"{stage}-{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        folder = work / f"{told.stage}-{told.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
         if not self.main:
             yield folder
             return
-        with (folder / "lock").open("w") as lock:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(locked(folder / "lock", wait=False))
             except BlockingIOError as error:
-                raise InputError(
-                    f"{stage} {name} is already being trained by another process (lock {folder / 'lock'}). Wait for it, or stop it."
-                ) from error
+                what = f"{told.stage} {told.name} is already being trained by another process"
+                raise InputError(f"{what} (lock {folder / 'lock'}). Wait for it, or stop it.") from error
+            self.tell = stack.enter_context(shown(told, work / "live" / f"{folder.name}.json"))
             try:
                 yield folder
             except InputError:
@@ -164,16 +172,17 @@ def train_teacher(params: Params, name: str, told: Record, *, data: Path, out: P
     cfg, lab = params.teacher(name), Lab(params, data, ProtocolConfig(), "teacher")
     told.inputs["data"] = lab.store.content
     told.details["sample"] = describe(lab.sample, lab.store.labels, lab.store.classes)
-    with lab.desk(work, "teacher", name, cfg=cfg.model_dump(), classes=lab.sample.classes) as desk:
+    with lab.desk(work, told, cfg=cfg.model_dump(), classes=lab.sample.classes) as desk:
         torch.manual_seed(0)
         net = lab.net(cfg.net)
         load_start(net, cfg.start, name=cfg.net, field=f"teachers.{name}.start")
         teacher = lab.tapped(net, cfg.taps)
         method = lab.method(methods.load("ce").Config(name="ce"), teacher, None)
         (phase,) = method.phases(teacher)
-        told.curves["teacher"] = lab.fit(
-            phase, cfg.train, student=teacher, teacher=None, method=method, seed=0, select=True, folder=desk, label=f"teacher {name}"
-        )
+        lab.fit(
+            phase, cfg.train, student=teacher, teacher=None, method=method, seed=0, select=True, told=told, curve="teacher", folder=desk,
+            label=f"teacher {name}",
+        )  # fmt: skip
         told.metrics |= lab.validate(teacher.net)
         if lab.main:
             with checkpoint.atomic_folder(out) as folder:
@@ -200,7 +209,7 @@ def _train(params: Params, run: str, told: Record, *, data: Path, teacher: Path,
     told.inputs |= {"data": lab.store.content, "teacher": sha256(teacher)} | ({"initial": sha256(initial)} if initial else {})
     told.details["sample"] = describe(lab.sample, lab.store.labels, lab.store.classes)
     depends = {"run": cfg, "train": params.train, "protocol": protocol, "student": student_cfg}
-    with lab.desk(work, told.stage, run, **{name: part.model_dump() for name, part in depends.items()}, inputs=told.inputs) as desk:
+    with lab.desk(work, told, **{name: part.model_dump() for name, part in depends.items()}, inputs=told.inputs) as desk:
         for seed in cfg.seeds:
             torch.manual_seed(seed)
             student = lab.tapped(lab.net(student_cfg.net), student_cfg.taps)
@@ -219,9 +228,9 @@ def _train(params: Params, run: str, told: Record, *, data: Path, teacher: Path,
             if seed == cfg.seeds[0]:
                 told.details["overview"] = lab.overview(student, guide, method)
             for phase in phases[-1:] if last else [phase for phase in phases[:-1] if phase.name not in learned]:
-                told.curves[f"{phase.name}/seed-{seed}"] = lab.fit(
-                    phase, params.phase(run, phase.name), student=student, teacher=guide, method=method, seed=seed,
-                    select=last, folder=desk / f"seed-{seed}", label=f"{run} seed {seed}",
+                lab.fit(
+                    phase, params.phase(run, phase.name), student=student, teacher=guide, method=method, seed=seed, select=last,
+                    told=told, curve=f"{phase.name}/seed-{seed}", folder=desk / f"seed-{seed}", label=f"{run} seed {seed}",
                 )  # fmt: skip
             scores = lab.validate(student.net) if last else {}
             told.metrics |= {f"{name}/seed-{seed}": value for name, value in scores.items()}
@@ -247,7 +256,7 @@ def learn(params: Params, name: str, told: Record, *, data: Path, teacher: Path,
     told.inputs |= {"data": lab.store.content, "teacher": sha256(teacher)}
     told.details["sample"] = describe(lab.sample, lab.store.labels, lab.store.classes)
     depends = {"knowledge": cfg.model_dump(), "train": params.train.model_dump(), "protocol": params.protocol.model_dump()}
-    with lab.desk(work, "knowledge", name, **depends, inputs=told.inputs) as desk:
+    with lab.desk(work, told, **depends, inputs=told.inputs) as desk:
         torch.manual_seed(cfg.seed)
         stand_in = lab.teacher(teacher)  # there is no student yet, and these phases don't look at one
         method = lab.method(params.knowledge_method(name), stand_in, guide)
@@ -262,9 +271,9 @@ def learn(params: Params, name: str, told: Record, *, data: Path, teacher: Path,
         knows = {"method": method.cfg.name, "phases": [phase.name for phase in phases], "settings": {key: settings[key] for key in read}}
         learned: dict[str, torch.Tensor] = {}
         for phase in _named(phases, cfg.phases, f"knowledge.{name}.phases"):
-            told.curves[f"{phase.name}/seed-{cfg.seed}"] = lab.fit(
+            lab.fit(
                 phase, params.knowledge_phase(name, phase.name), student=stand_in, teacher=guide, method=method, seed=cfg.seed,
-                select=False, folder=desk, label=f"knowledge {name}",
+                select=False, told=told, curve=f"{phase.name}/seed-{cfg.seed}", folder=desk, label=f"knowledge {name}",
             )  # fmt: skip
             inside = {id(tensor) for module in phase.trains for tensor in (*module.parameters(), *module.buffers())}
             learned |= {key: tensor for key, tensor in method.state_dict(keep_vars=True).items() if id(tensor) in inside}

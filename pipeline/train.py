@@ -78,12 +78,14 @@ def fit(
     accelerator: Accelerator,
     seed: int,
     validate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    reached: Callable[[Curves], None] | None = None,
     state_file: Path | None = None,
     label: str = "",
 ) -> Curves:
     """Train what the phase trains; the student ends with its best weights on validation, or its last ones without `validate`.
 
-    With a `state_file`, a phase that was stopped goes on where it was and ends with the same weights.
+    `reached` is told the curves so far at each point. With a `state_file`, a phase that was stopped goes on where it was and ends with
+    the same weights.
     """
     torch.manual_seed(seed)
     parameters = set_motion(phase, student, method)
@@ -134,6 +136,8 @@ def fit(
             bar.set_postfix(val=f"{point['val_accuracy']:.1%}")
         point["seconds"] = time.perf_counter() - started
         state.reached(epoch + 1, point, net)
+        if reached is not None:
+            reached(state.curves)
         if accelerator.is_main_process and (epoch + 1 == cfg.epochs or state.due()):
             state.save(state_file)
     bar.close()

@@ -16,6 +16,9 @@ import yaml
 from project import ROOT, heeding_ctrl_c
 
 from pipeline.inputs import InputError
+from pipeline.record import Record
+
+BIG = Record("teacher", "big", {})
 
 QUIET = "--num_machines 1 --mixed_precision no --dynamo_backend no"  # what accelerate would warn of choosing by itself
 
@@ -105,22 +108,22 @@ def desk() -> Callable[..., AbstractContextManager[Path]]:
 
 def test_two_trainings_of_the_same_thing_don_t_mix(tmp_path: Path, desk: Callable[..., AbstractContextManager[Path]]) -> None:
     twice = pytest.raises(ValueError, match="already being trained by another process")
-    with desk(tmp_path, "teacher", "big", cfg=1), twice, desk(tmp_path, "teacher", "big", cfg=1):
+    with desk(tmp_path, BIG, cfg=1), twice, desk(tmp_path, BIG, cfg=1):
         pass
-    with desk(tmp_path, "teacher", "big", cfg=1), desk(tmp_path, "teacher", "big", cfg=2):
-        assert len(list(tmp_path.iterdir())) == 2
-    assert not list(tmp_path.iterdir())
+    with desk(tmp_path, BIG, cfg=1), desk(tmp_path, BIG, cfg=2):
+        assert len(list(tmp_path.glob("teacher-big-*"))) == 2
+    assert not list(tmp_path.glob("*/*"))
 
 
 @pytest.mark.parametrize(("reached", "left"), [((), 0), (("distill.state",), 1)])
 def test_what_is_refused_leaves_only_what_was_trained(
     reached: tuple[str, ...], left: int, tmp_path: Path, desk: Callable[..., AbstractContextManager[Path]]
 ) -> None:
-    with pytest.raises(InputError), desk(tmp_path, "teacher", "big") as folder:
+    with pytest.raises(InputError), desk(tmp_path, BIG) as folder:
         for name in reached:
             (folder / name).touch()
         raise InputError("no")
-    assert len(list(tmp_path.iterdir())) == left
+    assert len(list(tmp_path.glob("teacher-big-*"))) == left
 
 
 @pytest.mark.slow
@@ -151,4 +154,4 @@ def test_stages_run_under_every_launcher(launcher: str, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("epochs on") == 1  # one of the processes speaks
     assert (tmp_path / "s/seed-0/weights.safetensors").is_file()
-    assert not list(tmp_path.glob("w/*"))
+    assert not list(tmp_path.glob("w/*/*"))

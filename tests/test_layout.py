@@ -18,6 +18,8 @@ ALLOWED = {
     "checkpoint": {"inputs"},
     "code": set(),
     "energy": set(),
+    "locks": set(),
+    "live": {"checkpoint", "locks", "record"},
     "record": {"checkpoint", "energy"},
     "nets": BASE,
     "data": BASE,
@@ -37,11 +39,12 @@ ALLOWED = {
     "balance": {"inputs", "config", "data", "methods", "runs", "taps", "train"},
     "overview": {"methods", "taps"},
     "config": {"inputs", "methods", "nets", "data", "train", "export", "benchmark"},
-    "runs": BASE | {"checkpoint", "code", "combined", "config", "overview", "data", "methods", "nets", "record", "saved", "train"},
+    "runs": BASE
+    | {"checkpoint", "code", "combined", "config", "overview", "data", "live", "locks", "methods", "nets", "record", "saved", "train"},
     "cross_task": BASE | {"data", "evaluate", "saved"},
     "predictions": {"inputs", "checkpoint", "evaluate"},
     "report": {"inputs", "analysis", "checkpoint", "record", "evaluate", "predictions"},
-    "track": {"inputs", "checkpoint", "record", "report"},
+    "track": {"inputs", "checkpoint", "live", "locks", "record", "report"},
     "registry": {"inputs", "deploy", "record", "report", "track"},
 }
 

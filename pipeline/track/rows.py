@@ -79,16 +79,16 @@ def params(row: Row) -> dict[str, str]:
     """What the stages read; where two read different values under one name, the later stage's is named after it."""
     told: dict[str, str] = {}
     for record in row.records:
-        for key, value in _flat(record.params):
+        for key, value in flat(record.params):
             if told.setdefault(named(key), value) != value:
                 told[named(f"{record.stage}.{key}")] = value
     return told
 
 
-def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in params.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
 
@@ -106,14 +106,17 @@ def points(row: Row) -> Iterator[tuple[str, float, int, int]]:
     for record in row.own if row.kind == "teacher" else [record for record in row.records if record.stage != "teacher"]:
         before = 0.0
         for key, curve in record.curves.items():
-            seconds = curve.get("seconds", [])
-            # a teacher's curve is named as its stage; its last value must not be mistaken for the final number
-            series = key if "/" in key else f"{key}/epochs"
-            for i, epoch in enumerate(curve["epoch"]):
-                moment = milliseconds(record.started) + round(1000 * (before + (seconds[i] if seconds else 0)))
-                for column in curve.keys() - {"epoch"}:
-                    yield named(f"{series}/{column}"), curve[column][i], moment, round(epoch)
-            before += seconds[-1] if seconds else 0
+            yield from series(key, curve, begin=milliseconds(record.started) + 1000 * before)
+            before += curve["seconds"][-1]
+
+
+def series(key: str, curve: Mapping[str, list[float]], *, begin: float, first: int = 0) -> Iterator[tuple[str, float, int, int]]:
+    """The points of a curve that began at this millisecond, from the first asked for."""
+    # a teacher's curve is named as its stage; its last value must not be mistaken for the final number
+    prefix = key if "/" in key else f"{key}/epochs"
+    for i in range(first, len(curve["epoch"])):
+        for column in curve.keys() - {"epoch"}:
+            yield named(f"{prefix}/{column}"), curve[column][i], round(begin + 1000 * curve["seconds"][i]), round(curve["epoch"][i])
 
 
 def tags(row: Row) -> dict[str, str]:

@@ -1,9 +1,10 @@
 """Where the rows are kept, and how to open it without harm: several processes at once, a server that is down, credentials."""
 
-import fcntl
 import gc
+import hashlib
 import os
 import re
+import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pipeline.inputs import InputError
+from pipeline.locks import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,6 +31,11 @@ QUIET = {
 def project() -> Path:
     """The main checkout, also inside the temporary folder of `dvc exp run --temp`, whatever the working directory."""
     return Path(os.environ.get("DVC_ROOT") or Path(__file__).resolve().parents[2])
+
+
+def writer() -> str:
+    """This project on this machine, by no name of either: whoever holds its locks."""
+    return hashlib.sha256(f"{socket.gethostname()}:{project()}".encode()).hexdigest()[:16]
 
 
 def tracking_uri() -> str:
@@ -134,14 +141,6 @@ def _uncollected() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

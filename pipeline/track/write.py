@@ -1,10 +1,8 @@
 """Each row written exactly once, whatever was stopped or runs beside it."""
 
-import hashlib
 import json
 import math
 import os
-import socket
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline import report
 from pipeline.checkpoint import atomic_file
 from pipeline.inputs import InputError
+from pipeline.record import Record
 from pipeline.track import rows, store
 from pipeline.track.rows import Row
 
@@ -79,7 +78,9 @@ def find(client: "MlflowClient", experiment: str, row: Row) -> "Run | None":
     a row that is still being written is left alone unless it is ours, and then we were killed, as the lock is ours now."""
     found = client.search_runs([experiment], f"tags.pipeline_key = '{row.key}'")
     finished = sorted((run for run in found if run.info.status == "FINISHED"), key=lambda run: run.info.run_id)
-    stopped = [run for run in found if run.info.status == "FAILED" or (run not in finished and run.data.tags.get("writer") == _writer())]
+    stopped = [
+        run for run in found if run.info.status == "FAILED" or (run not in finished and run.data.tags.get("writer") == store.writer())
+    ]
     for run in [*finished[1:], *stopped]:
         client.delete_run(run.info.run_id)
     return finished[0] if finished else None
@@ -91,7 +92,7 @@ def _write(client: "MlflowClient", experiment: str, row: Row, artifacts: Sequenc
 
     makers = _makers(client, experiment, row)
     links = {stage: f"[{run.info.run_name}](#/experiments/{experiment}/runs/{run.info.run_id})" for stage, run in makers.items()}
-    tags = rows.tags(row) | _surroundings() | {"writer": _writer(), "mlflow.note.content": rows.description(row, links)}
+    tags = rows.tags(row) | _surroundings() | {"writer": store.writer(), "mlflow.note.content": rows.description(row, links)}
     tags |= {f"cached.{stage}": run.info.run_id for stage, run in makers.items()}
     run = client.create_run(experiment, start_time=row.start, tags=tags, run_name=row.name).info.run_id
     try:
@@ -114,6 +115,9 @@ def _write(client: "MlflowClient", experiment: str, row: Row, artifacts: Sequenc
                 client.log_artifacts(run, str(path), path.name)
             else:
                 client.log_artifact(run, str(path))
+        for record in row.records:
+            if record.stage not in makers:
+                _take_in(client, experiment, record, run)
         client.set_terminated(run, "FINISHED", row.end)
     except BaseException:
         _close_failed(client, run)
@@ -131,6 +135,12 @@ def _makers(client: "MlflowClient", experiment: str, row: Row) -> "dict[str, Run
     return found
 
 
+def _take_in(client: "MlflowClient", experiment: str, record: Record, row: str) -> None:
+    """What was shown of a stage while it trained, if somebody looked on, becomes a part of the row that it was made for."""
+    for run in client.search_runs([experiment], f"tags.kind = 'stage' AND tags.record = '{record.id}'"):
+        client.set_tag(run.info.run_id, "mlflow.parentRunId", row)
+
+
 def _name_experiment(client: "MlflowClient", run: "Run") -> None:
     """A row that a DVC experiment has in common with others carries all their names, so that each finds all of its rows."""
     name, names = os.environ.get("DVC_EXP_NAME"), run.data.tags.get("dvc.exp", "").split()
@@ -145,11 +155,6 @@ def _surroundings() -> dict[str, str]:
     if commit := _git("rev-parse", "HEAD"):
         told |= {"git.commit": commit, "git.dirty": str(bool(_git("status", "--porcelain", "--", *CODE))).lower()}
     return told
-
-
-def _writer() -> str:
-    """This project on this machine, by no name of either: whoever holds its lock."""
-    return hashlib.sha256(f"{socket.gethostname()}:{store.project()}".encode()).hexdigest()[:16]
 
 
 def _git(*command: str) -> str:
