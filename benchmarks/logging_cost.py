@@ -2,9 +2,10 @@
 
     python -m benchmarks.logging_cost [--rounds 5] [--write FILE.md]
 
-In a project where `dvc repro` has ended; nothing in it changes. A round trains every run's last phase once more and adds up the CPU time
-of what only the curves need (terms, their shares of the gradient), which is inside the training's own. Then it runs the `track` stage
-twice as a process: into a database that isn't there yet, and again, with nothing new.
+In a project where `dvc repro` has ended; nothing in it changes. A round trains every run's last phase once more, while `make live` looks
+on, and adds up the CPU time of what only the curves need, which is inside the training's own: means of the terms, and looks at their
+shares of the gradient. Then it runs the `track` stage twice as a process: into a database that isn't there yet, and again, with
+nothing new.
 """
 
 import argparse
@@ -27,12 +28,14 @@ import yaml
 from tqdm import tqdm
 
 from benchmarks.tell import tell
-from pipeline import config, train
+from pipeline import config, live, train
 from pipeline.meters import Means, Shares
 from pipeline.record import Record
 from pipeline.runs import distill
+from pipeline.track.follow import PAUSE
 
-LIVE = ((Means, "add"), (Means, "take"), (Shares, "add"), (Shares, "take"), (train, "gradient_shares"))
+CURVES = ((Means, "add"), (Means, "take"), (Shares, "take"), (live, "atomic_file"))
+SHARES = ((Shares, "add"), (train, "gradient_shares"))
 
 
 class Clock:
@@ -59,32 +62,51 @@ class Clock:
         return timed
 
 
-def training(place: Path) -> dict[str, float]:
+def training(place: Path, work: Path) -> dict[str, float]:
     """Of all runs' last phases: what they took, and what of it only the curves needed."""
-    params, clock = config.load(), Clock()
+    params, curves, shares = config.load(), Clock(), Clock()
     start = time.process_time()
-    with clock.watches(*LIVE):
+    with curves.watches(*CURVES), shares.watches(*SHARES):
         for name, run in params.runs.items():
             teacher, initial = Path("models/teachers") / run.teacher, Path("models/initial") / name
-            out, work = place / name, place / "work"
-            distill(
-                params, name, Record("distill", name, {}), data=Path("data/prepared"), teacher=teacher, initial=initial, out=out, work=work
-            )
-    return {"training": time.process_time() - start, "curves": clock.seconds}
+            told, data = Record("distill", name, {}), Path("data/prepared")
+            distill(params, name, told, data=data, teacher=teacher, initial=initial, out=place / name, work=work)
+    return {"training": time.process_time() - start, "curves": curves.seconds, "shares": shares.seconds}
+
+
+@contextmanager
+def looked_on(place: Path) -> Iterator[dict[str, float]]:
+    """Filled with the CPU seconds of `make live` meanwhile."""
+    taken: dict[str, float] = {}
+    before = _children()
+    command = [sys.executable, "-m", "stages.live", "--work", str(place / "work"), "--port", "5000"]
+    with subprocess.Popen(command, env=_own_store(place), stdout=subprocess.DEVNULL) as running:  # noqa: S603
+        yield taken
+        time.sleep(2 * PAUSE)  # the last points
+        running.terminate()
+    taken["live"] = _children() - before
 
 
 def rows(place: Path) -> dict[str, float]:
     command = shlex.split(yaml.safe_load(Path("dvc.yaml").read_text())["stages"]["track"]["cmd"])
     command = [sys.executable, *command[1:], "--out", str(place / "rows.json")]  # the last --out counts
-    surroundings = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlflow.db'}", "DVC_ROOT": str(place)}
 
     def seconds() -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, env=surroundings, stdout=subprocess.DEVNULL, check=True)  # noqa: S603
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        before = _children()
+        subprocess.run(command, env=_own_store(place), stdout=subprocess.DEVNULL, check=True)  # noqa: S603
+        return _children() - before
 
     return {"fresh": seconds(), "again": seconds()}
+
+
+def _own_store(place: Path) -> dict[str, str]:
+    return os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlflow.db'}", "DVC_ROOT": str(place)}
+
+
+def _children() -> float:
+    """CPU seconds of all processes that this one started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def table(rounds: Sequence[dict[str, float]], count: int) -> str:
@@ -101,7 +123,9 @@ def table(rounds: Sequence[dict[str, float]], count: int) -> str:
         "| what | CPU s | of the training |",
         "|---|--:|--:|",
         line("training", lambda each: each["training"]),
-        line("curves and shares, while it trains", lambda each: each["curves"]),
+        line("curves, inside the training", lambda each: each["curves"]),
+        line("looks at shares of the gradient, likewise", lambda each: each["shares"]),
+        line("`make live` beside it, new database", lambda each: each["live"]),
         line("stage `track`: all rows, new database", lambda each: each["fresh"]),
         line("stage `track` again: nothing new", lambda each: each["again"]),
         line("a row (the difference, over the rows)", lambda each: (each["fresh"] - each["again"]) / count),
@@ -117,8 +141,10 @@ def main() -> None:
     torch.set_num_threads(1)
     rounds = []
     for _ in tqdm(range(given.rounds), desc="rounds", disable=None, leave=False):
-        with tempfile.TemporaryDirectory() as place:
-            rounds.append(training(Path(place)) | rows(Path(place)))
+        with tempfile.TemporaryDirectory() as looking, tempfile.TemporaryDirectory() as place:
+            with looked_on(Path(looking)) as taken:
+                trained = training(Path(place), work=Path(looking) / "work")
+            rounds.append(trained | taken | rows(Path(place)))
     params = config.load()
     tell(table(rounds, len(params.runs) + len(params.teachers)), given.write)
 

@@ -43,7 +43,7 @@ def shown(told: Record, file: Path) -> Iterator[Callable[[], None]]:
             status = "KILLED"
             raise
         finally:
-            if _followed(file.with_name(FOLLOWER)):
+            if told.curves and _followed(file.with_name(FOLLOWER)):
                 write(status)
             else:
                 file.unlink(missing_ok=True)

@@ -53,6 +53,13 @@ def test_who_looks_on_sees_the_end(told: Record, tmp_path: Path, end: type[BaseE
     assert not held(lock_of(tmp_path / "kd.json"))
 
 
+def test_a_stage_that_trains_nothing_shows_nothing(tmp_path: Path) -> None:
+    (tmp_path / live.FOLLOWER).touch()
+    with shown(Record("pretrain", "kd", {}), tmp_path / "kd.json"):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == [live.FOLLOWER]
+
+
 def test_who_has_not_looked_for_long_looks_no_more(told: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / live.FOLLOWER).touch()
     monkeypatch.setattr(live, "PATIENCE", 0.0)

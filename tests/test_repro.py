@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
 from typing import Any
@@ -100,11 +101,12 @@ def test_what_logging_costs_is_measured_without_a_trace(project: Project) -> Non
     said = project.do("env", f"PYTHONPATH={ROOT}", "python", "-m", "benchmarks.logging_cost", "--rounds", "1")
     seconds = {what: float(taken) for what, taken in re.findall(r"^\| ([^|]+) \| ([\d.e-]+) \[", said, re.MULTILINE)}
     assert list(seconds) == [
-        "training", "curves and shares, while it trains", "stage `track`: all rows, new database",
-        "stage `track` again: nothing new", "a row (the difference, over the rows)",
+        "training", "curves, inside the training", "looks at shares of the gradient, likewise", "`make live` beside it, new database",
+        "stage `track`: all rows, new database", "stage `track` again: nothing new", "a row (the difference, over the rows)",
     ]  # fmt: skip
-    training, curves, fresh, again, row = seconds.values()
-    assert 0 < curves < training
+    training, curves, shares, looking, fresh, again, row = seconds.values()
+    assert 0 < curves + shares < training
+    assert looking > 0
     assert row == pytest.approx((fresh - again) / 3, rel=0.05)  # of two runs and a teacher
     assert project.rows() == rows
 
@@ -247,6 +249,33 @@ def test_make_run_ends_with_the_table_and_make_ui_serves_the_runs(project: Proje
     finally:
         os.killpg(ui.pid, signal.SIGINT)
         ui.communicate(timeout=60)
+
+
+@pytest.mark.slow
+def test_what_trains_is_shown_and_its_row_takes_it_in(project: Project) -> None:
+    command = ["make", "-o", "setup", "live"]
+    looking = subprocess.Popen(
+        command, cwd=project.place, env=project.env, stdout=subprocess.PIPE, text=True, process_group=0, preexec_fn=heeding_ctrl_c
+    )
+    try:
+        assert looking.stdout is not None
+        while "viewStateShareKey=training" not in looking.stdout.readline():
+            pass
+        while not (project.place / ".work/live/follower.lock").exists():
+            time.sleep(0.1)
+        project.repro("-f", "-s", "distill@hints")
+        time.sleep(5.0)
+        project.repro()
+    finally:
+        os.killpg(looking.pid, signal.SIGINT)
+        said, _ = looking.communicate(timeout=60)
+    assert "distill hints: shown from now on" in said
+    with sqlite3.connect(project.place / "mlflow.db") as database:
+        found = database.execute(
+            "select r.status, t.value from runs r join tags t using (run_uuid) where name = 'distill hints' and key = ?",
+            ["mlflow.parentRunId"],
+        ).fetchall()
+    assert found == [("FINISHED", json.loads((project.place / "reports/mlflow.json").read_text())["runs"]["hints"])]
 
 
 def answer(request: Request, *, within: float) -> bytes:
