@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.export import onnx_format
+from pipeline.export.blocks import block_first
 from pipeline.export.quiet import quiet
 from pipeline.inputs import InputError, Settings
 
@@ -78,6 +79,7 @@ def write(source: Path, path: Path, images: np.ndarray, *, portable: bool, metad
         )
     proto = onnx.load(path)
     del proto.graph.value_info[:]  # what can be inferred
+    block_first(proto.graph)
     _widen(proto.graph)
     _halve(proto.graph)
     _share(proto.graph)

@@ -76,9 +76,19 @@ def test_the_normalisation_is_computed_by_rows_of_pixels(graph: Any) -> None:
 
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     rows = {node.op_type: constants[node.input[1]] for node in graph.node if node.op_type in ("Sub", "Mul")}
-    assert {op: values.shape for op, values in rows.items()} == {"Sub": (1, 3, 1, 16), "Mul": (1, 3, 1, 16)}
-    assert np.allclose(rows["Sub"][0, :, 0], 255 * np.array([[0.5], [0.4], [0.3]]))
-    assert np.allclose(rows["Mul"][0, :, 0], 1 / (255 * np.array([[0.2], [0.25], [0.3]])))
+    assert {op: values.shape for op, values in rows.items()} == {"Sub": (1, 1, 4, 12), "Mul": (1, 1, 4, 12)}  # 16 pixels
+    assert np.allclose(rows["Sub"].reshape(16, 3), 255 * np.array([0.5, 0.4, 0.3]))
+    assert np.allclose(rows["Mul"].reshape(16, 3), 1 / (255 * np.array([0.2, 0.25, 0.3])))
+
+
+def test_so_it_is_where_the_first_layer_stays_in_float(exported: Any, images: np.ndarray, tmp_path: Path) -> None:
+    import onnx
+
+    source, out = exported.out / "student.onnx", tmp_path / "int8.onnx"
+    int8.write(source, out, images, portable=False, metadata={}, float_first=True)
+    graph = onnx.load(out).graph
+    constants = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    assert [constants[node.input[1]] for node in graph.node if node.op_type in ("Sub", "Mul")] == [(1, 3, 1, 16)] * 2
 
 
 def test_weights_are_signed_and_scaled_by_channel_activations_unsigned(graph: Any) -> None:
@@ -88,6 +98,8 @@ def test_weights_are_signed_and_scaled_by_channel_activations_unsigned(graph: An
     makers = {output: node for node in graph.node for output in node.output}
     for conv in (node for node in graph.node if node.op_type == "Conv"):
         activation, weight = (makers[name] for name in conv.input[:2])
+        if activation.op_type == "Transpose":  # of the first layer
+            activation = makers[activation.input[0]]
         values = constants[weight.input[0]]
         assert values.dtype == np.int8
         assert constants[weight.input[1]].shape == (len(values),)
