@@ -32,6 +32,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from benchmarks import products
 from benchmarks.tell import tell
 from pipeline import benchmark, nets, timing
 from pipeline.export import int8, machine, onnx_format
@@ -145,29 +146,12 @@ def export_apart(name: str, size: int, folder: Path) -> dict[str, int]:
 
 
 def matrix_product(form: str, threads: int) -> timing.Opened:
-    """onnxruntime's product of two square matrices, the right one constant as weights are; it looks at no image."""
+    """onnxruntime's product of two square matrices; it looks at no image."""
     import onnxruntime
-    from onnx import helper, numpy_helper
 
-    operator, left, right, out = {
-        "float": ("MatMul", np.float32, np.float32, np.float32),
-        "int8": ("MatMulInteger", np.uint8, np.int8, np.int32),
-    }[form]
-    random = np.random.default_rng(0)
-    weights = numpy_helper.from_array(random.integers(-100, 100, (SIDE, SIDE)).astype(right), "weights")
-    graph = helper.make_graph(
-        [helper.make_node(operator, ["left", "weights"], ["product"])],
-        "product",
-        [helper.make_tensor_value_info("left", helper.np_dtype_to_tensor_dtype(np.dtype(left)), [SIDE, SIDE])],
-        [helper.make_tensor_value_info("product", helper.np_dtype_to_tensor_dtype(np.dtype(out)), [SIDE, SIDE])],
-        [weights],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    matrix = random.integers(0, 100, (SIDE, SIDE)).astype(left)
-    return lambda images: session.run(None, {"left": matrix}), {}
+    content, options = products.model(form, [products.Shape(SIDE, SIDE, SIDE)]), products.options(threads)
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {}), {}
 
 
 def one_round(
