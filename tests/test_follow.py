@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 from project import heeding_ctrl_c
 from tracked import CODE, OLD_LOADER, client, log, make_project
 
-from pipeline import live
+from pipeline import live, track
 from pipeline.inputs import InputError
 from pipeline.live import FOLLOWER, shown
 from pipeline.record import Record
@@ -147,6 +149,20 @@ def test_who_looks_on_again_repeats_nothing(project: Path) -> None:
             go_on(told)
     assert len(opened()[0].search_runs([opened()[1]], "tags.kind = 'stage'")) == 1
     assert steps_of(stages()["pretrain fitnet"], "hint/seed-0/loss") == [1, 2, 3]
+
+
+def test_the_link_shows_what_trains_and_nothing_else(project: Path) -> None:
+    log(project)
+    link = track.view_link(5055, "training")
+    assert "compareRunsMode=CHART" in link
+    store, experiment = opened()
+    view = json.loads(store.get_experiment(experiment).tags["mlflow.sharedViewState.training"])
+    state = json.loads(zlib.decompress(b64decode(view["state"].removeprefix("deflate;"))))
+    with shown(record(project, "distill/kd"), project / ".work/live/kd.json") as tell:
+        tell()
+        looks(project / ".work")
+        found = store.search_runs([experiment], state["searchFilter"], order_by=[f"{state['orderByKey']} DESC"])
+    assert [run.info.run_name for run in found] == ["distill kd"]
 
 
 def test_one_process_looks_on(project: Path) -> None:
