@@ -1,6 +1,8 @@
 import json
+import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +33,7 @@ def test_where_nobody_looks_on_nothing_is_left(told: Record, tmp_path: Path, mon
 
 def test_points_are_written_now_and_then(told: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([0.0, 1.0, 2.5, 2.5, 3.0, 4.0, 5.0, 5.0])
-    monkeypatch.setattr(live.time, "monotonic", lambda: next(moments))
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: next(moments), time=time.time))
     with shown(told, tmp_path / "kd.json") as tell:
         seen = []
         for loss in (1.0, 0.9, 0.8, 0.7, 0.6):
