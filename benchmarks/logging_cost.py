@@ -34,7 +34,7 @@ from pipeline.record import Record
 from pipeline.runs import distill
 from pipeline.track.follow import PAUSE
 
-CURVES = ((Means, "add"), (Means, "take"), (Shares, "take"), (live, "atomic_file"))
+CURVES = ((Means, "add"), (Means, "take"), (Shares, "take"), (live, "_write"))
 SHARES = ((Shares, "add"), (train, "gradient_shares"))
 
 

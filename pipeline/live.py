@@ -23,15 +23,10 @@ def shown(told: Record, file: Path) -> Iterator[Callable[[], None]]:
     """What to call when `told` has new points."""
     written = time.monotonic()
 
-    def write(status: str) -> None:
-        shown = {key: getattr(told, key) for key in ("id", "stage", "name", "params", "curves")}
-        with atomic_file(file) as partial:
-            partial.write_text(json.dumps(shown | {"status": status}))
-
     def tell() -> None:
         nonlocal written
         if time.monotonic() - written > EVERY:
-            write("RUNNING")
+            _write(told, file, "RUNNING")
             written = time.monotonic()
 
     status = "FAILED"
@@ -44,10 +39,16 @@ def shown(told: Record, file: Path) -> Iterator[Callable[[], None]]:
             raise
         finally:
             if told.curves and _followed(file.with_name(FOLLOWER)):
-                write(status)
+                _write(told, file, status)
             else:
                 file.unlink(missing_ok=True)
                 lock_of(file).unlink(missing_ok=True)
+
+
+def _write(told: Record, file: Path, status: str) -> None:
+    so_far = {key: getattr(told, key) for key in ("id", "stage", "name", "params", "curves")}
+    with atomic_file(file) as partial:
+        partial.write_text(json.dumps(so_far | {"status": status}))
 
 
 def _followed(lock: Path) -> bool:
