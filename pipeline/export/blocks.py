@@ -2,8 +2,8 @@
 
 onnxruntime convolves integers directly where the input's channels come by fours; the three of a picture it copies out first (im2col), and
 requantizes apart. So four pixels of a row become one of twelve channels, for which no byte has to move: N x H x W x 3 is N x H x W/4 x 12
-already. The convolution writes blocks, too, and they are pixels again without a copy. Many of its new weights are zero, and yet a ResNet-18's
-first layer takes 1.0 ms in the place of 1.4, a MobileNetV2's .2 in the place of .46.
+already. The convolution writes blocks, too, and they are pixels again without a copy. Many of its new weights are zero, and yet the
+first layer of a ResNet-18 takes 1.0 ms in the place of 1.4, a MobileNetV2's .2 in the place of .46.
 """
 
 from collections.abc import Sequence
