@@ -103,7 +103,9 @@ def points(row: Row) -> Iterator[tuple[str, float, int, int]]:
     for record in reversed(row.records):
         for key, value in record.metrics.items():
             yield named(f"{record.stage}/{key}"), value, milliseconds(record.finished), 0
-    for record in row.own if row.kind == "teacher" else [record for record in row.records if record.stage != "teacher"]:
+    for record in row.records:
+        if record.stage == "teacher" and row.kind == "run":
+            continue
         before = 0.0
         for key, curve in record.curves.items():
             yield from series(key, curve, begin=milliseconds(record.started) + 1000 * before)

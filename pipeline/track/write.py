@@ -116,7 +116,7 @@ def _write(client: "MlflowClient", experiment: str, row: Row, artifacts: Sequenc
             else:
                 client.log_artifact(run, str(path))
         for record in row.records:
-            if record.stage not in makers:
+            if record.curves and record.stage not in makers:
                 _take_in(client, experiment, record, run)
         client.set_terminated(run, "FINISHED", row.end)
     except BaseException:
