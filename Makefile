@@ -9,12 +9,13 @@ UV := .venv/uv/bin/uv
 UV_STAMP := .venv/uv/.installed-$(shell sha256sum < bootstrap.lock | cut -c1-16)
 STAMP := .venv/.installed-$(shell sha256sum < requirements.lock | cut -c1-16)
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
+PROJECT := $(BIN)/python -m pipeline.project
 export UV_SYSTEM_CERTS := 1
 TESTS ?= tests
 PORT ?= 5000
 MODEL ?= folder-to-student
 
-.PHONY: help setup run tries track ui live promote balance test test-all check format lock
+.PHONY: help setup run tries track ui live promote balance test test-all test-oldest docs check format lock
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,40 +35,41 @@ $(STAMP): requirements.lock $(UV_STAMP)
 	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	@touch $@
 
-.dvc/plots/page.html: pipeline/report/plots_page.py $(STAMP)
-	@$(BIN)/python -m pipeline.report.plots_page $@
+.dvc/plots/page.html: pipeline/project/plots_page.py $(STAMP)
+	@$(BIN)/python -m pipeline.project.plots_page $@
 
 run: setup  ## the whole graph on params.yaml, then the table of results
-	$(IN_VENV) dvc repro
-	@cat reports/table.txt
+	@$(PROJECT) run
 
 tries: setup  ## what was tried with `dvc exp run`: the parameters that differ, accuracies and gains
-	$(IN_VENV) dvc exp show --only-changed \
-		--drop '(data|models|my_nets|pipeline|plots|records|reports|stages)(/|$$)|params\.yaml$$|metrics/evaluate/.*:(?!accuracy)|metrics/benchmark/'
+	@$(PROJECT) tries
 
-track: setup  ## log in MLflow what is missing there: after a server was down, or a database was lost
-	$(IN_VENV) dvc repro -f -s track
+track: setup  ## write the rows that are missing in MLflow: after a server was down, or a database was lost
+	@$(PROJECT) track
 
 ui: setup  ## MLflow on this machine, open on this project's runs (PORT=5000)
-	@export $(IN_VENV); link="$$(python -c 'from pipeline.track import view_link; print(view_link($(PORT)))')"; \
-	case "$${MLFLOW_TRACKING_URI:-}" in http*) echo "Open $$link"; exit;; esac; \
-	echo "Open $$link (ready in some ten seconds; Ctrl-C stops it)"; \
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true MLFLOW_LOGGING_LEVEL=WARNING exec mlflow server --workers 1 \
-		--host 127.0.0.1 --port $(PORT) --allowed-hosts "localhost:$(PORT),127.0.0.1:$(PORT)" \
-		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --artifacts-destination ./mlartifacts
+	@exec $(PROJECT) ui --port $(PORT)
 
 live: setup  ## beside `make ui`: the curves of what is training right now
-	$(IN_VENV) python -m stages.live --work .work --port $(PORT)
+	@exec $(PROJECT) live --port $(PORT)
 
-promote: setup  ## register the best student as a version of a model, champion if it beats the champion (MODEL=folder-to-student)
-	$(IN_VENV) python -m stages.promote --records records --bundles models/export --model "$(MODEL)"
+promote: setup  ## register the best student as a version of a model; champion if it beats the champion (MODEL=folder-to-student)
+	@$(PROJECT) promote --model "$(MODEL)"
 
 balance: setup  ## suggest a term_weight for a run of params.yaml (RUN=at)
-	$(IN_VENV) dvc repro -q pretrain@$(RUN)
-	$(IN_VENV) python -m stages.balance --name $(RUN) --data data/prepared --teachers models/teachers --initial models/initial
+	@$(PROJECT) balance --name "$(RUN)"
 
 test: setup  ## the tests
 	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" $(TESTS)
+
+test-oldest: $(UV_STAMP)  ## the tests on the oldest versions that pyproject.toml allows, in .venv-oldest
+	$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .venv-oldest
+	$(UV) pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --group dev -r pyproject.toml
+	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile \
+		--no-loadscope-reorder -m "not slow and not gpu" $(TESTS)
+
+docs: setup  ## write docs/methods.md from the docstrings and settings of the methods
+	$(BIN)/python -m experiments.method_docs --write docs/methods.md
 
 test-all: setup  ## the tests, the slow ones too
 	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)

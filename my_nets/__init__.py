@@ -1,1 +1,1 @@
-"""Networks of your own, which DVC watches: `net: my_nets.small:make` calls `make(num_classes=...)` of my_nets/small.py."""
+"""Your own networks, watched by DVC: `net: my_nets.small:make` calls `make(num_classes=...)` in small.py."""

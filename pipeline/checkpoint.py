@@ -1,97 +1,116 @@
-"""Files that are either whole or not there: networks as safetensors, training state for going on after a stop."""
+"""Networks and the state of a training, saved and loaded. Nothing is unpickled."""
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.inputs import InputError
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from pipeline import nets
+from pipeline.files import atomic_file
+from pipeline.settings import InputError
 
 
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A path to write to; it becomes `path` when the block ends well, and vanishes when it doesn't."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A new folder to fill; it becomes `path` (replacing what was there) when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.mkdir()
-    try:
-        yield partial
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def save_weights(file: Path, state: dict[str, Any]) -> None:
-    from safetensors.torch import save
-
+def save_weights(file: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a state dict as safetensors. Tensors that share memory are written separately."""
     content = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()})
     with atomic_file(file) as partial:
-        partial.write_bytes(content)  # save_file would make it readable by its owner alone
+        partial.write_bytes(content)  # save_file would make the file readable by its owner only
 
 
-def load_weights(file: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+def load_weights(file: Path) -> dict[str, Tensor]:
+    """The state dict that `save_weights` wrote."""
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{file}: no usable weights there ({error}). Run `dvc repro`, or `dvc checkout` if they were made before."
+            f"{file}: there are no usable weights ({error}). "
+            "Run `dvc repro`, or `dvc checkout` if they were made before."
         ) from error
 
 
-def save_net(folder: Path, state: dict[str, Any], facts: dict[str, Any]) -> None:
-    """`weights.safetensors` and `net.json` (what to build, and what is known of it) in `folder`."""
-    save_weights(folder / "weights.safetensors", state)
+def save_network(folder: Path, state: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write a network to `folder`: its weights, and the `facts` that it can be built again from."""
+    save_weights(_weights_file(folder), state)
     with atomic_file(folder / "net.json") as file:
         file.write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def load_net(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state dict and the facts that `save_net` wrote."""
+def load_facts(folder: Path) -> dict[str, Any]:
+    """The facts that `save_network` wrote: name, taps, classes and scores of the network."""
     try:
-        facts = json.loads((folder / "net.json").read_text())
+        facts: dict[str, Any] = json.loads((folder / "net.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(
-            f"{folder}: no usable network there ({error}). Run `dvc repro`, or `dvc checkout` if it was made before."
+            f"{folder}: there is no usable network ({error}). "
+            "Run `dvc repro`, or `dvc checkout` if it was made before."
         ) from error
-    return load_weights(folder / "weights.safetensors"), facts
+    return facts
+
+
+def load_network_weights(folder: Path) -> dict[str, Tensor]:
+    """The state dict that `save_network` wrote."""
+    return load_weights(_weights_file(folder))
+
+
+def load_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network that `save_network` wrote, frozen and in eval mode, and its facts."""
+    facts, weights = load_facts(folder), load_network_weights(folder)
+    net = nets.build(facts["net"], len(facts["classes"]), facts["channels"])
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(
+            f"{folder}: the weights do not fit a {facts['net']} as it is built now. "
+            "Run `dvc repro` to train it again."
+        ) from error
+    return net.eval().requires_grad_(False), facts
+
+
+def _weights_file(folder: Path) -> Path:
+    return folder / "weights.safetensors"
+
+
+def student_folders(students: Path) -> dict[int, Path]:
+    """The folders of a run's students by seed."""
+    folders = sorted(students.glob("seed-*"), key=_seed_of)
+    if not folders:
+        raise InputError(f"{students}: there is no trained student. Run `dvc repro`.")
+    return {_seed_of(folder): folder for folder in folders}
+
+
+def best_seed(students: Path) -> int:
+    """The seed of the student that is best on validation images. That student is exported."""
+
+    def score(folder: Path) -> tuple[float, float]:
+        facts = load_facts(folder)
+        return facts["val_accuracy"], -facts["val_loss"]
+
+    folders = student_folders(students)
+    return max(folders, key=lambda seed: score(folders[seed]))
+
+
+def _seed_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("seed-"))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Tensors, numbers, strings and containers of them; nothing that needs unpickling."""
-    import torch
-
+    """Write tensors, numbers, strings and containers of them: nothing that needs unpickling."""
     with atomic_file(path) as file:
         torch.save(state, file)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """What `save_state` wrote, or None where nothing is; a damaged file is as good as none."""
-    import torch
-
+    """What `save_state` wrote, or None if there is no usable file."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
-    except Exception as error:  # any way in which a torn file can be unreadable
-        print(f"{path} can't be read ({type(error).__name__}); starting this phase again.")
+    except Exception as error:  # a damaged file fails in any way
+        print(f"{path} cannot be read ({type(error).__name__}); this phase starts again.")
         return None
+    return state

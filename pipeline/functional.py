@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def normalise(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
-    """uint8 images B x H x W x C to float B x C x H x W, `(x / 255 - mean) / std` a channel."""
+    """uint8 images B x H x W x C to float B x C x H x W: `(x / 255 - mean) / std` for each channel."""
     mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
     std = torch.as_tensor(std, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
     return (images.permute(0, 3, 1, 2).float() - 255 * mean) * (1 / (255 * std))
@@ -22,26 +22,34 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def match_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps brought to the smaller height and width of both by adaptive average pooling."""
+    """Two maps, both pooled to the smaller height and the smaller width by adaptive average pooling."""
     height, width = min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3])
     return pool_to(a, height, width), pool_to(b, height, width)
 
 
 def pool_to(x: Tensor, height: int, width: int) -> Tensor:
-    """Adaptive average pooling. Where the sizes divide, the rows that make one new row, laid end to end, times a constant matrix:
-    forward and backward four times faster on a CPU than `avg_pool2d`."""
+    """Adaptive average pooling of B x C x H x W to B x C x height x width.
+
+    If the new size divides the old one, the `rows` rows that make one new row are laid end to end and
+    multiplied by a constant matrix: (rows * W) x width. This is faster on a CPU.
+    """
     if x.shape[2:] == (height, width):
         return x
     if x.shape[2] % height or x.shape[3] % width:
         return F.adaptive_avg_pool2d(x, (height, width))
     rows, columns = x.shape[2] // height, x.shape[3] // width
-    mean = torch.eye(width, dtype=x.dtype, device=x.device).repeat_interleave(columns, 0).repeat(rows, 1) / (rows * columns)
+    mean = torch.eye(width, dtype=x.dtype, device=x.device).repeat_interleave(columns, 0).repeat(rows, 1) / (
+        rows * columns
+    )
     return x.reshape(*x.shape[:2], height, rows * x.shape[3]) @ mean
 
 
 def squared_distances(x: Tensor) -> Tensor:
-    """Between the rows, B x B, by the Gram matrix. Points nearer than its rounding error are one point: 0, without a gradient."""
-    x = x - x.mean(0)  # or else it loses small distances far from the origin
+    """Squared Euclidean distances between the rows of x, B x D to B x B, by the Gram matrix.
+
+    A distance within the rounding error of the Gram matrix is 0, without a gradient.
+    """
+    x = x - x.mean(0)  # otherwise small distances far from the origin are lost
     gram = x @ x.T
     squares = gram.diagonal()
     sums = squares[:, None] + squares
@@ -49,12 +57,25 @@ def squared_distances(x: Tensor) -> Tensor:
     return torch.where(distances > 8 * torch.finfo(x.dtype).eps * sums, distances, 0)
 
 
+def centre_scores(embeddings: Tensor, centres: Tensor) -> Tensor:
+    """`-||embedding - centre||^2`, B x classes: the logits of the nearest-centre classifier."""
+    return -exact_distances(embeddings, centres).pow(2)
+
+
+def exact_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distances between the rows of a and b, without matrix products, so equal rows have 0."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def attention(features: Tensor) -> Tensor:
-    """Where a map is active: the mean over channels of its squares, B x HW, rows of length one (Zagoruyko & Komodakis, 2017)."""
+    """Where a map is active (Zagoruyko and Komodakis, 2017).
+
+    B x C x H x W to B x HW: the mean of the squares over the channels, each row scaled to length one.
+    """
     return F.normalize(features.pow(2).mean(1).flatten(1))
 
 
 def attention_difference(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of the attention of two maps brought to one size."""
+    """Mean squared difference of the attention of two maps, which are pooled to one size first."""
     student, teacher = match_size(student, teacher)
     return F.mse_loss(attention(student), attention(teacher))

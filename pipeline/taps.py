@@ -1,4 +1,4 @@
-"""What a network shows of itself: its logits, its pooled embedding and the maps of its stages. The only hook code."""
+"""What a network answers to a batch: logits, pooled embedding and maps. The only hook code."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -9,125 +9,140 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
-from pipeline.inputs import InputError, unknown
+from pipeline.settings import InputError, unknown
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish)
+STEM = "stem"  # name of the first tap of our networks
 
 
 @dataclass(frozen=True)
-class View:
-    """One network's answer to one batch, in float32."""
+class Answer:
+    """The answer of one network to one batch, in float32."""
 
     logits: Tensor  # B x classes
-    stages: dict[str, Tensor]  # stage name -> B x C x H x W, shallow to deep
-    pooled: Tensor  # B x D, what the classifier reads
-    preactivations: dict[str, Tensor]  # the same maps before their activation, for the stages that end in one
+    maps: dict[str, Tensor]  # name of a tap -> B x C x H x W, from shallow to deep
+    pooled: Tensor  # B x D, the input of the classifier
+    preactivations: dict[str, Tensor]  # of each map that ends in an activation: its input
 
     @property
-    def shown(self) -> dict[str, Tensor]:
-        """Everything by its name."""
-        return self.stages | {"pooled": self.pooled, "logits": self.logits}
+    def everything(self) -> dict[str, Tensor]:
+        """Maps, pooled embedding and logits by name."""
+        return self.maps | {"pooled": self.pooled, "logits": self.logits}
 
-    def stage(self, name: str, field: str) -> Tensor:
-        """The map of a stage a person named in `field`."""
-        if name not in self.stages:
-            raise unknown(field, name, self.stages)
-        return self.stages[name]
+    @property
+    def body(self) -> list[str]:
+        """Names of all maps except the stem's, which most methods leave out."""
+        return [name for name in self.maps if name != STEM]
+
+    def named_map(self, name: str, field: str) -> Tensor:
+        """The map that a person named in the setting `field`."""
+        if name not in self.maps:
+            raise unknown(field, name, self.maps)
+        return self.maps[name]
 
 
 class Tapped:
-    """A network with hooks on its stages: `tapped(images) -> View`.
+    """A network with hooks at its taps: `tapped(images) -> Answer`.
 
-    A tap is the path of a module, `layer1.2.relu`, or `layer1.2.relu#2` for its second call where it is called several times.
-    The taps are those given or the net's own (`net.taps`, `net.classifier`); where there are none, one pass over `probe` finds them:
-    the last map of every spatial size, and the last linear layer.
+    A tap is the path of a module, such as `layer1.2.relu`. If the module is called several times,
+    `layer1.2.relu#2` is its second call; without a number it is the last one. The taps are those of the
+    argument `taps` (name -> tap), or else the network's own: `net.taps`, and `net.classifier` for the layer
+    that classifies. If the network names none, one pass over `probe` finds them: the last map of each spatial
+    size, and the last linear layer.
     """
 
     def __init__(self, net: nn.Module, probe: Tensor, *, taps: dict[str, str] | None = None) -> None:
         self.net = net
-        self._calls = _watch(net, probe)
+        self._calls = _module_calls(net, probe)
         self.taps: dict[str, str] = taps or getattr(net, "taps", None) or _find_taps(self._calls)
+        _check_taps(self.taps, self._calls)
         classifier = getattr(net, "classifier", None)
         self.classifier = classifier if isinstance(classifier, str) else _find_classifier(self._calls)
-        times = Counter(call.path for call in self._calls)
-        legal = {*times, *(f"{path}#{n}" for path, count in times.items() if count > 1 for n in range(1, count + 1))}
-        for stage, tap in self.taps.items():
-            if tap.removesuffix("#1") not in legal:
-                raise unknown(f"taps.{stage}", tap, legal)
         self._caught: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        self._watching = False  # whoever calls the network itself wants no maps kept
-        watched = dict.fromkeys([*map(_path, self.taps.values()), self.classifier])
-        self._hooks = [net.get_submodule(path).register_forward_hook(partial(self._catch, path)) for path in watched]
+        self._catching = False  # a call of the network itself must not fill the memory with maps
+        paths = dict.fromkeys([*map(_path, self.taps.values()), self.classifier])
+        self._hooks = [
+            net.get_submodule(path).register_forward_hook(partial(self._catch, path)) for path in paths
+        ]
 
     def _catch(self, path: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if self._watching:
+        if self._catching:
             self._caught[path].append((args[0], output))
 
-    def __call__(self, images: Tensor) -> View:
+    def __call__(self, images: Tensor) -> Answer:
         self._caught.clear()
-        self._watching = True
+        self._catching = True
         try:
             logits = self.net(images).float()
         finally:
-            self._watching = False
-        caught = {stage: self._caught[_path(tap)][_call_number(tap)] for stage, tap in self.taps.items()}
-        stages = {stage: after.float() for stage, (_, after) in caught.items()}
-        ends_in_activation = {stage for stage, tap in self.taps.items() if isinstance(self.net.get_submodule(_path(tap)), ACTIVATIONS)}
-        preactivations = {stage: before.float() for stage, (before, _) in caught.items() if stage in ends_in_activation}
+            self._catching = False
+        caught = {name: self._caught[_path(tap)][_call_number(tap)] for name, tap in self.taps.items()}
+        maps = {name: after.float() for name, (_, after) in caught.items()}
+        preactivations = {
+            name: before.float() for name, (before, _) in caught.items() if self._ends_in_activation(name)
+        }
         read = self._caught[self.classifier][-1][0].float()
         pooled = read.flatten(2).mean(2) if read.ndim == 4 else read.flatten(1)  # a convolution may classify
         self._caught.clear()
-        return View(logits, stages, pooled, preactivations)
+        return Answer(logits, maps, pooled, preactivations)
 
-    def upto(self, stage: str) -> tuple[nn.Module, ...]:
-        """The layers a stage's map depends on: every leaf that runs before the stage's tap has answered."""
-        tap = self.taps[stage]
+    def _ends_in_activation(self, name: str) -> bool:
+        return isinstance(self.net.get_submodule(_path(self.taps[name])), ACTIVATIONS)
+
+    def upto(self, name: str) -> tuple[nn.Module, ...]:
+        """The layers that the map `name` depends on: every leaf module that runs, as far as its tap."""
+        tap = self.taps[name]
         end = [n for n, call in enumerate(self._calls) if call.path == _path(tap)][_call_number(tap)]
         return tuple(dict.fromkeys(call.module for call in self._calls[: end + 1] if call.leaf))
 
     def close(self) -> None:
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
 
 @dataclass
 class Step:
-    """One batch and what the two networks say of it; a network runs only if somebody reads its view."""
+    """One batch, with the answers of student and teacher. A network runs only when its answer is read."""
 
     images: Tensor
     labels: Tensor
-    index: Tensor  # positions in the training set
+    index: Tensor  # positions in the train subset
     student_net: Tapped | None = None
     teacher_net: Tapped | None = None
     epoch: int = 0
-    progress: float = 0.0  # share of the phase that is done, 0..1
-    autocast: Callable[[], AbstractContextManager] = nullcontext
+    progress: float = 0.0  # share of the phase that is done, from 0 to 1
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
 
     @classmethod
-    def of(cls, *, student: View, teacher: View, labels: Tensor, index: Tensor, images: Tensor | None = None) -> "Step":
-        """A step whose views are ready: no network runs."""
+    def of(
+        cls, *, student: Answer, teacher: Answer, labels: Tensor, index: Tensor, images: Tensor | None = None
+    ) -> "Step":
+        """A step whose answers are given: no network runs."""
         step = cls(torch.empty(0) if images is None else images, labels, index)
         step.__dict__.update(student=student, teacher=teacher)  # fills the cached properties
         return step
 
     @cached_property
-    def student(self) -> View:
+    def student(self) -> Answer:
+        """The student's answer."""
         assert self.student_net is not None, "this step has no student"
         with self.autocast():
             return self.student_net(self.images)
 
     @cached_property
-    def teacher(self) -> View:
+    def teacher(self) -> Answer:
+        """The teacher's answer, without gradients unless the images require them."""
         assert self.teacher_net is not None, "this step has no teacher"
         assert not self.teacher_net.net.training, "the teacher must be in eval mode"
-        # a method that asks for gradients of the input (jacobian) sets requires_grad on the images before it reads a view
+        # a method that needs gradients of the images (jacobian) sets requires_grad before it reads an answer
         with torch.set_grad_enabled(self.images.requires_grad), self.autocast():
             return self.teacher_net(self.images)
 
 
 @contextmanager
-def resting(net: nn.Module) -> Iterator[None]:
-    """The network in eval mode and without gradients; afterwards every module is in the mode it was in."""
+def in_eval_mode(net: nn.Module) -> Iterator[None]:
+    """The network in eval mode and without gradients. Afterwards every module is in the mode it was in."""
     modes = {module: module.training for module in net.modules()}
     net.eval()
     try:
@@ -140,15 +155,17 @@ def resting(net: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Call:
+    """One call of a module."""
+
     path: str
     module: nn.Module
     leaf: bool
-    output: int  # the id of what it returned, and its shape
-    shape: tuple[int, ...]
+    output: int  # id of the output
+    shape: tuple[int, ...]  # of the output
 
 
-def _watch(net: nn.Module, probe: Tensor) -> list[_Call]:
-    """Every module call of one eval-mode pass, in the order in which they finish."""
+def _module_calls(net: nn.Module, probe: Tensor) -> list[_Call]:
+    """Every call of a module in one pass in eval mode, in the order in which the calls end."""
     calls: list[_Call] = []
     alive: list[object] = []  # so that no id is used twice
 
@@ -157,13 +174,16 @@ def _watch(net: nn.Module, probe: Tensor) -> list[_Call]:
         shape = tuple(output.shape) if isinstance(output, Tensor) else ()
         calls.append(_Call(path, module, not any(module.children()), id(output), shape))
 
-    hooks = [module.register_forward_hook(partial(note, path)) for path, module in net.named_modules() if path]
+    hooks = [
+        module.register_forward_hook(partial(note, path)) for path, module in net.named_modules() if path
+    ]
     try:
-        with resting(net):
+        with in_eval_mode(net):
             net(probe)
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
         raise InputError(
-            f"{type(net).__name__} can't take images of {' x '.join(map(str, probe.shape[1:]))} (channels, height, width): {error}. "
+            f"{type(net).__name__} cannot take images of {' x '.join(map(str, probe.shape[1:]))} (channels, "
+            f"height, width): {error}. "
             "Change data.size or data.channels in params.yaml, or choose another net."
         ) from error
     finally:
@@ -177,9 +197,18 @@ def _path(tap: str) -> str:
 
 
 def _call_number(tap: str) -> int:
-    """Index among the calls of its module: as written after `#`, else the last."""
+    """Index among the calls of the tap's module: the number after `#` minus one, or -1 for the last call."""
     number = tap.partition("#")[2]
     return int(number) - 1 if number else -1
+
+
+def _check_taps(taps: dict[str, str], calls: list[_Call]) -> None:
+    legal: set[str] = set()
+    for path, count in Counter(call.path for call in calls).items():
+        legal |= {path} | ({f"{path}#{n}" for n in range(1, count + 1)} if count > 1 else set())
+    for name, tap in taps.items():
+        if tap.removesuffix("#1") not in legal:
+            raise unknown(f"taps.{name}", tap, legal)
 
 
 def _find_taps(calls: list[_Call]) -> dict[str, str]:
@@ -187,7 +216,7 @@ def _find_taps(calls: list[_Call]) -> dict[str, str]:
     last = {call.shape[2:]: call.output for call in maps}
     taps = {}
     for n, output in enumerate(last.values(), start=1):
-        maker = next(call for call in maps if call.output == output)  # the innermost module finishes first
+        maker = next(call for call in maps if call.output == output)  # the innermost module ends first
         number = 1 + [call.output for call in calls if call.path == maker.path].index(output)
         taps[f"stage{n}"] = f"{maker.path}#{number}"
     return taps
@@ -198,4 +227,7 @@ def _find_classifier(calls: list[_Call]) -> str:
         found = [call.path for call in calls if isinstance(call.module, kind)]
         if found:
             return found[-1]
-    raise InputError("The network has neither a linear nor a convolutional layer, so there's nothing that classifies. Choose another net.")
+    raise InputError(
+        "The network has neither a linear nor a convolutional layer, so nothing in it classifies. "
+        "Choose another net."
+    )

@@ -1,4 +1,5 @@
 import os
 
-# Threads that wait for work give their core away soon. Without this, two trainings on one machine slow each other tenfold.
+# Threads that wait for work soon give their core away. Without this, two trainings on one machine slow each
+# other tenfold.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -1,23 +1,32 @@
-import json
 from pathlib import Path
 
-from pipeline import config
-from pipeline.analysis.students import analyse
-from pipeline.record import Record
-from pipeline.record import record as recording
-from stages.entry import command
+from pipeline.analysis.analyse import analyse
+from pipeline.params import load_params
+from pipeline.project.command import command
+from pipeline.records.record import load_record, recording
 
 
-def stage(name: str, data: Path, teachers: Path, initial: Path, students: Path, distilled: Path, pictures: Path, record: Path) -> None:
-    """What a run's students have become beyond their accuracy, in numbers and pictures, on validation images."""
-    params = config.load()
-    with recording(record, "analyse", name, {"analysis": params.analysis[name].model_dump(mode="json")}) as kept:
-        teacher, past = teachers / params.run(name).teacher, Record(**json.loads(distilled.read_text()))
-        analyse(params, name, kept, data=data, teacher=teacher, initial=initial, students=students, distilled=past, out=pictures)
-    for warning in kept.details["warnings"]:
+def stage(
+    name: str,
+    data: Path,
+    teachers: Path,
+    initial: Path,
+    students: Path,
+    distilled: Path,
+    pictures: Path,
+    record: Path,
+) -> None:
+    """Analyse a run's students beyond their accuracy, in numbers and pictures, on validation images."""
+    params = load_params()
+    run, cfg, transfer = params.run(name), params.analysis[name], params.transfer(name)
+    folders = {"data": data, "teacher": teachers / run.teacher, "initial": initial, "students": students}
+    with recording(record, "analyse", name, {"analysis": cfg.model_dump(mode="json")}) as done:
+        past = load_record(distilled)
+        done.add(analyse(run, **folders, distilled=past, images=cfg.images, transfer=transfer, out=pictures))
+    for warning in done.details["warnings"]:
         print(f"{name}: {warning}")
-    told = kept.metrics
-    print(f"{name}: linear probe {told['probe_before']:.1%} before distillation, {told['probe_after']:.1%} after (validation)")
+    before, after = done.metrics["probe_before"], done.metrics["probe_after"]
+    print(f"{name}: linear probe {before:.1%} before distillation, {after:.1%} after (validation)")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 from pathlib import Path
 
-from pipeline import config
-from pipeline.record import record as recording
-from pipeline.runs import pretrain
-from stages.entry import FIRST, command
+from pipeline.files import sha256
+from pipeline.params import load_params
+from pipeline.project.command import FIRST, command
+from pipeline.records.progress import recording_training
+from pipeline.runs.student import pretrain
 
 
-def stage(name: str, data: Path, teacher: Path, out: Path, work: Path, record: Path) -> None:
-    """The phases of a run's method before the last: intermediate knowledge into the seeded students."""
-    params = config.load()
-    with recording(record, "pretrain", name, params.told(name), write=FIRST) as kept:
-        pretrain(params, name, kept, data=data, teacher=teacher, out=out, work=work)
+def stage(name: str, data: Path, code: Path, teacher: Path, out: Path, work: Path, record: Path) -> None:
+    """Train the phases of a run's method before the last: intermediate knowledge into the seeded students."""
+    run = load_params().run(name)
+    folders = {"data": data, "teacher": teacher, "out": out, "work": work}
+    training = recording_training(record, "pretrain", name, run.settings, work=work, write=FIRST)
+    with training as (done, on_point):
+        done.add(pretrain(run, **folders, code=sha256(code), on_point=on_point))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,19 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.report.write import write
-from stages.entry import command
+from pipeline.project.command import command
+from pipeline.report.write_report import write_report
 
 
 def stage(records: Path, bundles: Path, data: Path, reports: Path, plots: Path, metrics: Path) -> None:
-    """From the records of all stages to the table, the page, the card, the plots and the gains over the student alone."""
+    """From the records of all stages to the table, the report, the plots and the gains over the baseline."""
     params = yaml.safe_load(Path("params.yaml").read_text())
-    names = {"runs": list(params["runs"]), "teachers": list(params["teachers"]), "analysed": list(params["analysis"])}
-    write(records, reports, plots, metrics, **names, bundles=bundles, data=data)
+    names = {
+        "runs": list(params["runs"]),
+        "teachers": list(params["teachers"]),
+        "analysed": list(params["analysis"]),
+    }
+    write_report(records, reports, plots, metrics, **names, bundles=bundles, data=data)
     print(f"The report: {reports / 'report.html'}")
 
 

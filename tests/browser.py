@@ -1,4 +1,4 @@
-"""A page as a browser shows it, where there is a Chromium."""
+"""A page as a browser shows it. Tests that need one are skipped if there is no Chromium."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ OFFLINE = "--host-resolver-rules=MAP * 127.0.0.1:1"
 
 
 def dom(url: str, profile: Path, *options: str, patience: int = 15) -> str:
-    """The page's elements after so many seconds of its own time."""
+    """The page's HTML after `patience` seconds of the page's own time."""
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
         pytest.skip("there is no Chromium")

@@ -1,18 +1,18 @@
-"""Every method trains a run of the embedded graph, through `dvc repro`."""
+"""Each method trains a run of the real graph, with `dvc repro`."""
 
 import json
 from pathlib import Path
 
 import pytest
 import yaml
-from project import ROOT, Project
+from scratch_project import ROOT, Project
 
 from pipeline import methods
 
 pytestmark = pytest.mark.slow
 
 
-def test_every_method_trains_a_run_of_the_embedded_graph(tmp_path: Path) -> None:
+def test_each_method_trains_a_run_of_the_graph(tmp_path: Path) -> None:
     settings = yaml.safe_load((ROOT / "params.yaml").read_text())
     run = {"teacher": "big", "student": "small", "seeds": [0]}
     settings["teachers"]["big"]["train"]["epochs"] = 5
@@ -23,6 +23,7 @@ def test_every_method_trains_a_run_of_the_embedded_graph(tmp_path: Path) -> None
     project.do("git", "init", "-q")
     project.repro(*(f"evaluate@{name}" for name in methods.names()))
     for name in methods.names():
-        told = json.loads((project.place / f"records/distill/{name}.json").read_text())
-        assert len(told["curves"]["distill/seed-0"]["epoch"]) == 3, name
-        assert json.loads((project.place / f"metrics/evaluate/{name}.json").read_text())["accuracy"] > 0.05, name
+        record = json.loads((project.place / f"records/distill/{name}.json").read_text())
+        assert len(record["curves"]["distill/seed-0"]["epoch"]) == 3, name
+        metrics = json.loads((project.place / f"metrics/evaluate/{name}.json").read_text())
+        assert metrics["accuracy"] > 0.05, name

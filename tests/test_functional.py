@@ -7,7 +7,9 @@ from pipeline.functional import pool_to
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("size", [(8, 12), (4, 6), (8, 3), (1, 1), (2, 12), (3, 5)])
-def test_pooling_is_torchs_adaptive_pooling(size: tuple[int, int], memory_format: torch.memory_format) -> None:
+def test_pooling_is_torchs_adaptive_pooling(
+    size: tuple[int, int], memory_format: torch.memory_format
+) -> None:
     maps = torch.randn(2, 3, 8, 12, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
     weights = torch.randn(2, 3, *size, dtype=torch.float64)
     values, gradients = zip(

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import config
-from stages.check import stages
+from pipeline.params import load_params
+from pipeline.project.check import modules_of_stages
 
 ROOT = Path(__file__).parents[1]
 GRAPH: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
 def body(stage: str) -> dict[str, Any]:
-    return GRAPH[stage].get("do", GRAPH[stage])
+    found: dict[str, Any] = GRAPH[stage].get("do", GRAPH[stage])
+    return found
 
 
 def outs() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -32,10 +33,12 @@ def test_a_stage_depends_on_its_code(stage: str) -> None:
 
 
 def test_the_code_of_every_stage_is_listed() -> None:
-    params = config.load(ROOT / "params.yaml")
-    listed = {name for name, _ in stages(params)}
+    params = load_params(ROOT / "params.yaml")
+    listed = {name for name, _ in modules_of_stages(params)}
     keys = {
-        stage: getattr(params, GRAPH[stage]["foreach"][2:-1]) if "foreach" in GRAPH[stage] else None for stage in GRAPH if stage != "check"
+        stage: getattr(params, GRAPH[stage]["foreach"][2:-1]) if "foreach" in GRAPH[stage] else None
+        for stage in GRAPH
+        if stage != "check"
     }
     assert listed == {f"{stage}/{key}" for stage, named in keys.items() for key in named or ()} | {
         stage for stage, named in keys.items() if named is None
@@ -44,10 +47,16 @@ def test_the_code_of_every_stage_is_listed() -> None:
 
 @pytest.mark.parametrize("stage", GRAPH)
 def test_a_command_is_given_every_path_it_reads_and_writes(stage: str) -> None:
-    made = {name for out in (*body(stage)["outs"], *body(stage).get("metrics", [])) for name in ([out] if isinstance(out, str) else out)}
+    made = {
+        name
+        for out in (*body(stage)["outs"], *body(stage).get("metrics", []))
+        for name in ([out] if isinstance(out, str) else out)
+    }
     words = body(stage)["cmd"].split()
     for path in made:
-        assert any(path == word or path.startswith(f"{word}/") for word in words), f"{path} isn't in the command of {stage}"
+        assert any(path == word or path.startswith(f"{word}/") for word in words), (
+            f"{path} isn't in the command of {stage}"
+        )
 
 
 def test_git_ignores_what_dvc_keeps_and_sees_what_it_does_not() -> None:

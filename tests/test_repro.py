@@ -1,4 +1,7 @@
-"""The whole graph through real `dvc repro`, in a path with a space. One project on a folder of pictures: the tests build on one another."""
+"""The whole graph through real `dvc repro`, in a path with a space.
+
+One project on a folder of pictures. The tests build on one another, so they are numbered and run in order.
+"""
 
 import json
 import os
@@ -6,7 +9,6 @@ import re
 import signal
 import socket
 import sqlite3
-import subprocess
 import time
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -14,7 +16,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
-from project import ROOT, Project, heeding_ctrl_c
+from scratch_project import ROOT, Project
 from world import save_pictures
 
 RUN = {"teacher": "big", "student": "small", "seeds": [0, 1]}
@@ -50,26 +52,33 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
-def test_everything_is_there(project: Project) -> None:
+def test_01_everything_is_there(project: Project) -> None:
     place = project.place
     assert len(project.first) == 3 + 1 + 5 * 2 + 1 + 2  # type: ignore[attr-defined]
     table = (place / "reports/table.txt").read_text()
     for word in ("big", "alone", "hints", "models/export", "make ui"):
         assert word in table, table
-    assert {file.name for file in (place / "records/analyse/hints").iterdir()} == {"grad_cam.png", "stages.png"}
+    assert {file.name for file in (place / "records/analyse/hints").iterdir()} == {
+        "grad_cam.png",
+        "maps.png",
+    }
     assert "linear probe before distillation" in (place / "reports/report.html").read_text()
     for run in ("alone", "hints"):
         bundle = {file.name for file in (place / "models/export" / run).iterdir()}
-        told = json.loads((place / "models/export" / run / "bundle.json").read_text())
+        facts = json.loads((place / "models/export" / run / "bundle.json").read_text())
         assert (
-            bundle == {*told["files"], "bundle.json"} > {"student.onnx", "student.ts", "student.safetensors", "golden.npz", "student.html"}
+            bundle
+            == {*facts["files"], "bundle.json"}
+            > {"student.onnx", "student.ts", "student.safetensors", "golden.npz", "student.html"}
         )
-        assert "This bundle is whole" in project.do("python", "-m", "pipeline.deploy", "verify", f"models/export/{run}")
+        assert "This bundle is whole" in project.do(
+            "python", "-m", "pipeline.deploy", "verify", f"models/export/{run}"
+        )
         assert len(list((place / "models/students" / run).glob("seed-*/weights.safetensors"))) == 2
     assert sorted(project.rows()) == ["alone", "big", "hints"]
 
 
-def test_numbers_agree_wherever_they_stand(project: Project) -> None:
+def test_02_numbers_agree_wherever_they_stand(project: Project) -> None:
     place = project.place
     for run in ("alone", "hints"):
         evaluated = json.loads((place / f"records/evaluate/{run}.json").read_text())
@@ -82,7 +91,7 @@ def test_numbers_agree_wherever_they_stand(project: Project) -> None:
         assert f"{100 * metrics['accuracy']:.2f}" in (place / "reports/table.txt").read_text()
 
 
-def test_the_student_that_is_exported_scores_what_is_reported(project: Project) -> None:
+def test_03_the_student_that_is_exported_scores_what_is_reported(project: Project) -> None:
     import onnxruntime
 
     place = project.place
@@ -90,20 +99,26 @@ def test_the_student_that_is_exported_scores_what_is_reported(project: Project) 
     manifest = json.loads((place / "data/prepared/manifest.json").read_text())
     test = slice(len(labels) - manifest["splits"]["test"], None)
     for run in ("alone", "hints"):
-        session = onnxruntime.InferenceSession(place / f"models/export/{run}/student.onnx", providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            place / f"models/export/{run}/student.onnx", providers=["CPUExecutionProvider"]
+        )
         logits = session.run(["logits"], {session.get_inputs()[0].name: images[test]})[0]
         details = json.loads((place / f"records/evaluate/{run}.json").read_text())["details"]
-        assert (logits.argmax(1) == labels[test]).mean() == details["seeds"][str(details["exported_seed"])]["accuracy"]
+        assert (logits.argmax(1) == labels[test]).mean() == details["seeds"][str(details["exported_seed"])][
+            "accuracy"
+        ]
 
 
-def test_what_logging_costs_is_measured_without_a_trace(project: Project) -> None:
+def test_04_what_logging_costs_is_measured_without_a_trace(project: Project) -> None:
     rows = project.rows()
-    said = project.do("env", f"PYTHONPATH={ROOT}", "python", "-m", "benchmarks.logging_cost", "--rounds", "1")
-    seconds = {what: float(taken) for what, taken in re.findall(r"^\| ([^|]+) \| ([\d.e-]+) \[", said, re.MULTILINE)}
-    assert list(seconds) == [
-        "training", "curves, inside the training", "looks at shares of the gradient, likewise", "`make live` beside it, new database",
-        "stage `track`: all rows, new database", "stage `track` again: nothing new", "a row (the difference, over the rows)",
-    ]  # fmt: skip
+    printed = project.do(
+        "env", f"PYTHONPATH={ROOT}", "python", "-m", "experiments.logging_cost", "--rounds", "1"
+    )
+    seconds = {
+        what: float(taken)
+        for what, taken in re.findall(r"^\| ([^|]+) \| ([\d.e-]+) \[", printed, re.MULTILINE)
+    }
+    assert len(seconds) == 7
     training, curves, shares, looking, fresh, again, row = seconds.values()
     assert 0 < curves + shares < training
     assert looking > 0
@@ -111,49 +126,67 @@ def test_what_logging_costs_is_measured_without_a_trace(project: Project) -> Non
     assert project.rows() == rows
 
 
-def test_a_second_repro_does_nothing(project: Project) -> None:
+def test_05_a_second_repro_does_nothing(project: Project) -> None:
     rows = project.rows()
     assert project.repro() == []
-    assert "up to date" in project.said
+    assert "up to date" in project.printed
     assert project.rows() == rows
     assert "up to date" in project.do("dvc", "status")
 
 
-def test_the_best_student_is_registered_once(project: Project) -> None:
-    assert "is now version 1 of students" in project.do("make", "-s", "-o", "setup", "promote", "MODEL=students")
-    assert "is already version 1 of students" in project.do("make", "-s", "-o", "setup", "promote", "MODEL=students")
+def test_06_the_best_student_is_registered_once(project: Project) -> None:
+    assert "is now version 1 of students" in project.do(
+        "make", "-s", "-o", "setup", "promote", "MODEL=students"
+    )
+    assert "is already version 1 of students" in project.do(
+        "make", "-s", "-o", "setup", "promote", "MODEL=students"
+    )
 
 
-def test_a_lost_tracking_database_is_rebuilt(project: Project) -> None:
+def test_07_a_lost_tracking_database_is_rebuilt(project: Project) -> None:
     for file in project.place.glob("mlflow.db*"):
         file.unlink()
     assert project.repro("-f", "-s", "track") == ["track"]
     assert sorted(project.rows()) == ["alone", "big", "hints"]
 
 
-def test_dvc_has_something_to_show(project: Project) -> None:
+def test_08_dvc_has_something_to_show(project: Project) -> None:
     metrics = project.do("dvc", "metrics", "show")
     assert "metrics/evaluate/hints.json" in metrics
     assert "accuracy" in metrics
     assert "hints" in project.do("dvc", "exp", "show", "--md")
     project.do("dvc", "plots", "show")
     page = (project.place / "dvc_plots/index.html").read_text()
-    assert page.count("vegaEmbed('#") == 2 + len(project.settings["runs"])  # curves of accuracy and loss, a confusion matrix a run
+    assert page.count("vegaEmbed('#") == 2 + len(
+        project.settings["runs"]
+    )  # curves of accuracy and loss, a confusion matrix a run
     assert not re.search(r"""(src|href)\s*=\s*["'](https?:)?//""", page)  # it draws without a network
 
 
-def test_a_changed_run_runs_alone_and_going_back_runs_nothing(project: Project) -> None:
+def test_09_a_changed_run_runs_alone_and_going_back_runs_nothing(project: Project) -> None:
     project.do("git", "add", "-A")
     project.do("git", "commit", "-qm", "results")
 
     def change(settings: Any) -> None:
         settings["runs"]["hints"]["method"]["temperature"] = 2.0
-        settings["knowledge"]["atoms"] = {"teacher": "big", "method": {"name": "srm"}, "phases": {"dictionary": {"epochs": 2}}}
-        settings["runs"]["more"] = RUN | {"teacher": "atoms", "method": {"name": "srm"}, "phases": {"match": {"epochs": 2}}}
+        settings["knowledge"]["atoms"] = {
+            "teacher": "big",
+            "method": {"name": "srm"},
+            "phases": {"dictionary": {"epochs": 2}},
+        }
+        settings["runs"]["more"] = RUN | {
+            "teacher": "atoms",
+            "method": {"name": "srm"},
+            "phases": {"match": {"epochs": 2}},
+        }
 
     project.params(change)
     ran = project.repro()
-    expected = [f"{stage}@{run}" for run in ("hints", "more") for stage in ("pretrain", "distill", "evaluate", "export", "benchmark")]
+    expected = [
+        f"{stage}@{run}"
+        for run in ("hints", "more")
+        for stage in ("pretrain", "distill", "evaluate", "export", "benchmark")
+    ]
     assert sorted(ran) == sorted(["check", "knowledge@atoms", *expected, "analyse@hints", "report", "track"])
     curves = json.loads((project.place / "records/pretrain/more.json").read_text())["curves"]
     assert sorted(curves) == ["match/seed-0", "match/seed-1"]  # the dictionary was learned once, before
@@ -175,7 +208,7 @@ def test_a_changed_run_runs_alone_and_going_back_runs_nothing(project: Project) 
     assert sorted(project.rows()) == ["alone", "big", "hints", "hints", "more"]
 
 
-def test_a_changed_line_of_code_runs_what_needs_it_alone(project: Project) -> None:
+def test_10_a_changed_line_of_code_runs_what_needs_it_alone(project: Project) -> None:
     file = project.place / "pipeline/methods/fitnet.py"
     before = file.read_text()
     file.write_text(before + "\n# a line more\n")
@@ -184,21 +217,23 @@ def test_a_changed_line_of_code_runs_what_needs_it_alone(project: Project) -> No
     assert project.repro("distill") == []
 
 
-def test_a_weight_is_suggested_for_a_term(project: Project) -> None:
+def test_11_a_weight_is_suggested_for_a_term(project: Project) -> None:
     project.params(lambda settings: settings["runs"].update(at=RUN | {"method": {"name": "at"}}))
-    said = project.do("make", "-s", "-o", "setup", "balance", "RUN=at")
-    assert re.search(r"at method.term_weight 1000 its terms have [\d.]+% of the student's gradient", said), said
-    assert re.search(r"At [\d.e+]+ they would have half of it", said), said
+    printed = project.do("make", "-s", "-o", "setup", "balance", "RUN=at")
+    assert re.search(
+        r"with method.term_weight 1000, its terms have [\d.]+% of the student's gradient", printed
+    )
+    assert re.search(r"With [\d.e+]+ they would have half of it", printed)
 
 
-def test_an_experiment_runs_and_is_listed(project: Project) -> None:
+def test_12_an_experiment_runs_and_is_listed(project: Project) -> None:
     project.params()
     project.do("dvc", "exp", "run", "--temp", "-n", "warmer", "-S", "runs.hints.method.temperature=8")
     assert "warmer" in project.do("dvc", "exp", "show", "--md")
     assert sorted(project.rows()).count("hints") == 3  # kept in the project's own store
 
 
-# what else can be wrong: test_config.py, data/
+# what else can be wrong: test_params.py, data/
 BAD = {
     "key": (lambda p: p["runs"]["hints"]["method"].update(temprature=2.0), "Did you mean 'temperature'"),
     "method": (
@@ -210,30 +245,27 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_bad_params_are_said_before_anything_runs(what: str, project: Project) -> None:
-    change, said = BAD[what]
+def test_13_bad_params_are_said_before_anything_runs(what: str, project: Project) -> None:
+    change, message = BAD[what]
     project.params(change)
     assert project.repro(fails=True) == ["check"]
-    assert said in " ".join(project.said.split())
-    assert "Traceback" not in project.said
+    assert message in " ".join(project.printed.split())
+    assert "Traceback" not in project.printed
 
 
-def test_after_bad_params_good_ones_go_on(project: Project) -> None:
+def test_14_after_bad_params_good_ones_go_on(project: Project) -> None:
     assert not list(project.place.rglob("*.partial"))
     project.params()
     project.do("dvc", "checkout")
     assert set(project.repro()) <= {"check", "report", "track"}
 
 
-def test_make_run_ends_with_the_table_and_make_ui_serves_the_runs(project: Project) -> None:
+def test_15_make_run_ends_with_the_table_and_make_ui_serves_the_runs(project: Project) -> None:
     assert (project.place / "reports/table.txt").read_text() in project.do("make", "-o", "setup", "run")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = ["make", "-o", "setup", "ui", f"PORT={port}"]
-    ui = subprocess.Popen(
-        command, cwd=project.place, env=project.env, stdout=subprocess.PIPE, text=True, process_group=0, preexec_fn=heeding_ctrl_c
-    )
+    ui = project.start("make", "-o", "setup", "ui", f"PORT={port}")
     try:
         assert ui.stdout is not None
         link = ui.stdout.readline()
@@ -252,14 +284,11 @@ def test_make_run_ends_with_the_table_and_make_ui_serves_the_runs(project: Proje
 
 
 @pytest.mark.slow
-def test_what_trains_is_shown_and_its_row_takes_it_in(project: Project) -> None:
-    command = ["make", "-o", "setup", "live"]
-    looking = subprocess.Popen(
-        command, cwd=project.place, env=project.env, stdout=subprocess.PIPE, text=True, process_group=0, preexec_fn=heeding_ctrl_c
-    )
+def test_16_what_trains_is_shown_and_its_row_takes_it_in(project: Project) -> None:
+    following = project.start("make", "-o", "setup", "live")
     try:
-        assert looking.stdout is not None
-        while "viewStateShareKey=training" not in looking.stdout.readline():
+        assert following.stdout is not None
+        while "viewStateShareKey=training" not in following.stdout.readline():
             pass
         while not (project.place / ".work/live/follower.lock").exists():
             time.sleep(0.1)
@@ -267,15 +296,18 @@ def test_what_trains_is_shown_and_its_row_takes_it_in(project: Project) -> None:
         time.sleep(5.0)
         project.repro()
     finally:
-        os.killpg(looking.pid, signal.SIGINT)
-        said, _ = looking.communicate(timeout=60)
-    assert "distill hints: shown from now on" in said
+        os.killpg(following.pid, signal.SIGINT)
+        printed, _ = following.communicate(timeout=60)
+    assert "distill hints" in printed
     with sqlite3.connect(project.place / "mlflow.db") as database:
         found = database.execute(
-            "select r.status, t.value from runs r join tags t using (run_uuid) where name = 'distill hints' and key = ?",
+            "select r.status, t.value from runs r join tags t using (run_uuid) "
+            "where name = 'distill hints' and key = ?",
             ["mlflow.parentRunId"],
         ).fetchall()
-    assert found == [("FINISHED", json.loads((project.place / "reports/mlflow.json").read_text())["runs"]["hints"])]
+    assert found == [
+        ("FINISHED", json.loads((project.place / "reports/mlflow.json").read_text())["runs"]["hints"])
+    ]
 
 
 def answer(request: Request, *, within: float) -> bytes:
@@ -283,7 +315,8 @@ def answer(request: Request, *, within: float) -> bytes:
     while True:
         try:
             with urlopen(request, timeout=30) as response:
-                return response.read()
+                content: bytes = response.read()
+                return content
         except URLError:
             if time.monotonic() > deadline:
                 raise

@@ -1,5 +1,6 @@
-"""The papers' sweeps as README prints them: each is accepted by DVC and its settings by the project; one try of each runs to the end."""
+"""The sweeps in docs/sweeps.md: DVC accepts each command, each try is legal, one try of each sweep runs."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -7,20 +8,16 @@ from typing import Any
 import pytest
 import yaml
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
-from project import ROOT, Project
+from scratch_project import ROOT, Project
 
-from pipeline import config
+from pipeline.params import load_params
 
+PAGE = (ROOT / "docs/sweeps.md").read_text()
+COMMANDS = re.findall(r"^dvc exp run --queue (.*)$", PAGE, flags=re.MULTILINE)
 RUN = {"teacher": "big", "student": "small", "seeds": [0]}
-RECIPES = [  # the options of `dvc exp run --queue`, and how many experiments they are
-    ("-S '++runs.srm.method.mu=1.5,2,3' -S '++runs.srm.method.sparsity=0.01,0.02,0.03'", 9),
-    ("-S '++runs.srm.method.image=false'", 1),
-    ("-S '++runs.srm.method.pixel=false'", 1),
-    ("-S '++runs.kd.method.temperature=2,4,8'", 3),
-    ("-S '++runs.semckd.method.term_weight=1,5,50,400'", 4),
-    ("-S '++runs.semckd.method.ablation=equal,shared,no_projection,no_mlp,no_similarity'", 5),
-]
-METHODS: dict[str, Any] = {"alone": {"name": "ce"}, "kd": {"name": "kd"}, "srm": {"name": "srm"}, "semckd": {"name": "semckd"}}
+METHODS = ("srm", "kd", "semckd")
+RUNS = {name: RUN | {"method": {"name": name}} for name in METHODS}
+KNOWLEDGE = {"atoms": {"teacher": "big", "method": {"name": "srm"}}}
 TINY: dict[str, Any] = {
     "launcher": "python",
     "data": {"source": "digits", "root": "data/raw", "size": 8, "channels": 1},
@@ -30,30 +27,56 @@ TINY: dict[str, Any] = {
     "teachers": {"big": {"net": "resnet8", "train": {"epochs": 1}}},
     "knowledge": {},
     "students": {"small": {"net": "wrn_10_1"}},
-    "runs": {name: RUN | {"method": METHODS[name]} for name in ("srm", "kd", "semckd")},
+    "runs": RUNS,
     "analysis": {},
     "export": {"parity_images": 20},
     "benchmark": {"batches": [1], "seconds": 0.01},
 }
 
 
-@pytest.mark.parametrize(("recipe", "count"), RECIPES)
-def test_every_try_of_a_recipe_is_legal(recipe: str, count: int, tmp_path: Path) -> None:
-    tries = get_hydra_sweeps({"params.yaml": re.findall(r"'([^']+)'", recipe)})
-    assert len(tries) == count
-    assert f"dvc exp run --queue {recipe}\n" in (ROOT / "README.md").read_text()
+def changes(command: str) -> list[str]:
+    """What the options of a command set, such as `++runs.kd.method.temperature=2,4,8`."""
+    return re.findall(r"-S '([^']+)'", command)
+
+
+def tries(command: str) -> list[list[str]]:
+    """The changes of each try, as DVC expands the command."""
+    return [overrides["params.yaml"] for overrides in get_hydra_sweeps({"params.yaml": changes(command)})]
+
+
+def test_the_page_has_the_sweeps_of_its_table_in_this_order() -> None:
+    counts = [len(tries(command)) for command in COMMANDS]
+    assert counts == [9, 1, 1, 3, 4, 5, 3]  # the last one, of a dictionary, is not in the table
+    image_and_pixel = counts[1] + counts[2]
+    in_table = [int(count) for count in re.findall(r"^\| .* \| (\d+) \|$", PAGE, flags=re.MULTILINE)]
+    assert in_table == [counts[0], image_and_pixel, *counts[3:6]]
+
+
+def test_the_page_shows_the_runs_that_its_sweeps_need() -> None:
+    (shown,) = [
+        block for block in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL) if "semckd:" in block
+    ]
+    assert {name: run["method"] for name, run in yaml.safe_load(shown)["runs"].items()} == {
+        name: {"name": name} for name in METHODS
+    }
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_try_of_a_sweep_is_legal_and_differs_from_the_others(command: str, tmp_path: Path) -> None:
     file, seen = tmp_path / "params.yaml", set()
-    for overrides in tries:
+    for overrides in tries(command):
         params = yaml.safe_load((ROOT / "params.yaml").read_text())
-        params["runs"] |= {name: RUN | {"method": method} for name, method in METHODS.items()}
+        params["runs"] |= RUNS
+        params["knowledge"] |= KNOWLEDGE
         file.write_text(yaml.safe_dump(params))
-        apply_overrides(file, overrides["params.yaml"])
-        load = config.load(file)
-        seen.add("\n".join(load.method(run).model_dump_json() for run in METHODS))
-    assert len(seen) == count
+        apply_overrides(file, overrides)
+        load = load_params(file)
+        runs = [dict(load.run(name).settings) for name in METHODS]
+        seen.add(json.dumps([*runs, dict(load.knowledge_run("atoms").settings)], sort_keys=True))
+    assert len(seen) == len(tries(command))
 
 
-CHANGES = {
+FIRST_TRIES = {
     "srm.method.mu": {"1.5"},
     "srm.method.sparsity": {"0.01"},
     "srm.method.image": {"False"},
@@ -65,7 +88,7 @@ CHANGES = {
 
 
 @pytest.mark.slow
-def test_one_try_of_each_recipe_runs_and_is_listed(tmp_path: Path) -> None:
+def test_one_try_of_each_sweep_runs_and_is_listed(tmp_path: Path) -> None:
     project = Project(tmp_path / "a project", TINY)
     project.params()
     project.do("git", "init", "-q")
@@ -74,12 +97,16 @@ def test_one_try_of_each_recipe_runs_and_is_listed(tmp_path: Path) -> None:
     project.repro()
     project.do("git", "add", "-A")
     project.do("git", "commit", "-qm", "results")
-    for recipe, _ in RECIPES:
-        first = [re.sub(r"(=[^,]+),.*", r"\1", change) for change in re.findall(r"'([^']+)'", recipe)]
-        project.do("dvc", "exp", "run", "--queue", *(word for change in first for word in ("-S", change)))
+    for command in COMMANDS:
+        if "knowledge" not in command:
+            first = [re.sub(r"(=[^,]+),.*", r"\1", change) for change in changes(command)]
+            project.do("dvc", "exp", "run", "--queue", *(word for change in first for word in ("-S", change)))
     project.do("dvc", "exp", "run", "--run-all")
-    shown = project.do("dvc", "exp", "show", "--only-changed", "--sort-by", "validation.srm", "--sort-order", "desc", "--csv")
+    show = "dvc exp show --only-changed --sort-by validation.srm --sort-order desc"
+    assert f"\n{show}\n" in PAGE
+    shown = project.do(*show.split(), "--csv")
     head, *rows = (line.split(",") for line in shown.splitlines())
-    told = {name: {row[head.index(f"runs.{name}")] for row in rows} - {""} for name in CHANGES}
-    assert told == CHANGES, shown
-    assert {name: project.rows().count(name) for name in ("srm", "kd", "semckd")} == {"srm": 4, "kd": 2, "semckd": 3}  # all in one MLflow
+    found = {name: {row[head.index(f"runs.{name}")] for row in rows} - {""} for name in FIRST_TRIES}
+    assert found == FIRST_TRIES, shown
+    counts = {name: project.rows().count(name) for name in METHODS}
+    assert counts == {"srm": 4, "kd": 2, "semckd": 3}  # all of them in one MLflow

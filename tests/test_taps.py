@@ -3,11 +3,11 @@ import torch
 from torch import Tensor, nn
 from world import World, moved, snapshot
 
-from pipeline.taps import Step, Tapped, resting
+from pipeline.taps import Step, Tapped, in_eval_mode
 
 
 class Plain(nn.Module):
-    """A network that says nothing of its stages: two sizes, one activation used twice, a linear classifier."""
+    """A network without taps of its own: two sizes, one activation called twice, a linear classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -19,40 +19,63 @@ class Plain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.first(x))
         x = self.act(self.second(x))
-        return self.head(x.mean((2, 3)))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
 
 
-def test_a_view_holds_what_the_network_computes() -> None:
+def test_an_answer_holds_what_the_network_computes() -> None:
     net = Plain().eval()
     images = torch.randn(3, 3, 8, 8)
-    view = Tapped(net, images[:1], taps={"a": "first", "b": "second"})(images)
+    answer = Tapped(net, images[:1], taps={"a": "first", "b": "second"})(images)
     first = net.first(images)
     second = net.second(first.relu())
-    assert torch.equal(view.stages["a"], first)
-    assert torch.equal(view.stages["b"], second)
-    assert torch.equal(view.pooled, second.relu().mean((2, 3)))
-    assert torch.equal(view.logits, net(images))
-    assert view.preactivations == {}
+    assert torch.equal(answer.maps["a"], first)
+    assert torch.equal(answer.maps["b"], second)
+    assert torch.equal(answer.pooled, second.relu().mean((2, 3)))
+    assert torch.equal(answer.logits, net(images))
+    assert answer.preactivations == {}
 
 
-def test_stages_are_found_by_their_sizes_and_the_classifier_by_its_kind() -> None:
+def test_each_call_of_a_module_has_its_own_tap() -> None:
+    net = Plain().eval()
+    images = torch.randn(3, 3, 8, 8)
+    answer = Tapped(net, images[:1], taps={"a": "act#1", "b": "act#2", "c": "act"})(images)
+    first = net.first(images).relu()
+    assert torch.equal(answer.maps["a"], first)
+    assert torch.equal(answer.maps["b"], net.second(first).relu())
+    assert torch.equal(answer.maps["c"], answer.maps["b"])
+    with pytest.raises(ValueError, match=r"taps\.a: there is no 'act#3'. Did you mean 'act#"):
+        Tapped(net, images[:1], taps={"a": "act#3"})
+
+
+def test_everything_and_the_body_are_named() -> None:
+    answer = World.make().step().student
+    assert list(answer.maps) == ["stem", "stage1", "stage2", "stage3"]
+    assert answer.body == ["stage1", "stage2", "stage3"]
+    assert list(answer.everything) == [*answer.maps, "pooled", "logits"]
+    assert answer.named_map("stage2", "method.student_map") is answer.maps["stage2"]
+    with pytest.raises(ValueError, match=r"method\.student_map: there is no 'stage4'. Did you mean 'stage"):
+        answer.named_map("stage4", "method.student_map")
+
+
+def test_maps_are_found_by_their_sizes_and_the_classifier_by_its_kind() -> None:
     tapped = Tapped(Plain(), torch.randn(1, 3, 8, 8))
     assert list(tapped.taps) == ["stage1", "stage2"]
     assert tapped.classifier == "head"
-    view = tapped(torch.randn(2, 3, 8, 8))
-    assert [tuple(t.shape) for t in view.stages.values()] == [(2, 4, 8, 8), (2, 6, 4, 4)]
+    answer = tapped(torch.randn(2, 3, 8, 8))
+    assert [tuple(t.shape) for t in answer.maps.values()] == [(2, 4, 8, 8), (2, 6, 4, 4)]
 
 
 def test_the_preactivation_is_what_the_activation_was_given() -> None:
     world = World.make()
-    view = world.step().student
-    assert list(view.preactivations) == list(view.stages)
-    for name, before in view.preactivations.items():
-        assert torch.equal(before.relu(), view.stages[name])
+    answer = world.step().student
+    assert list(answer.preactivations) == list(answer.maps)
+    for name, before in answer.preactivations.items():
+        assert torch.equal(before.relu(), answer.maps[name])
         assert (before < 0).any()
 
 
-def test_looking_leaves_no_trace() -> None:
+def test_tapping_leaves_no_trace_in_the_network() -> None:
     net = Plain().train()
     net.first.eval()
     before = snapshot(net)
@@ -62,23 +85,23 @@ def test_looking_leaves_no_trace() -> None:
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_upto_names_the_layers_a_stage_depends_on() -> None:
+def test_upto_names_the_layers_that_a_map_depends_on() -> None:
     tapped = Tapped(Plain(), torch.randn(1, 3, 8, 8), taps={"early": "first", "late": "second"})
     assert tapped.upto("early") == (tapped.net.first,)
     assert tapped.upto("late") == (tapped.net.first, tapped.net.act, tapped.net.second)
 
 
-def test_gradients_of_a_stage_reach_exactly_the_layers_upto_it() -> None:
+def test_gradients_of_a_map_reach_exactly_the_layers_that_upto_names() -> None:
     student = World.make().student
-    for stage in student.taps:
+    for name in student.taps:
         student.net.zero_grad()
-        student(torch.randn(4, 3, 8, 8)).stages[stage].square().sum().backward()
+        torch.autograd.backward(student(torch.randn(4, 3, 8, 8)).maps[name].square().sum())
         reached = {id(p) for p in student.net.parameters() if p.grad is not None}
-        named = {id(p) for module in student.upto(stage) for p in module.parameters()}
-        assert reached == named, stage
+        named = {id(p) for module in student.upto(name) for p in module.parameters()}
+        assert reached == named, name
 
 
-def test_a_network_runs_only_if_its_view_is_read() -> None:
+def test_a_network_runs_only_if_its_answer_is_read() -> None:
     world = World.make()
     ran: list[str] = []
     world.student.net.register_forward_hook(lambda *_: ran.append("student"))
@@ -91,7 +114,7 @@ def test_a_network_runs_only_if_its_view_is_read() -> None:
     assert ran == ["teacher", "student"]
 
 
-def test_the_teacher_has_no_graph_unless_the_images_want_gradients() -> None:
+def test_the_teachers_answer_has_no_graph_unless_the_images_require_gradients() -> None:
     world = World.make()
     assert not world.step().teacher.logits.requires_grad
     step = world.step()
@@ -100,48 +123,57 @@ def test_the_teacher_has_no_graph_unless_the_images_want_gradients() -> None:
     assert gradient.abs().sum() > 0
 
 
-def test_a_teacher_in_train_mode_is_our_mistake() -> None:
+def test_a_teacher_in_train_mode_is_an_assertion_error() -> None:
     world = World.make()
     world.teacher.net.train()
     with pytest.raises(AssertionError, match="eval mode"):
         _ = world.step().teacher
 
 
-def test_views_are_float32_under_autocast() -> None:
+def test_answers_are_float32_under_autocast() -> None:
     world = World.make()
-    step = Step(world.step().images, torch.zeros(8), torch.arange(8), world.student, autocast=lambda: torch.autocast("cpu", torch.bfloat16))
-    view = step.student
-    assert {t.dtype for t in (view.logits, view.pooled, *view.stages.values(), *view.preactivations.values())} == {torch.float32}
-    assert not torch.equal(view.logits, world.step().student.logits)  # it did run in another precision
+    step = Step(
+        world.step().images,
+        torch.zeros(8),
+        torch.arange(8),
+        world.student,
+        autocast=lambda: torch.autocast("cpu", torch.bfloat16),
+    )
+    answer = step.student
+    tensors = (*answer.everything.values(), *answer.preactivations.values())
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
+    assert not torch.equal(answer.logits, world.step().student.logits)  # it did run in another precision
 
 
-def test_a_wrong_tap_path_names_the_near_ones() -> None:
+def test_a_wrong_tap_is_refused_with_the_nearest_path() -> None:
     with pytest.raises(ValueError, match=r"taps\.a: there is no 'secnd'. Did you mean 'second'"):
         Tapped(Plain(), torch.randn(1, 3, 8, 8), taps={"a": "secnd"})
 
 
-def test_resting_restores_after_an_error() -> None:
+def test_eval_mode_ends_with_an_error() -> None:
     net = Plain().train()
-    with pytest.raises(RuntimeError), resting(net):
+    with pytest.raises(RuntimeError), in_eval_mode(net):
         assert not net.training
         raise RuntimeError
     assert net.training
 
 
-def test_a_network_that_can_t_take_the_images_is_named_with_the_size() -> None:
-    with pytest.raises(ValueError, match=r"Linear can't take images of 3 x 8 x 8 .*data\.size"):
+def test_a_network_that_cannot_take_the_images_is_named_with_their_size() -> None:
+    with pytest.raises(ValueError, match=r"Linear cannot take images of 3 x 8 x 8 .*data\.size"):
         Tapped(nn.Linear(5, 2), torch.randn(1, 3, 8, 8))
 
 
 def test_a_convolution_may_classify() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     images = torch.randn(2, 3, 8, 8)
     tapped = Tapped(net, images)
     assert tapped.classifier == "2"
     torch.testing.assert_close(tapped(images).pooled, net[:2](images).mean((2, 3)))
 
 
-def test_the_network_called_by_itself_leaves_no_maps_behind() -> None:
+def test_a_call_of_the_network_itself_keeps_no_maps() -> None:
     tapped = World.make().student
     for _ in range(3):
         tapped.net(torch.randn(2, 3, 8, 8))

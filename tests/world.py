@@ -1,4 +1,4 @@
-"""A world small enough to train in: striped pictures of a few classes, a tiny student, a small teacher."""
+"""A world that trains in a moment: striped pictures of a few classes, a tiny student and a small teacher."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +11,27 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline import methods, nets
-from pipeline.combined import build
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.batches import Batches
-from pipeline.data.protocol import Sample
+from pipeline.data.protocol import Subset
 from pipeline.functional import normalise
-from pipeline.methods.base import Method
-from pipeline.taps import Step, Tapped, View
-from pipeline.train import Curves, TrainConfig, fit
+from pipeline.methods import Method
+from pipeline.methods._combined import build_method
+from pipeline.records.record import Curves
+from pipeline.taps import Answer, Step, Tapped
+from pipeline.training.loop import fit
+from pipeline.training.recipe import TrainConfig
 
-NO_OWN = {"ce_weight": 0.0, "kd_weight": 0.0}  # a partner's, as config sets them
+TERMS_ONLY = {"ce_weight": 0.0, "kd_weight": 0.0}  # for a partner, as pipeline/params.py sets them
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 CLASSES = 3
 QUICK = TrainConfig(epochs=2, batch_size=8, lr=0.01, schedule="constant", optimizer="sgd")
 
 
-def pictures(n: int, *, size: int = 8, classes: int = CLASSES, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images whose class is the period of their stripes, under noise."""
+def pictures(
+    n: int, *, size: int = 8, classes: int = CLASSES, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy stripes, uint8 n x size x size x 3, and their classes, which differ in the stripes' period."""
     random = np.random.default_rng(seed)
     labels = np.arange(n) % classes
     wave = np.sin(np.arange(size) * np.pi / (1 + labels[:, None]) + random.uniform(0, 6, (n, 1)))
@@ -36,7 +40,7 @@ def pictures(n: int, *, size: int = 8, classes: int = CLASSES, seed: int = 0) ->
 
 
 def save_pictures(folder: Path, n: int, *, size: int = 8, classes: int = CLASSES) -> None:
-    """As a tree of PNG files, `folder/stripes 0/0.png` and so on."""
+    """Save `pictures` as a tree of PNG files: `folder/stripes 0/0.png` and so on."""
     for k, (image, label) in enumerate(zip(*pictures(n, size=size, classes=classes), strict=True)):
         (folder / f"stripes {label}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"stripes {label}" / f"{k}.png")
@@ -44,62 +48,96 @@ def save_pictures(folder: Path, n: int, *, size: int = 8, classes: int = CLASSES
 
 @dataclass
 class World:
+    """Images with labels, and both networks with their taps. The teacher is frozen and in eval mode."""
+
     images: np.ndarray
     labels: np.ndarray
     student: Tapped
     teacher: Tapped
 
     @classmethod
-    def make(cls, *, n: int = 22, student: str = "resnet8", teacher: str = "resnet14", seed: int = 0) -> "World":
+    def make(
+        cls, *, n: int = 22, student: str = "resnet8", teacher: str = "resnet14", seed: int = 0
+    ) -> "World":
         images, labels = pictures(n)
         torch.manual_seed(seed)
         probe = normalise(torch.as_tensor(images[:2]), MEAN, STD)
         nets_ = [nets.build(name, CLASSES) for name in (student, teacher)]
         for norm in [m for m in nets_[1].modules() if isinstance(m, nn.BatchNorm2d)]:
             assert norm.running_mean is not None
-            norm.running_mean.normal_(0, 0.1)  # a teacher that has seen something
+            norm.running_mean.normal_(0, 0.1)  # as if the teacher had been trained
         nets_[1].requires_grad_(False).eval()
         return cls(images, labels, *(Tapped(net, probe) for net in nets_))
 
     def batches(self, batch_size: int = 8, **options: Any) -> Batches:
-        sample = Sample(np.arange(len(self.labels)), self.labels)
-        fixed: dict[str, Any] = {"seed": 0, "mean": MEAN, "std": STD, "augment": AugmentConfig(pad=1, flip=0.5), "device": "cpu"}
-        return Batches(self.images, sample, batch_size=batch_size, **fixed | options)
+        """Augmented batches of all images; `options` are those of Batches."""
+        subset = Subset(np.arange(len(self.labels)), self.labels)
+        fixed: dict[str, Any] = {
+            "seed": 0,
+            "mean": MEAN,
+            "std": STD,
+            "augment": AugmentConfig(pad=1, flip=0.5),
+            "device": "cpu",
+        }
+        return Batches(self.images, subset, batch_size=batch_size, **fixed | options)
 
     def step(self, n: int = 8) -> Step:
+        """A step with the first n images, without augmentation."""
         images = normalise(torch.as_tensor(self.images[:n]), MEAN, STD)
         return Step(images, torch.as_tensor(self.labels[:n]), torch.arange(n), self.student, self.teacher)
 
-    def method(self, name: str, **settings: Any) -> Method:
+    def method(self, name: str, **settings: Any) -> Method[Any]:
+        """The method called `name`, for these two networks; with `combine`, also its partner."""
         cfg = methods.load(name).Config(name=name, **settings)
-        partner = methods.load(cfg.combine["name"]).Config(**cfg.combine | NO_OWN) if cfg.combine else None
-        return build(cfg, partner, self.step(4), torch.as_tensor(self.labels))
+        partner = (
+            methods.load(cfg.combine["name"]).Config(**cfg.combine | TERMS_ONLY) if cfg.combine else None
+        )
+        return build_method(cfg, partner, self.step(4), torch.as_tensor(self.labels))
 
-    def fit(self, method: Method, phase: int = -1, cfg: TrainConfig = QUICK, **options: Any) -> Curves:
-        fixed: dict[str, Any] = {"accelerator": Accelerator(cpu=True), "seed": 0}
+    def fit(self, method: Method[Any], phase: int = -1, cfg: TrainConfig = QUICK, **options: Any) -> Curves:
+        """Train a phase of the method, the last one by default; `options` are those of the training loop."""
+        fixed: dict[str, Any] = {
+            "student": self.student,
+            "teacher": self.teacher,
+            "accelerator": Accelerator(cpu=True),
+            "seed": 0,
+        }
         batches = options.pop("batches", None) or self.batches(cfg.batch_size)
-        return fit(
-            method.phases(self.student)[phase], batches, cfg, student=self.student, teacher=self.teacher, method=method, **fixed | options
-        )  # fmt: skip
+        return fit(method.phases(self.student)[phase], batches, cfg, method=method, **fixed | options)
 
 
 def snapshot(*modules: nn.Module) -> dict[str, Tensor]:
-    return {f"{n}.{name}": t.detach().clone() for n, module in enumerate(modules) for name, t in module.state_dict().items()}
+    """Copies of all parameters and buffers, by name; the names of the first module start with `0.`."""
+    return {
+        f"{n}.{name}": t.detach().clone()
+        for n, module in enumerate(modules)
+        for name, t in module.state_dict().items()
+    }
 
 
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    """The names of the tensors that differ between two snapshots."""
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
+def noise(*shape: int) -> Tensor:
+    """Normal random numbers in float64."""
+    return torch.randn(*shape, dtype=torch.float64)
+
+
 def maps(*shapes: tuple[int, ...]) -> dict[str, Tensor]:
-    """Random maps by the names of stages."""
-    return {f"stage{n}": torch.randn(shape, dtype=torch.float64) for n, shape in enumerate(shapes, start=1)}
+    """Random maps of these shapes, called stage1, stage2 and so on."""
+    return {f"stage{n}": noise(*shape) for n, shape in enumerate(shapes, start=1)}
 
 
 def step_of_maps(student: dict[str, Tensor], teacher: dict[str, Tensor], epoch: int = 0) -> Step:
-    """A step of networks that show these maps, before and after activation, and nothing else."""
+    """A step whose answers have these maps, the same before and after activation; all else in them is 0."""
     size = len(next(iter(student.values())))
-    views = [View(torch.zeros(size, 2), stages, torch.zeros(size, 1), stages) for stages in (student, teacher)]
-    step = Step.of(student=views[0], teacher=views[1], labels=torch.zeros(size).long(), index=torch.arange(size))
+    answers = [
+        Answer(torch.zeros(size, 2), shown, torch.zeros(size, 1), shown) for shown in (student, teacher)
+    ]
+    step = Step.of(
+        student=answers[0], teacher=answers[1], labels=torch.zeros(size).long(), index=torch.arange(size)
+    )
     step.epoch = epoch
     return step

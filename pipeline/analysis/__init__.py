@@ -1,1 +1,1 @@
-"""What a trained student has become, told in numbers: how its stages compare with its teacher's, and what a method gained."""
+"""What a trained student has become, beyond its accuracy: its maps, its embedding, where it looks."""

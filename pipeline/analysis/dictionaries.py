@@ -1,74 +1,54 @@
-"""Whether the dictionaries that a method codes a teacher's pixels with are alive (SRM): atoms in use, and what the codes miss.
+"""The state of the dictionaries that code a teacher's pixels (SRM): which atoms are in use, what is lost.
 
-A dictionary is called dead where fewer than half of its atoms win any pixel, or its codes miss nine tenths of the pixels' variance: SRM's
-labels are then of few kinds or have little to do with the image. Its healthy ones have all atoms in use and miss half of the variance.
+A dictionary is called dead if fewer than half of its atoms win any pixel, or if its codes lose more than nine
+tenths of the pixels' variance. Labels made from a dead dictionary are of few kinds, or have little to do with
+the image.
 """
 
-from collections.abc import Iterable, Mapping
-from itertools import tee
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
-
-import torch
-from torch import Tensor
+from typing import Any, Protocol, runtime_checkable
 
 from pipeline.analysis.drawing import Use, uses
-from pipeline.taps import View
+from pipeline.taps import Answer
 
-FEWEST = 0.5  # of the atoms
-MISSED = 0.9  # of the variance
+FEWEST = 0.5  # share of the atoms
+MOST_LOST = 0.9  # share of the variance
 
 
-class Dictionary(Protocol):
-    atoms: Tensor
+class Health(Protocol):
+    """What a method reports of the dictionary of one map."""
 
-    def prepared(self, pixels: Tensor) -> Tensor: ...
+    @property
+    def atoms(self) -> int: ...
+    @property
+    def used(self) -> int: ...  # atoms that win at least one pixel
+    @property
+    def error(self) -> float: ...  # share of the pixels' variance that the codes lose
+    @property
+    def wins(self) -> Sequence[int]: ...  # pixels that each atom wins
 
-    def code(self, pixels: Tensor, kept: int) -> tuple[Tensor, Tensor]: ...
+    def _asdict(self) -> dict[str, Any]: ...
 
 
 @runtime_checkable
-class Coder(Protocol):
-    """A method that has a dictionary for each of some stages of the teacher."""
+class HasDictionaries(Protocol):
+    """A method with a dictionary for each of some maps of the teacher."""
 
-    kept: dict[str, int]  # stage -> atoms in a pixel's code
-    dictionary: Any  # nn.ModuleDict, a Dictionary a stage in the order of `kept`
-
-    def health(self, views: Iterable[View]) -> Mapping[str, Any]: ...
+    def health(self, answers: Iterable[Answer]) -> Mapping[str, Health]: ...
 
 
-class Condition(NamedTuple):
-    """Of the dictionary of a stage."""
-
-    atoms: int
-    used: int  # that win at least one pixel
-    effective: float  # as many atoms that win equally often would be as hard to guess
-    error: float  # share of the pixels' variance
-    wins: list[int]  # pixels, by atom
-
-    @property
-    def dead(self) -> bool:
-        return self.used < FEWEST * self.atoms or self.error > MISSED
-
-    def words(self) -> str:
-        return f"{self.used} of {self.atoms} atoms in use, {min(self.error, 1):.0%} of the variance missed"
+def is_dead(health: Health) -> bool:
+    return health.used < FEWEST * health.atoms or health.error > MOST_LOST
 
 
-@torch.no_grad()
-def conditions(coder: Coder, views: Iterable[View]) -> dict[str, Condition]:
-    """What the dictionaries make of a teacher's views."""
-    coded, seen = tee(views)
-    wins: dict[str, Tensor] = {}
-    for view in seen:
-        dictionary: Dictionary
-        for (stage, kept), dictionary in zip(coder.kept.items(), coder.dictionary.values(), strict=True):
-            pixels = dictionary.prepared(view.stages[stage].flatten(2).transpose(1, 2))
-            won = torch.bincount(dictionary.code(pixels, kept)[1].flatten(), minlength=len(dictionary.atoms))
-            wins[stage] = wins[stage] + won if stage in wins else won
-    health = coder.health(coded)
-    return {stage: Condition(**health[stage]._asdict(), wins=won.tolist()) for stage, won in wins.items()}
+def words(health: Health) -> str:
+    return f"{health.used} of {health.atoms} atoms in use, {min(health.error, 1):.0%} of the variance lost"
 
 
-def draw(found: Mapping[str, Condition], out: Path) -> None:
-    panels = [Use(stage, condition.words(), condition.wins, condition.dead) for stage, condition in found.items()]
-    uses(panels, out, told="Atoms from the most used to the least, by the share of pixels they win; red at the bottom: none.")
+def draw(found: Mapping[str, Health], out: Path) -> None:
+    panels = [Use(name, words(health), health.wins, is_dead(health)) for name, health in found.items()]
+    legend = (
+        "Atoms from the most used to the least, by the share of pixels they win; red at the bottom: unused."
+    )
+    uses(panels, out, legend=legend)

@@ -1,4 +1,4 @@
-"""Small pictures drawn with Pillow, which opens at once where matplotlib takes a second and builds its font cache on a new machine."""
+"""Small pictures drawn with Pillow: matplotlib takes a second to import, and longer on a new machine."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.checkpoint import atomic_file
+from pipeline.files import atomic_file
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Colour = tuple[int, int, int]
@@ -16,6 +16,8 @@ LINE = 22
 CELL = (76, 40)
 NAMES = 96  # room for the name of a row
 PANEL = (340, 150)  # of bars
+AXIS = 56  # room for the numbers beside a panel
+DECADES = 4  # most that the axis of a panel shows
 FULL: Colour = (38, 92, 178)
 WARNING: Colour = (200, 30, 30)
 GREY: Colour = (110, 110, 110)
@@ -23,7 +25,7 @@ GRID: Colour = (225, 225, 225)
 
 
 class HeatMap(NamedTuple):
-    """Values from 0 to 1 where colour tells something; what is beyond has the colour of the nearest end."""
+    """A table of numbers; from 0 to 1 the colour of a cell shows its value."""
 
     title: str
     rows: Sequence[str]
@@ -32,7 +34,8 @@ class HeatMap(NamedTuple):
 
 
 def heat_maps(panels: Sequence[HeatMap], out: Path, *, across: str, down: str) -> None:
-    """Side by side, a number in every cell; `across` and `down` say what columns and rows are."""
+    """Heat maps side by side, with the number in each cell; `across` and `down` say what columns and rows
+    are."""
     widths = [NAMES + len(panel.columns) * CELL[0] + GAP for panel in panels]
     rows = max(len(panel.rows) for panel in panels)
     page, draw, font = paper(GAP + sum(widths), 3 * LINE + rows * CELL[1] + LINE + GAP)
@@ -40,59 +43,77 @@ def heat_maps(panels: Sequence[HeatMap], out: Path, *, across: str, down: str) -
     for panel, width in zip(panels, widths, strict=True):
         draw.text((left, 2), fitted(panel.title, width - GAP, draw, font), fill="black", font=font)
         draw.text((left + NAMES, LINE), across, fill=GREY, font=font)
-        top = 3 * LINE
-        for column, name in enumerate(panel.columns):
-            centre = left + NAMES + (column + 0.5) * CELL[0]
-            draw.text((centre, 2 * LINE), fitted(name, CELL[0] - 4, draw, font), fill="black", font=font, anchor="ma")
-        for row, (name, values) in enumerate(zip(panel.rows, panel.values, strict=True)):
-            y = top + row * CELL[1]
-            label = fitted(name, NAMES - GAP, draw, font)
-            draw.text((left + NAMES - GAP / 2, y + CELL[1] / 2), label, fill="black", font=font, anchor="rm")
-            for column, value in enumerate(values):
-                x, much = left + NAMES + column * CELL[0], min(max(value, 0.0), 1.0)
-                draw.rectangle((x, y, x + CELL[0] - 2, y + CELL[1] - 2), fill=_shade(much))
-                colour = "white" if much > 0.55 else "black"
-                draw.text((x + CELL[0] / 2, y + CELL[1] / 2), f"{value:.2f}", fill=colour, font=font, anchor="mm")
+        _table(panel, left, draw, font)
         left += width
     draw.text((GAP, page.height - LINE), f"Rows: {down}.", fill=GREY, font=font)
     save(page, out)
 
 
+def _table(panel: HeatMap, left: float, draw: ImageDraw.ImageDraw, font: Font) -> None:
+    first = left + NAMES
+    for column, name in enumerate(panel.columns):
+        place, text = (first + (column + 0.5) * CELL[0], 2 * LINE), fitted(name, CELL[0] - 4, draw, font)
+        draw.text(place, text, fill="black", font=font, anchor="ma")
+    for row, (name, values) in enumerate(zip(panel.rows, panel.values, strict=True)):
+        y = 3 * LINE + row * CELL[1]
+        text = fitted(name, NAMES - GAP, draw, font)
+        draw.text((first - GAP / 2, y + CELL[1] / 2), text, fill="black", font=font, anchor="rm")
+        for column, value in enumerate(values):
+            _cell((first + column * CELL[0], y), value, draw, font)
+
+
+def _cell(corner: tuple[float, float], value: float, draw: ImageDraw.ImageDraw, font: Font) -> None:
+    (x, y), much = corner, min(max(value, 0.0), 1.0)
+    draw.rectangle((x, y, x + CELL[0] - 2, y + CELL[1] - 2), fill=_shade(much))
+    colour = "white" if much > 0.55 else "black"
+    draw.text((x + CELL[0] / 2, y + CELL[1] / 2), f"{value:.2f}", fill=colour, font=font, anchor="mm")
+
+
 class Use(NamedTuple):
+    """How often each of many things is used."""
+
     title: str
     note: str
-    counts: Sequence[int]  # how often each was used
+    counts: Sequence[int]
     alarming: bool
 
 
-def uses(panels: Sequence[Use], out: Path, *, told: str) -> None:
-    """How often each of many things was used, the most used first, on a logarithmic scale; the unused are a red line at the bottom."""
+def uses(panels: Sequence[Use], out: Path, *, legend: str) -> None:
+    """The counts as bars, the largest first, on a logarithmic scale; a count of 0 is a red line at the
+    bottom."""
     width, height = PANEL
-    axis = 56
-    page, draw, font = paper(GAP + len(panels) * (axis + width + GAP), 2 * LINE + height + LINE + LINE)
+    page, draw, font = paper(GAP + len(panels) * (AXIS + width + GAP), 2 * LINE + height + LINE + LINE)
     for n, panel in enumerate(panels):
-        left, top = GAP + n * (axis + width + GAP) + axis, 2 * LINE
+        left = GAP + n * (AXIS + width + GAP) + AXIS
         draw.text((left, 2), fitted(panel.title, width, draw, font), fill="black", font=font)
-        draw.text((left, LINE), fitted(panel.note, width, draw, font), fill=WARNING if panel.alarming else GREY, font=font)
-        total = sum(panel.counts)
-        decades = max(1, math.ceil(math.log10(max(total, 1))))
-        for decade in range(min(decades, 4) + 1):
-            y = top + height * decade / min(decades, 4)
-            draw.line((left, y, left + width, y), fill=GRID)
-            draw.text((left - 6, y), f"{100 * 10.0**-decade:g} %", fill=GREY, font=font, anchor="rm")
-        ranked = sorted(panel.counts, reverse=True)
-        for x in range(width):
-            count = ranked[x * len(ranked) // width]
-            if count:
-                share = 1 + math.log10(count / total) / min(decades, 4)
-                draw.line((left + x, top + height * (1 - max(share, 0.01)), left + x, top + height), fill=FULL)
-            else:
-                draw.line((left + x, top + height - 4, left + x, top + height), fill=WARNING)
-    draw.text((GAP, page.height - LINE), fitted(told, page.width - 2 * GAP, draw, font), fill=GREY, font=font)
+        colour, note = WARNING if panel.alarming else GREY, fitted(panel.note, width, draw, font)
+        draw.text((left, LINE), note, fill=colour, font=font)
+        _bars(panel.counts, (left, 2 * LINE), draw, font)
+    legend = fitted(legend, page.width - 2 * GAP, draw, font)
+    draw.text((GAP, page.height - LINE), legend, fill=GREY, font=font)
     save(page, out)
 
 
+def _bars(counts: Sequence[int], corner: tuple[float, float], draw: ImageDraw.ImageDraw, font: Font) -> None:
+    (left, top), (width, height) = corner, PANEL
+    total = sum(counts)
+    decades = min(max(1, math.ceil(math.log10(max(total, 1)))), DECADES)
+    for decade in range(decades + 1):
+        y = top + height * decade / decades
+        draw.line((left, y, left + width, y), fill=GRID)
+        draw.text((left - 6, y), f"{100 * 10.0**-decade:g} %", fill=GREY, font=font, anchor="rm")
+    ranked = sorted(counts, reverse=True)
+    for n in range(width):
+        x, count, bottom = left + n, ranked[n * len(ranked) // width], top + height
+        if count:
+            share = max(1 + math.log10(count / total) / decades, 0.01)
+            draw.line((x, top + height * (1 - share), x, bottom), fill=FULL)
+        else:
+            draw.line((x, bottom - 4, x, bottom), fill=WARNING)
+
+
 def paper(width: float, height: float) -> tuple[Image.Image, ImageDraw.ImageDraw, Font]:
+    """A white page, what draws on it, and a font."""
     page = Image.new("RGB", (round(width), round(height)), "white")
     return page, ImageDraw.Draw(page), ImageFont.load_default(14)
 
@@ -103,6 +124,7 @@ def save(page: Image.Image, out: Path) -> None:
 
 
 def fitted(text: str, room: float, draw: ImageDraw.ImageDraw, font: Font) -> str:
+    """The text in one line, cut off so that it is at most `room` pixels wide."""
     text = " ".join(text.split())[:200]
     while len(text) > 1 and draw.textlength(text, font=font) > room:
         text = text.removesuffix("…")[:-1] + "…"
@@ -110,5 +132,6 @@ def fitted(text: str, room: float, draw: ImageDraw.ImageDraw, font: Font) -> str
 
 
 def _shade(much: float) -> Colour:
+    """From white at 0 to full colour at 1."""
     red, green, blue = (round(255 + much * (full - 255)) for full in FULL)
     return red, green, blue

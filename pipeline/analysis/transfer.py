@@ -1,7 +1,8 @@
-"""How far a network's representation carries over to another data set: a linear classifier on its frozen embedding (SRM and SemCKD do so).
+"""How well a network's embedding serves for other images: a linear classifier on it, as in SRM and SemCKD.
 
-The other pictures are decoded as the network's own were, into a store of their own that is gone afterwards. The classifier learns on their
-training split, its strength is chosen on their validation split and their test split is read once; the network's own images aren't touched.
+The other images are decoded in the same way as the network's own, into a temporary store. The classifier
+learns from their training split, its strength is chosen on their validation split, and their test split is
+read once. The network's own images are not used.
 """
 
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipeline.analysis.probe import ProbeScores, embeddings, linear_probe
+from pipeline.analysis.linear_probe import ProbeScores, embeddings, linear_probe
 from pipeline.data.prepare import prepare
 from pipeline.data.sources import DataConfig
 from pipeline.data.store import SPLITS, Store
@@ -18,14 +19,28 @@ from pipeline.taps import Tapped
 Facts = dict[str, Any]
 
 
-def transfer(cfg: DataConfig, nets: Mapping[str, Tapped], own: Store) -> tuple[dict[str, ProbeScores], Facts]:
-    """The scores of each network, and what the other data are; `own` are the data the networks were trained with."""
+def transfer_scores(
+    cfg: DataConfig, nets: Mapping[str, Tapped], own: Store
+) -> tuple[dict[str, ProbeScores], Facts]:
+    """The scores of each network, and what the other images are. `own`: the store the networks were trained
+    with."""
     with TemporaryDirectory() as folder:
         manifest = prepare(cfg, Path(folder))
         other = Store.open(folder)
-        rows = [other.indices(split) for split in SPLITS]
-        scores = {}
-        for name, net in nets.items():
-            features = [embeddings(net, other.images, split, mean=own.mean, std=own.std) for split in rows]
-            scores[name] = linear_probe(*(part for x, split in zip(features, rows, strict=True) for part in (x, other.labels[split])))
-    return scores, {"source": cfg.source, "root": cfg.root, "content": manifest["content"], "splits": manifest["splits"]}
+        scores = {name: _scores(net, other, own) for name, net in nets.items()}
+    facts = {
+        "source": cfg.source,
+        "root": cfg.root,
+        "content": manifest["content"],
+        "splits": manifest["splits"],
+    }
+    return scores, facts
+
+
+def _scores(net: Tapped, other: Store, own: Store) -> ProbeScores:
+    rows = [other.indices(split) for split in SPLITS]
+    train, val, test = (
+        (embeddings(net, other.images, split, mean=own.mean, std=own.std), other.labels[split])
+        for split in rows
+    )
+    return linear_probe(*train, *val, *test)

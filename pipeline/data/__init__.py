@@ -1,1 +1,1 @@
-"""From images as they lie around to batches of tensors. Nothing is imported here: `decode` must load without torch."""
+"""From image files to batches of tensors. This file imports nothing, so that `decode` loads without torch."""

@@ -1,9 +1,10 @@
-"""Any picture file to square uint8 pixels: the one way in, for training and for the deployed predictor alike.
+"""Any picture file to square uint8 pixels, in the same way for training and for the deployed predictor.
 
-Imports numpy and Pillow only, because the predictor runs where nothing else is installed. The rules:
-turned upright by its EXIF orientation (a broken EXIF block is ignored); transparency laid on white; palette, grey, CMYK and 16-bit
-pixels brought to 8-bit RGB; of an animation the first frame; colour profiles are not applied. Then the largest centred square is
-resized to `size` by Pillow's bilinear filter with anti-aliasing, that is: shorter side to `size`, centre crop.
+It imports numpy and Pillow only, because the predictor runs where nothing else is installed. The rules: the
+EXIF orientation is applied, and a broken EXIF block is ignored. Transparency is laid on white. Palette, grey,
+CMYK and 16-bit pixels become 8-bit RGB. An animation gives its first frame. Colour profiles are not applied.
+Then the largest centred square is resized to `size` by Pillow's bilinear filter with anti-aliasing. That is
+the same as resizing the shorter side to `size` and cropping the centre.
 """
 
 from io import BytesIO
@@ -13,25 +14,27 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# a closed list, because Pillow also opens formats that run other programs (EPS)
+# Pillow also opens formats that run other programs (EPS), so only these are allowed
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb; here it is an error
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+MAX_PIXELS = 89_478_485  # above this Pillow warns of a decompression bomb; here it is an error
 
 Readable = bytes | str | PathLike[str] | BinaryIO | Image.Image
 
 
 class Undecodable(ValueError):
-    """These bytes are no picture that can be used; the message says why in a few words."""
+    """The bytes are not a usable picture. The message says why in a few words."""
 
 
 def decode(source: Readable, size: int, channels: int) -> np.ndarray:
-    """A picture as uint8 `size x size x channels` (1 = luma, 3 = RGB)."""
+    """A picture as uint8 `size x size x channels` (channels 1: luma, 3: RGB)."""
     return fit(load(source), size, channels)
 
 
 def load(source: Readable) -> Image.Image:
-    """A picture at its own size, upright, in RGB."""
+    """A picture at its own size, upright, as RGB."""
     try:
         if isinstance(source, Image.Image):
             return _rgb(_upright(source))
@@ -44,7 +47,7 @@ def load(source: Readable) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise Undecodable("not a picture in a known format") from None
-    except Exception as error:  # on broken bytes Pillow's readers raise nearly every type there is
+    except Exception as error:  # damaged bytes make Pillow raise errors of nearly every type
         raise Undecodable(str(error).partition("\n")[0] or type(error).__name__) from error
 
 
@@ -57,7 +60,7 @@ def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block says nothing about the pixels, and they are fine
+    except Exception:  # a broken EXIF block does not harm the pixels
         return image
 
 

@@ -1,13 +1,15 @@
-"""Who learns from what: the students' share of the training set, its labels, and the classes each side knows.
+"""What a student may learn from: which training images, with which labels, of which classes.
 
-- `shots` or `fraction`: so many labelled images of every class, or that share of them. At one seed fewer are among more.
-- `label_noise`: that share of the student's training labels, each turned into another class at random, all others equally likely. Labels
-  flipped at .2 are flipped to the same classes at .4. Validation and test keep theirs, and so does the teacher's training set.
-- `class_overlap`: `all`, and both sides learn every class; or a number, and teacher and student learn half of the classes each, that share
-  of the student's being the teacher's as well (REFILLED's cross-task setting). The teacher's half stays the same at every overlap, so that
-  one teacher serves them all, and the student's moves from it to the other half: in the paper, too, the student's own accuracy changes
-  with the overlap. Half is our reading: the supplement doesn't count them, but a student of its table 2 is 5 points better at overlap 1
-  than with all 100 classes in table 3.
+- `shots` or `fraction`: this many labelled images of every class, or this share of them. With the same seed,
+  a smaller subset is part of a larger one.
+- `label_noise`: this share of the student's training labels is wrong. A wrong label is any other class, each
+  with the same probability. A label that is wrong at 0.2 has the same wrong class at 0.4. Validation labels,
+  test labels and the teacher's training labels stay clean.
+- `class_overlap`: with `all`, both networks learn every class. With a number, teacher and student learn half
+  of the classes each, and this share of the student's classes is the teacher's too (the cross-task setting of
+  REFILLED). The teacher's half is the same at every overlap, so one teacher serves all of them. The student's
+  half moves away from it, so the student's own accuracy changes with the overlap, as in the paper. *Our
+  reading*: half of the classes. The paper does not give the number.
 """
 
 import hashlib
@@ -19,39 +21,57 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.inputs import InputError, Settings
+from pipeline.settings import InputError, Settings
 
 
 class ProtocolConfig(Settings):
-    """`class_overlap` and `class_seed` hold for all runs, since they share their teachers; the rest may differ from run to run."""
+    """What students may learn from.
 
-    shots: int = Field(0, ge=0, description="labelled images a class for the student; 0: all")
-    fraction: float = Field(1.0, gt=0, le=1, description="share of every class's training images for the student")
-    label_noise: float = Field(0.0, ge=0, le=1, description="share of the student's training labels that are wrong")
+    `class_overlap` and `class_seed` hold for all runs, because runs share their teachers. The rest may differ
+    from run to run.
+    """
+
+    shots: int = Field(0, ge=0, description="labelled images of each class for the student; 0: all")
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="share of each class's training images for the student"
+    )
+    label_noise: float = Field(
+        0.0, ge=0, le=1, description="share of the student's training labels that are wrong"
+    )
     seed: int = Field(0, ge=0, description="which images, which labels")
-    class_overlap: float | Literal["all"] = Field("all", description="share of the student's classes that its teacher knows")
-    class_seed: int = Field(0, ge=0, description="which classes; apart from `seed`, so that other images don't mean other teachers")
+    class_overlap: float | Literal["all"] = Field(
+        "all",
+        description="share of the student's classes that its teacher knows; all: both learn every class",
+    )
+    class_seed: int = Field(
+        0, ge=0, description="which classes; not `seed`, so that other images do not need other teachers"
+    )
 
     @field_validator("class_overlap", mode="before")
     @classmethod
     def _share_or_all(cls, overlap: Any) -> Any:
         number = isinstance(overlap, int | float) and not isinstance(overlap, bool)
         if overlap != "all" and not (number and 0 <= overlap <= 1):
-            raise ValueError("must be a number from 0 to 1, or all: teacher and student both learn every class")
+            raise ValueError(
+                "must be a number from 0 to 1, or all: teacher and student both learn every class"
+            )
         return overlap
 
     @model_validator(mode="after")
-    def _one_way_to_choose(self) -> "ProtocolConfig":
+    def _shots_or_fraction(self) -> "ProtocolConfig":
         if self.shots and self.fraction < 1:
-            raise ValueError(f"shots is {self.shots} and fraction {self.fraction:g}: only one can choose. Set shots to 0 or fraction to 1")
+            raise ValueError(
+                f"shots is {self.shots} and fraction {self.fraction:g}: only one of them can choose "
+                "the images. Set shots to 0 or fraction to 1"
+            )
         return self
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Images to learn from: rows of the store and the labels to learn for them, which need not be the store's.
+class Subset:
+    """Images to learn from: rows of the store, and a label for each, which may differ from the store's.
 
-    `classes` says which class of the store each label means; empty where labels are the store's.
+    `classes[label]` is the class of the store that a label means. It is empty if the labels are the store's.
     """
 
     rows: np.ndarray
@@ -60,74 +80,82 @@ class Sample:
 
 
 def class_sets(classes: Sequence[str], cfg: ProtocolConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The classes the teacher learns and those the student learns, as sorted positions in `classes`."""
+    """The classes of the teacher and those of the student, as sorted positions in `classes`."""
     if cfg.class_overlap == "all":
         everything = tuple(range(len(classes)))
         return everything, everything
     half = len(classes) // 2
     if half < 2:
         raise InputError(
-            f"protocol.class_overlap: {len(classes)} classes can't be halved into two tasks of two. "
-            "Use `all`, or data of at least four classes."
+            f"protocol.class_overlap: {len(classes)} classes are too few to be halved into two tasks of two "
+            "classes or more. Use `all`, or data of at least four classes."
         )
-    order = np.random.default_rng([cfg.class_seed, zlib.crc32(b"class sets")]).permutation(len(classes)).tolist()
+    random = np.random.default_rng([cfg.class_seed, zlib.crc32(b"class sets")])
+    order = random.permutation(len(classes)).tolist()
     start = half - int(cfg.class_overlap * half + 0.5)
     return tuple(sorted(order[:half])), tuple(sorted(order[start : start + half]))
 
 
-def among(labels: np.ndarray, rows: np.ndarray, ids: Sequence[int]) -> Sample:
-    """Those of `rows` that show one of the classes `ids`, in their order; a label is the place of its class in `ids`."""
+def rows_of_classes(labels: np.ndarray, rows: np.ndarray, ids: Sequence[int]) -> Subset:
+    """Those of `rows` whose class is in `ids`. A label is the position of the class in `ids`."""
     place = np.full(max(int(labels.max()), *ids) + 1, -1)
     place[list(ids)] = np.arange(len(ids))
-    learnt = rows[place[labels[rows]] >= 0]
-    return Sample(learnt, place[labels[learnt]], tuple(ids))
+    chosen = rows[place[labels[rows]] >= 0]
+    return Subset(chosen, place[labels[chosen]], tuple(ids))
 
 
-def subset(
-    labels: np.ndarray, train: np.ndarray, cfg: ProtocolConfig, *, classes: Sequence[str], ids: Sequence[int] | None = None
-) -> Sample:
-    """What `cfg` grants of the rows `train` to a student that learns the classes `ids`, all of them unless given."""
+def draw_subset(
+    labels: np.ndarray,
+    train: np.ndarray,
+    cfg: ProtocolConfig,
+    *,
+    classes: Sequence[str],
+    ids: Sequence[int] | None = None,
+) -> Subset:
+    """What `cfg` draws from the rows `train` for a student of the classes `ids`, or of all classes."""
     ids = range(len(classes)) if ids is None else ids
     rows = np.sort(train)
     if cfg.shots or cfg.fraction < 1:
-        rows = np.sort(np.concatenate([_drawn(rows[labels[rows] == label], label, cfg, classes[label]) for label in ids]))
-    sample = among(labels, rows, ids)
-    return _mislabelled(sample, np.sort(train), cfg) if cfg.label_noise else sample
+        rows = np.sort(
+            np.concatenate([_drawn(rows[labels[rows] == label], label, cfg, classes[label]) for label in ids])
+        )
+    subset = rows_of_classes(labels, rows, ids)
+    return _with_wrong_labels(subset, np.sort(train), cfg) if cfg.label_noise else subset
 
 
-def describe(sample: Sample, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    """What was drawn, for the record: counts by true class, and hashes that differ where the images, labels or flips do."""
-    true = among(labels, sample.rows, sample.classes).labels
-    flipped = np.flatnonzero(sample.labels != true)
+def describe_subset(subset: Subset, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """What was drawn, for the record: counts by true class, hashes of the images and of the wrong labels."""
+    true = rows_of_classes(labels, subset.rows, subset.classes).labels
+    flipped = np.flatnonzero(subset.labels != true)
     return {
-        "classes": [classes[label] for label in sample.classes],
-        "images": len(sample.rows),
-        "per_class": {classes[label]: int((true == n).sum()) for n, label in enumerate(sample.classes)},
-        "sha256": _hash(sample.rows),
+        "classes": [classes[label] for label in subset.classes],
+        "images": len(subset.rows),
+        "per_class": {classes[label]: int((true == n).sum()) for n, label in enumerate(subset.classes)},
+        "sha256": _hash(subset.rows),
         "flipped": len(flipped),
-        "flipped_sha256": _hash(sample.rows[flipped], sample.labels[flipped]),
+        "flipped_sha256": _hash(subset.rows[flipped], subset.labels[flipped]),
     }
 
 
 def _drawn(rows: np.ndarray, label: int, cfg: ProtocolConfig, name: str) -> np.ndarray:
     if len(rows) < cfg.shots:
         raise InputError(
-            f"protocol.shots: {cfg.shots} images a class are asked for, but class {name!r} has {len(rows)} in the training split. "
-            "Lower it, or use 0 for all."
+            f"protocol.shots: {cfg.shots} images of each class are wanted, but class {name!r} has only "
+            f"{len(rows)} training images. Lower it, or use 0 for all."
         )
     count = cfg.shots or max(1, int(cfg.fraction * len(rows) + 0.5))
     return np.random.default_rng([cfg.seed, label]).permutation(rows)[:count]
 
 
-def _mislabelled(sample: Sample, train: np.ndarray, cfg: ProtocolConfig) -> Sample:
-    """Every training row has its own draws, whichever of them the sample holds, so that an image's wrong label is always the same."""
+def _with_wrong_labels(subset: Subset, train: np.ndarray, cfg: ProtocolConfig) -> Subset:
+    """Every training row has its own random numbers, so an image has the same wrong label in every subset."""
     random = np.random.default_rng([cfg.seed, zlib.crc32(b"label noise")])
-    place = np.searchsorted(train, sample.rows)
-    rank, shift = random.random(len(train))[place], random.integers(1, len(sample.classes), len(train))[place]
+    place = np.searchsorted(train, subset.rows)
+    rank, shift = random.random(len(train))[place], random.integers(1, len(subset.classes), len(train))[place]
     flipped = np.argsort(rank, kind="stable")[: int(cfg.label_noise * len(rank) + 0.5)]
-    labels = sample.labels.copy()
-    labels[flipped] = (labels[flipped] + shift[flipped]) % len(sample.classes)
-    return Sample(sample.rows, labels, sample.classes)
+    labels = subset.labels.copy()
+    labels[flipped] = (labels[flipped] + shift[flipped]) % len(subset.classes)
+    return Subset(subset.rows, labels, subset.classes)
 
 
 def _hash(*arrays: np.ndarray) -> str:

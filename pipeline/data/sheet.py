@@ -1,4 +1,4 @@
-"""A picture of the data set to look at: some training images of each class under its name and counts."""
+"""The data set as one picture: some training images of each class, under its name and counts."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,8 +12,10 @@ GAP = 6
 LINE = 24
 
 
-def sheet(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], per_class: Mapping[str, Mapping[str, int]]) -> Image.Image:
-    """The first rows of each class; `per_class` counts images by split and class name."""
+def sheet(
+    images: np.ndarray, labels: np.ndarray, classes: Sequence[str], per_class: Mapping[str, Mapping[str, int]]
+) -> Image.Image:
+    """The first images of each class. `per_class` holds the number of images by split and class name."""
     shown = classes[:MAX_CLASSES]
     rest = len(classes) - len(shown)
     width = PER_CLASS * (TILE + GAP) + GAP
@@ -34,7 +36,9 @@ def sheet(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], per_cl
     return page
 
 
-def _shortened(text: str, room: float, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def _shortened(
+    text: str, room: float, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+) -> str:
     text = text[:200]
     while len(text) > 3 and draw.textlength(text, font=font) > room:
         text = text.removesuffix("...")[:-1] + "..."
@@ -42,7 +46,7 @@ def _shortened(text: str, room: float, draw: ImageDraw.ImageDraw, font: ImageFon
 
 
 def _tile(pixels: np.ndarray) -> Image.Image:
-    """Small images in whole blocks of pixels, large ones smoothly reduced, on white."""
+    """One image on white: a small one enlarged by a whole factor, a large one smoothly reduced."""
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     if image.width > TILE:
         return image.resize((TILE, TILE), Image.Resampling.LANCZOS)

@@ -1,42 +1,66 @@
-"""The decoded data set on disk: mapped into memory, read-only."""
+"""The prepared data set on disk: mapped into memory, read-only."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from pipeline.inputs import InputError
+from pipeline.settings import InputError
 
 SCHEMA = 1
 SPLITS = ("train", "val", "test")
 
 
+class Manifest(TypedDict):
+    """What manifest.json of a store says."""
+
+    schema: int
+    source: str
+    size: int
+    channels: int
+    classes: list[str]
+    mean: list[float]  # of each channel of the training images, pixels from 0 to 1
+    std: list[float]
+    splits: dict[str, int]  # images in each split
+    per_class: dict[str, dict[str, int]]  # images in each split by name of the class
+    duplicates_removed: int
+    conflicts_removed: int
+    conflicts: list[str]  # the first of them
+    ignored_files: int
+    settings: dict[str, Any]
+    content: str
+
+
 @dataclass(frozen=True)
 class Store:
-    """Rows are ordered train, val, test; images are uint8 NHWC, read-only, and stay on disk until touched."""
+    """One row for each image, in the order train, val, test."""
 
     path: Path
-    images: np.ndarray
-    labels: np.ndarray
-    manifest: dict[str, Any]
+    images: np.ndarray  # N x H x W x C, uint8, read-only; on disk until they are read
+    labels: np.ndarray  # N, int64
+    manifest: Manifest
 
     @classmethod
     def open(cls, path: Path | str) -> "Store":
+        """The store in the folder `path`."""
         path = Path(path)
-        remedy = "Run the prepare stage again (`dvc repro prepare`)."
+        where, remedy = f"data store {str(path)!r}", "Run the prepare stage again (`dvc repro prepare`)."
         try:
-            manifest = json.loads((path / "manifest.json").read_text("utf-8"))
+            manifest: Manifest = json.loads((path / "manifest.json").read_text("utf-8"))
             images = np.load(path / "images.npy", mmap_mode="r")
             labels = np.load(path / "labels.npy")
             whole = _belong_together(manifest, images, labels)
         except FileNotFoundError as error:
-            raise InputError(f"data store {str(path)!r}: {Path(error.filename).name} is missing. {remedy}") from error
-        except (OSError, ValueError, EOFError, AttributeError, KeyError, TypeError) as error:  # anything may stand in a broken file
-            raise InputError(f"data store {str(path)!r} can't be read ({type(error).__name__}: {error}). {remedy}") from error
+            raise InputError(f"{where}: {Path(error.filename).name} is missing. {remedy}") from error
+        # a damaged file may hold anything
+        except (OSError, ValueError, EOFError, AttributeError, KeyError, TypeError) as error:
+            raise InputError(f"{where} cannot be read ({type(error).__name__}: {error}). {remedy}") from error
         if not whole:
-            raise InputError(f"data store {str(path)!r}: images.npy, labels.npy and manifest.json don't belong together. {remedy}")
+            raise InputError(
+                f"{where}: images.npy, labels.npy and manifest.json do not belong together. {remedy}"
+            )
         return cls(path, images, labels, manifest)
 
     @property
@@ -61,7 +85,7 @@ class Store:
 
     @property
     def content(self) -> str:
-        """Hash of every pixel, label, split and class name."""
+        """Hash of every pixel, label, split and name of a class."""
         return self.manifest["content"]
 
     def indices(self, split: str) -> np.ndarray:
@@ -71,15 +95,17 @@ class Store:
         return np.arange(start, start + self.manifest["splits"][split])
 
 
-def _belong_together(manifest: dict[str, Any], images: np.ndarray, labels: np.ndarray) -> bool:
+def _belong_together(manifest: Manifest, images: np.ndarray, labels: np.ndarray) -> bool:
     rows = sum(manifest["splits"][name] for name in SPLITS)
-    channels = manifest["channels"]
+    size, channels = manifest["size"], manifest["channels"]
     return (
         manifest["schema"] == SCHEMA
         and len(manifest["mean"]) == len(manifest["std"]) == channels
         and isinstance(manifest["content"], str)
-        and (images.dtype, images.shape) == (np.uint8, (rows, manifest["size"], manifest["size"], channels))
-        and (labels.dtype, labels.shape) == (np.int64, (rows,))
+        and images.dtype == np.uint8
+        and images.shape == (rows, size, size, channels)
+        and labels.dtype == np.int64
+        and labels.shape == (rows,)
         and bool(rows)
         and 0 <= labels.min() <= labels.max() < len(manifest["classes"])
     )

@@ -1,1 +1,4 @@
-"""What runs beside a user's service: answers from a bundle, with numpy, Pillow and onnxruntime alone. Nothing is imported here."""
+"""What runs beside a user's service: it answers from a bundle and needs numpy, Pillow and onnxruntime only.
+
+This file imports nothing.
+"""

@@ -1,25 +1,34 @@
-"""`python -m pipeline.deploy`: what can be done with a bundle where numpy, Pillow and onnxruntime are all there is."""
+"""`python -m pipeline.deploy`: every command for a bundle. Each one imports only what it needs."""
 
 import argparse
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-from pipeline.deploy.bundle import FORMATS, BundleError, open_bundle
 from pipeline.deploy.limits import Limits
+from pipeline.deploy.read_bundle import FORMATS, BundleError, open_bundle
+
+if TYPE_CHECKING:  # `doctor` works without numpy
+    from pipeline.deploy.predictor import Predictor
+
+Run = Callable[[argparse.Namespace], int]
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = _parser().parse_args(arguments)
+    args = _parser().parse_args(arguments)
+    run: Run = args.run
     try:
-        return _run(given)
+        return run(args)
     except BundleError as error:
         print(error, file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"{error}. `python -m pipeline.deploy doctor` says what is here.", file=sys.stderr)
+        print(f"{error}. Run `python -m pipeline.deploy doctor` to see what is installed.", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -28,116 +37,226 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _run(given: argparse.Namespace) -> int:
-    """Each command imports what it needs and no more."""
-    if given.command == "predict":
-        from pipeline.deploy import predict
-        from pipeline.deploy.predictor import Predictor
+def _predict(args: argparse.Namespace) -> int:
+    from pipeline.deploy import predict
 
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd files
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="surrogateescape")  # names of files that aren't UTF-8 come out as they are
-        predictor = Predictor(given.bundle, format=given.format, threads=given.threads, providers=given.provider or ("cpu",))
-        return predict.command(predictor, given.pictures, form=given.form, top=given.top, threads=given.threads)
-    if given.command == "verify":
-        from pipeline.deploy import verify
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")  # prints file names that are not UTF-8 unchanged
+    return predict.command(
+        _predictor(args), args.pictures, style=args.style, top=args.top, threads=args.threads
+    )
 
-        return verify.command(given.bundle, expect=given.expect)
-    if given.command == "info":
-        from pipeline.deploy import info
 
-        print(info.text(open_bundle(given.bundle)), end="")
-        return 0
-    if given.command == "bench":
-        from pipeline.deploy import bench
+def _verify(args: argparse.Namespace) -> int:
+    from pipeline.deploy import verify
 
-        return bench.command(given.bundle, threads=given.threads, rounds=given.rounds, seconds=given.seconds)
-    if given.command == "serve":
-        from pipeline.deploy.predictor import Predictor
-        from pipeline.deploy.serve import serve
+    return verify.command(args.bundle, expect=args.expect)
 
-        warnings.simplefilter("ignore")
-        predictor = Predictor(given.bundle, format=given.format, threads=given.threads, providers=given.provider or ("cpu",))
-        limits = Limits(**{each.name: getattr(given, f"max_{each.name}") for each in fields(Limits)})
-        return serve(predictor, host=given.host, port=given.port, limits=limits, threads=given.threads)
-    if given.command == "page":
-        from pipeline.deploy import page
 
-        bundle = open_bundle(given.bundle)
-        return page.command(
-            bundle, runtime=given.runtime, out=given.out or Path(f"{given.bundle.resolve().name}.html"), format=given.format
-        )
-    if given.command == "pack":
-        from pipeline.deploy import pack
+def _info(args: argparse.Namespace) -> int:
+    from pipeline.deploy import info
 
-        pack.pack(given.out)
-        print(f"{given.out}: `python {given.out} predict BUNDLE PICTURES...` on any machine with numpy, Pillow and onnxruntime.")
-        return 0
+    print(info.text(open_bundle(args.bundle)), end="")
+    return 0
+
+
+def _benchmark(args: argparse.Namespace) -> int:
+    from pipeline.deploy import benchmark_bundle
+
+    return benchmark_bundle.command(
+        args.bundle, threads=args.threads, rounds=args.rounds, seconds=args.seconds
+    )
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from pipeline.deploy.serve import serve
+
+    limits = Limits(**{limit.name: getattr(args, f"max_{limit.name}") for limit in fields(Limits)})
+    return serve(_predictor(args), host=args.host, port=args.port, limits=limits, threads=args.threads)
+
+
+def _page(args: argparse.Namespace) -> int:
+    from pipeline.deploy import browser_page
+
+    out = args.out or Path(f"{args.bundle.resolve().name}.html")
+    return browser_page.command(open_bundle(args.bundle), runtime=args.runtime, out=out, format=args.format)
+
+
+def _pack(args: argparse.Namespace) -> int:
+    from pipeline.deploy import pack
+
+    pack.pack(args.out)
+    print(
+        f"{args.out} is written. It runs on any machine with numpy, Pillow and onnxruntime: "
+        f"`python {args.out} predict BUNDLE PICTURES...`"
+    )
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
     from pipeline.deploy import doctor
 
-    return doctor.command(given.provider)
+    return doctor.command(args.provider)
+
+
+def _predictor(args: argparse.Namespace) -> "Predictor":
+    from pipeline.deploy.predictor import Predictor
+
+    warnings.simplefilter("ignore")  # Pillow warns about unusual files
+    providers = args.provider or ("cpu",)
+    return Predictor(args.bundle, format=args.format, threads=args.threads, providers=providers)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.deploy", description="Answers from a bundle, and what it is worth here.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    predict = _command(commands, "predict", "the classes of pictures")
-    predict.add_argument("pictures", type=Path, nargs="+", help="files, or folders of any size")
-    form = predict.add_mutually_exclusive_group()
-    form.add_argument("--json", dest="form", action="store_const", const="json", default="table", help="one JSON object a line")
-    form.add_argument("--csv", dest="form", action="store_const", const="csv")
-    predict.add_argument("--top", type=_count, default=1, metavar="N", help="the N likeliest classes (1)")
-    _runtime(predict)
-
-    verify = _command(commands, "verify", "is it whole, and does it answer here as where it was exported?")
-    verify.add_argument("--expect", default="", metavar="FINGERPRINT", help="the fingerprint it must have")
-
-    _command(commands, "info", "what it says of itself")
-
-    bench = _command(commands, "bench", "how fast it is here")
-    bench.add_argument("--threads", type=_count, default=1, metavar="N", help="cores that a batch may use (1)")
-    bench.add_argument("--rounds", type=_count, default=3, metavar="N", help="processes a format (3)")
-    bench.add_argument("--seconds", type=float, default=1.0, metavar="S", help="of measuring for each batch size (1)")
-
-    serve = _command(commands, "serve", "over HTTP (needs starlette, uvicorn and python-multipart too)")
-    serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1: this machine only)")
-    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
-    for each in fields(Limits):
-        kind = float if isinstance(each.default, float) else _count
-        said = f"{each.metadata['says']} ({each.default})"
-        serve.add_argument(f"--max-{each.name}", type=kind, default=each.default, metavar="N", help=said)
-    _runtime(serve)
-
-    page = _command(commands, "page", "one HTML file that runs the student in a browser, without a network")
-    page.add_argument("--runtime", type=Path, default=Path(), metavar="DIR", help="where `npm install onnxruntime-web` was run (here)")
-    page.add_argument("--out", type=Path, metavar="FILE", help="the file to write (BUNDLE.html, here)")
-    page.add_argument("--format", choices=FORMATS, default="onnx", help="which student goes in (onnx)")
-
-    pack = commands.add_parser("pack", help="all of this as one file, for machines without this project")
-    pack.add_argument("--out", type=Path, default=Path("predictor.pyz"), metavar="FILE", help="the file to write (predictor.pyz)")
-
-    doctor = commands.add_parser("doctor", help="which runtime is really here")
-    doctor.add_argument("--provider", default="cpu", metavar="NAME", help="the one that has to work (cpu)")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.deploy", description="Use a bundle, check it and measure it on this machine."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_predict(commands)
+    _add_verify(commands)
+    _add_info(commands)
+    _add_benchmark(commands)
+    _add_serve(commands)
+    _add_page(commands)
+    _add_pack(commands)
+    _add_doctor(commands)
     return parser
 
 
-def _command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, help: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=help)
-    command.add_argument("bundle", type=Path, help="the folder that the export stage wrote")
-    return command
+def _add_predict(commands: Commands) -> None:
+    parser = _add(commands, "predict", _predict, "print the class of pictures")
+    parser.add_argument("pictures", type=Path, nargs="+", help="picture files, or folders of any size")
+    style = parser.add_mutually_exclusive_group()
+    style.add_argument(
+        "--json",
+        dest="style",
+        action="store_const",
+        const="json",
+        default="table",
+        help="print one JSON object for each picture",
+    )
+    style.add_argument("--csv", dest="style", action="store_const", const="csv", help="print a CSV table")
+    parser.add_argument(
+        "--top", type=_count, default=1, metavar="N", help="show the N likeliest classes (default: 1)"
+    )
+    _add_runtime(parser)
 
 
-def _runtime(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--format", choices=FORMATS, default="onnx", help="onnx (float32, answers as evaluated) or int8 (faster)")
-    command.add_argument("--threads", type=_count, default=1, metavar="N", help="cores to use (1)")
-    command.add_argument("--provider", action="append", metavar="NAME", help="cpu, cuda, ...; it is used or refused, never replaced")
+def _add_verify(commands: Commands) -> None:
+    summary = "check that a bundle is whole and answers here as it did where it was exported"
+    parser = _add(commands, "verify", _verify, summary)
+    parser.add_argument(
+        "--expect", default="", metavar="FINGERPRINT", help="fail unless the bundle has this fingerprint"
+    )
+
+
+def _add_info(commands: Commands) -> None:
+    _add(commands, "info", _info, "print the facts of a bundle: classes, files, measurements, origin")
+
+
+def _add_benchmark(commands: Commands) -> None:
+    parser = _add(commands, "benchmark", _benchmark, "measure how fast each format is on this machine")
+    parser.add_argument(
+        "--threads", type=_count, default=1, metavar="N", help="cores that one batch may use (default: 1)"
+    )
+    parser.add_argument(
+        "--rounds", type=_count, default=3, metavar="N", help="processes for each format (default: 3)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, metavar="S", help="time for each batch size (default: 1)"
+    )
+
+
+def _add_serve(commands: Commands) -> None:
+    summary = "answer over HTTP (also needs starlette, uvicorn and python-multipart)"
+    parser = _add(commands, "serve", _serve, summary)
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="the address to listen on (default: 127.0.0.1, which only this machine can reach)",
+    )
+    parser.add_argument(
+        "--port", type=int, default=8000, help="the port to listen on; 0 takes a free one (default: 8000)"
+    )
+    for limit in fields(Limits):
+        parser.add_argument(
+            f"--max-{limit.name}",
+            type=float if isinstance(limit.default, float) else _count,
+            default=limit.default,
+            metavar="N",
+            help=f"{limit.metadata['help']} (default: {limit.default})",
+        )
+    _add_runtime(parser)
+
+
+def _add_page(commands: Commands) -> None:
+    summary = "write one HTML file that runs the student in a browser, without a network"
+    parser = _add(commands, "page", _page, summary)
+    parser.add_argument(
+        "--runtime",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="the folder where `npm install onnxruntime-web` was run (default: this folder)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the file to write (default: BUNDLE.html in this folder)"
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, default="onnx", help="the student to put into the page (default: onnx)"
+    )
+
+
+def _add_pack(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "pack", help="write one file with these commands, to use without this project"
+    )
+    parser.set_defaults(run=_pack)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("predictor.pyz"),
+        metavar="FILE",
+        help="the file to write (default: predictor.pyz)",
+    )
+
+
+def _add_doctor(commands: Commands) -> None:
+    parser = commands.add_parser("doctor", help="show which runtime really works on this machine")
+    parser.set_defaults(run=_doctor)
+    parser.add_argument(
+        "--provider", default="cpu", metavar="NAME", help="the provider that must work (default: cpu)"
+    )
+
+
+def _add(commands: Commands, name: str, run: Run, summary: str) -> argparse.ArgumentParser:
+    """A command whose first argument is a bundle."""
+    parser = commands.add_parser(name, help=summary)
+    parser.set_defaults(run=run)
+    parser.add_argument("bundle", type=Path, help="the folder that stage export wrote")
+    return parser
+
+
+def _add_runtime(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="onnx",
+        help="onnx: float32, answers as evaluated; int8: faster (default: onnx)",
+    )
+    parser.add_argument("--threads", type=_count, default=1, metavar="N", help="cores to use (default: 1)")
+    parser.add_argument(
+        "--provider",
+        action="append",
+        metavar="NAME",
+        help="cpu, cuda, ...; if it does not work, the command fails and uses no other (default: cpu)",
+    )
 
 
 def _count(text: str) -> int:
     count = int(text)
     if count < 1:
-        raise argparse.ArgumentTypeError("1 or more")
+        raise argparse.ArgumentTypeError("give a number of 1 or more")
     return count
 
 

@@ -1,4 +1,4 @@
-"""Which runtime is really here. Packages and lists say what was built; only a session says what runs."""
+"""Which runtime this machine really has. Packages say what was built; only a session shows what runs."""
 
 import contextlib
 import importlib
@@ -16,17 +16,25 @@ from pathlib import Path
 from typing import Any
 
 NEEDED = {"numpy": "numpy", "PIL": "'pillow<13'"}
-OTHER_PILLOW = 13  # the first that rounds otherwise when it shrinks a picture, by one grey level in some pixels; seen in 13.0.0
+# The first Pillow that rounds differently when it shrinks a picture: some pixels differ by one grey level.
+# Seen in 13.0.0.
+OTHER_PILLOW = 13
 SHOWN = ("numpy", "pillow", "onnx", "starlette", "uvicorn", "python-multipart")
-# an ONNX file of one Relu on one number: the smallest thing that a provider can be asked to run
-SMALLEST = bytes.fromhex(
-    "080a12003a330a0c0a0178120179220452656c751201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a001014"
+VNNI = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}  # flags of CPUs with 8-bit dot products
+# an ONNX file with one Relu on one number: the smallest thing that a provider can be asked to run
+SMALLEST_MODEL = bytes.fromhex(
+    "080a12003a330a0c0a0178120179220452656c751201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112"
+    "040a02080142040a001014"
+)
+CURE = (
+    "Remove every onnxruntime package, then install the one you want: `onnxruntime`, "
+    "or `onnxruntime-gpu[cuda,cudnn]`."
 )
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something seen; `bad` where the person has to act, `absent` where only something else can't be had."""
+    """`bad`: the person has to do something. `absent`: something that was not asked for is missing."""
 
     says: str
     bad: bool = False
@@ -34,88 +42,113 @@ class Finding:
 
 
 def examine(provider: str = "cpu") -> list[Finding]:
-    """All that can be seen of this machine; bad if `provider` can't be had here."""
-    installed = [(name, each) for each in distributions() if (name := (each.name or "").lower())]
-    versions = {name: each.version for name, each in installed}
-    found = [
-        Finding(f"Python {platform.python_version()} on {platform.platform()}"),
-        Finding(", ".join(f"{name} {versions.get(name, '-')}" for name in SHOWN)),
-    ]
-    found += _packages([each for name, each in installed if name.startswith("onnxruntime")])
-    if missing := [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]:
-        return [*found, Finding(f"Something that is needed can't be imported. Install it: pip install {' '.join(missing)}", bad=True)]
-    if int(versions.get("pillow", "0").partition(".")[0]) >= OTHER_PILLOW:
-        cure = "Answers may differ a little from those that were evaluated: pip install 'pillow<13'"
-        found.append(
-            Finding(f"Pillow {versions['pillow']} shrinks pictures with another rounding than the evaluation did. {cure}", bad=True)
-        )
-    try:
-        onnxruntime = importlib.import_module("onnxruntime")
-    except ImportError as error:
-        return [*found, Finding(f"onnxruntime can't be imported ({error}). Install it: pip install onnxruntime", bad=True)]
-    if not hasattr(onnxruntime, "InferenceSession"):
-        return [*found, Finding("onnxruntime is an empty shell, as is left where one of two wheels was removed. " + _CURE, bad=True)]
-    return [*found, *_providers(onnxruntime, provider), *_cpu(Path("/proc/cpuinfo"))]
+    """All findings about this machine. One is bad if `provider` does not work here."""
+    return list(_examine(provider))
 
 
 def command(provider: str) -> int:
-    """What `doctor` does; 0, or 1 where something is bad."""
-    found = examine(provider)
-    for finding in found:
+    """What `doctor` does. Returns 0, or 1 if something is bad."""
+    findings = examine(provider)
+    for finding in findings:
         print(f"{'BAD' if finding.bad else '-' if finding.absent else 'ok':<4}{finding.says}")
-    return int(any(finding.bad for finding in found))
+    return int(any(finding.bad for finding in findings))
 
 
-_CURE = "Remove every onnxruntime package, then install the one you want: `onnxruntime`, or `onnxruntime-gpu[cuda,cudnn]`."
+def _examine(provider: str) -> Iterator[Finding]:
+    installed = [(name, each) for each in distributions() if (name := (each.name or "").lower())]
+    versions = {name: each.version for name, each in installed}
+    yield Finding(f"Python {platform.python_version()} on {platform.platform()}")
+    yield Finding(", ".join(f"{name} {versions.get(name, '-')}" for name in SHOWN))
+    yield _source([each for name, each in installed if name.startswith("onnxruntime")])
+    if missing := [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]:
+        says = f"A package that is needed cannot be imported. Install it: pip install {' '.join(missing)}"
+        yield Finding(says, bad=True)
+        return
+    yield from _pillow(versions.get("pillow", "0"))
+    try:
+        onnxruntime = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        says = f"onnxruntime cannot be imported ({error}). Install it: pip install onnxruntime"
+        yield Finding(says, bad=True)
+        return
+    if not hasattr(onnxruntime, "InferenceSession"):
+        yield Finding(
+            f"onnxruntime is an empty package, as is left if one of two wheels is removed. {CURE}", bad=True
+        )
+        return
+    yield from _providers(onnxruntime, provider)
+    yield from _cpu(Path("/proc/cpuinfo"))
 
 
-def _packages(candidates: list[Distribution]) -> list[Finding]:
-    owners = [each for each in candidates if any(str(file) == "onnxruntime/__init__.py" for file in each.files or [])]
-    said = ", ".join(f"{each.name} {each.version}" for each in owners) or "no package"
+def _source(candidates: list[Distribution]) -> Finding:
+    """Which package the module onnxruntime comes from."""
+    owners = [
+        each
+        for each in candidates
+        if any(str(file) == "onnxruntime/__init__.py" for file in each.files or [])
+    ]
+    names = ", ".join(f"{each.name} {each.version}" for each in owners) or "no package"
     if len(owners) > 1:
-        return [Finding(f"{said} all write into one folder, and the last one wrote over the others. {_CURE}", bad=True)]
-    return [Finding(f"onnxruntime comes from {said}")]
+        says = f"{names} all write into one folder, and the last one replaced files of the others. {CURE}"
+        return Finding(says, bad=True)
+    return Finding(f"onnxruntime comes from {names}")
+
+
+def _pillow(version: str) -> Iterator[Finding]:
+    if int(version.partition(".")[0]) >= OTHER_PILLOW:
+        yield Finding(
+            f"Pillow {version} rounds differently when it shrinks pictures. Answers may differ a little from "
+            "those that were evaluated. Install an older one: pip install 'pillow<13'",
+            bad=True,
+        )
 
 
 def _providers(onnxruntime: Any, wanted: str) -> Iterator[Finding]:
-    from pipeline.deploy.bundle import BundleError
-    from pipeline.deploy.runtime import CPU, provider_named, session
+    from pipeline.deploy.read_bundle import BundleError
+    from pipeline.deploy.runtime import provider_named
 
     try:
         asked = provider_named(wanted)
     except BundleError as error:
         asked = ""
         yield Finding(str(error), bad=True)
-    yield Finding(f"onnxruntime {onnxruntime.__version__} was built with: {', '.join(onnxruntime.get_available_providers())}")
-    for provider in onnxruntime.get_available_providers():
-        with _native_errors() as log:
-            try:
-                session(SMALLEST, providers=[provider], name="a test")
-                works = True
-            except BundleError:
-                works = False
-        if works:
-            yield Finding(f"{provider} works here")
-        else:
-            reason = re.findall(r"with error: (.+)", log[0]) or ["see onnxruntime's page on that provider for what it needs"]
-            retreat = f"is listed, but doesn't work here ({reason[0]}); onnxruntime would silently take {CPU} instead"
-            yield Finding(f"{provider} {retreat}", bad=provider == asked, absent=True)
+    available = onnxruntime.get_available_providers()
+    yield Finding(f"onnxruntime {onnxruntime.__version__} was built with: {', '.join(available)}")
+    for provider in available:
+        yield _provider(provider, is_asked=provider == asked)
+
+
+def _provider(provider: str, *, is_asked: bool) -> Finding:
+    """Whether a provider can run the smallest model."""
+    from pipeline.deploy.read_bundle import BundleError
+    from pipeline.deploy.runtime import CPU, session
+
+    with _native_errors() as log:
+        try:
+            session(SMALLEST_MODEL, providers=[provider], name="a test")
+            return Finding(f"{provider} works here")
+        except BundleError:
+            pass
+    explained = re.findall(r"with error: (.+)", log[0])
+    reason = explained[0] if explained else "onnxruntime's page on this provider says what it needs"
+    says = f"{provider} is listed, but does not work here ({reason}); onnxruntime would silently use {CPU}"
+    return Finding(says, bad=is_asked, absent=True)
 
 
 @contextlib.contextmanager
 def _native_errors() -> Iterator[list[str]]:
-    """What native code writes to standard error meanwhile: the only place where a provider's failure is explained."""
+    """What native code writes to standard error: the only place where a provider's failure is explained."""
     log = [""]
     sys.stderr.flush()
-    kept = os.dup(2)
+    original = os.dup(2)
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
             with contextlib.redirect_stderr(io.StringIO()):
                 yield log
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(original, 2)
+            os.close(original)
             file.seek(0)
             log[0] = re.sub(r"\x1b\[[0-9;]*m", "", file.read().decode(errors="replace"))
 
@@ -126,7 +159,8 @@ def _cpu(cpuinfo: Path) -> Iterator[Finding]:
     model = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
     yield Finding(f"{model[1] if model else platform.machine()}, {cores} cores for this process")
-    if flags and not set(flags[1].split()) & {"avx512_vnni", "avx_vnni", "asimddp"}:
+    if flags and not set(flags[1].split()) & VNNI:
         yield Finding(
-            "this CPU has no 8-bit dot products (VNNI): int8 gains little, and unless it is portable it may saturate; verify shows"
+            "This CPU has no 8-bit dot products (VNNI). So int8 is hardly faster than float, and some of its "
+            "sums may saturate unless the file is portable (see `info`). `verify` checks its answers."
         )

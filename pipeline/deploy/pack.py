@@ -1,17 +1,21 @@
-"""The predictor as one file: `python predictor.pyz predict BUNDLE PICTURES...` wherever its three packages are, without this project."""
+"""The predictor as one file, for machines with numpy, Pillow and onnxruntime but without this project.
+
+It runs as `python predictor.pyz predict BUNDLE PICTURES...`.
+"""
 
 import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-BESIDES = ("pipeline/__init__.py", "pipeline/data/__init__.py", "pipeline/data/decode.py")
+OTHER_FILES = ("pipeline/__init__.py", "pipeline/data/__init__.py", "pipeline/data/decode.py")
 START = "import sys\n\nfrom pipeline.deploy.__main__ import main\n\nsys.exit(main())\n"
 
 
 def pack(out: Path) -> None:
-    """Write the file; equal code gives equal bytes."""
+    """Write the file. Equal code gives equal bytes."""
     own = sorted(path for path in (ROOT / "pipeline" / "deploy").iterdir() if path.suffix in (".py", ".html"))
-    files = {name: (ROOT / name).read_bytes() for name in BESIDES} | {str(path.relative_to(ROOT)): path.read_bytes() for path in own}
+    files = {name: (ROOT / name).read_bytes() for name in OTHER_FILES}
+    files |= {str(path.relative_to(ROOT)): path.read_bytes() for path in own}
     with out.open("wb") as file:
         file.write(b"#!/usr/bin/env python3\n")
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:

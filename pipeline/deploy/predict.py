@@ -1,13 +1,18 @@
-"""Pictures from files and folders to lines of a table, JSON or CSV, however many there are: memory stays that of one batch."""
+"""Pictures from files and folders to lines of a table, JSON or CSV.
+
+Memory holds one batch at a time, however many pictures there are.
+"""
 
 import csv
+import io
 import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal, TextIO
@@ -15,15 +20,16 @@ from typing import Literal, TextIO
 import numpy as np
 
 from pipeline.data.decode import SUFFIXES, Undecodable
-from pipeline.deploy.bundle import BundleError
 from pipeline.deploy.predictor import Answer, Predictor
+from pipeline.deploy.read_bundle import BundleError
 
-Form = Literal["table", "json", "csv"]
+Style = Literal["table", "json", "csv"]
+WIDEST_CLASS = 40  # columns of the table
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One picture's answer, or why there is none."""
+    """One picture's answer, or the reason why there is none."""
 
     path: str
     answer: Answer | None
@@ -31,7 +37,7 @@ class Row:
 
 
 def find(places: Sequence[Path]) -> Iterator[Path]:
-    """The files named, and all pictures in the folders named, at any depth, in the order in which the file system gives them."""
+    """The given files, and all pictures at any depth in the given folders, in the file system's order."""
     for place in places:
         if not place.exists():
             raise BundleError(f"{place}: there is no such file or folder.")
@@ -43,77 +49,110 @@ def find(places: Sequence[Path]) -> Iterator[Path]:
 
 
 def rows(predictor: Predictor, paths: Iterable[Path], *, threads: int = 1) -> Iterator[Row]:
-    """One row for each path, in order. `threads` read and decode."""
-    waiting = iter(paths)
+    """One row for each path, in order. `threads` threads read and decode."""
+    remaining = iter(paths)
     with ThreadPoolExecutor(threads) as pool:
-        while chunk := list(islice(waiting, predictor.batch)):
-            read = list(pool.map(lambda path: _pixels(predictor, path), chunk))
-            pixels = [each for each in read if isinstance(each, np.ndarray)]
+        while batch := list(islice(remaining, predictor.batch)):
+            decoded = list(pool.map(lambda path: _pixels(predictor, path), batch))
+            pixels = [each for each in decoded if isinstance(each, np.ndarray)]
             answers = iter(predictor.answers(np.stack(pixels)) if pixels else [])
-            for path, each in zip(chunk, read, strict=True):
+            for path, each in zip(batch, decoded, strict=True):
                 yield Row(str(path), None, each) if isinstance(each, str) else Row(str(path), next(answers))
 
 
-def write(found: Iterable[Row], out: TextIO, *, form: Form, top: int, classes: Sequence[str]) -> tuple[int, int]:
-    """Write the rows as they come; returns how many there were and how many had no answer. `top` classes are given for each."""
+def write(
+    found: Iterable[Row], out: TextIO, *, style: Style, top: int, classes: Sequence[str]
+) -> tuple[int, int]:
+    """Write each row as it comes, with its `top` classes.
+
+    Returns the number of rows, and the number of rows without an answer.
+    """
+    line = _line(style, top, classes)
+    if style == "csv":
+        numbers = ["", *(f"_{n}" for n in range(2, top + 1))]
+        names = [f"{column}{number}" for number in numbers for column in ("class", "probability")]
+        out.write(_csv(["path", *names, "error"]))
     count, failed = 0, 0
-    table = csv.writer(out, lineterminator="\n")
-    width = min(max(len(printable(name)) for name in classes), 40)
-    if form == "csv":
-        names = [f"{what}_{n}" if n > 1 else what for n in range(1, top + 1) for what in ("class", "probability")]
-        table.writerow(["path", *names, "error"])
     for row in found:
         count, failed = count + 1, failed + (row.answer is None)
-        best = row.answer.top(top) if row.answer else []
-        if form == "csv":
-            cells = [cell for name, probability in best for cell in (name, f"{probability:.6f}")]
-            table.writerow([row.path, *cells, *[""] * (2 * min(top, len(classes)) - len(cells)), row.error])
-        elif form == "json":
-            said = [{"class": name, "probability": round(probability, 6)} for name, probability in best]
-            out.write(json.dumps({"path": row.path, **(said[0] | {"top": said} if said else {"error": row.error})}) + "\n")
-        elif row.answer is None:
-            out.write(f"{'-':<{width}}         {printable(row.path)}: {printable(row.error)}\n")
-        else:
-            words = "  ".join(f"{printable(name):<{width}} {probability:6.1%}" for name, probability in best)
-            out.write(f"{words}  {printable(row.path)}\n")
+        out.write(line(row))
     return count, failed
 
 
-def counted(found: Iterable[Row], out: TextIO, *, every: float) -> Iterator[Row]:
-    """The same rows, with a word on how far they are each `every` seconds."""
+def with_progress(found: Iterable[Row], out: TextIO, *, every: float) -> Iterator[Row]:
+    """The same rows. Every `every` seconds their number is written to `out`."""
     begun = last = time.monotonic()
     for count, row in enumerate(found, 1):
         yield row
         if (now := time.monotonic()) - last >= every:
             last = now
-            print(f"{count:,} pictures, {count / (now - begun):.0f}/s", file=out, end="\r" if out.isatty() else "\n", flush=True)
+            end = "\r" if out.isatty() else "\n"
+            print(f"{count:,} pictures, {count / (now - begun):.0f}/s", file=out, end=end, flush=True)
 
 
-def command(predictor: Predictor, places: Sequence[Path], *, form: Form, top: int, threads: int) -> int:
-    """What `predict` does; 0, or 1 where a picture couldn't be read."""
+def command(predictor: Predictor, places: Sequence[Path], *, style: Style, top: int, threads: int) -> int:
+    """What `predict` does. Returns 0, or 1 if a picture could not be read or there was none."""
     begun = time.monotonic()
     found = rows(predictor, find(places), threads=threads)
-    if not sys.stdout.isatty():  # else the rows themselves show it
-        found = counted(found, sys.stderr, every=0.5 if sys.stderr.isatty() else 30)
+    if not sys.stdout.isatty():  # on a terminal the rows themselves show the progress
+        found = with_progress(found, sys.stderr, every=0.5 if sys.stderr.isatty() else 30)
     top = min(top, len(predictor.bundle.classes))
-    count, failed = write(found, sys.stdout, form=form, top=top, classes=predictor.bundle.classes)
+    count, failed = write(found, sys.stdout, style=style, top=top, classes=predictor.bundle.classes)
     sys.stdout.flush()
     seconds = time.monotonic() - begun
-    rest = f"; {failed:,} couldn't be read" if failed else ""
-    print(f"{count:,} pictures in {seconds:.1f} s ({count / max(seconds, 1e-9):.0f}/s){rest}.", file=sys.stderr)
+    unread = f"; {failed:,} could not be read" if failed else ""
+    speed = f"{count / max(seconds, 1e-9):.0f}/s"
+    print(f"{count:,} pictures in {seconds:.1f} s ({speed}){unread}.", file=sys.stderr)
     if not count:
-        print(f"There is no picture there ({', '.join(sorted(SUFFIXES))}).", file=sys.stderr)
+        print(f"No pictures were found. Pictures end in {', '.join(sorted(SUFFIXES))}.", file=sys.stderr)
     return 1 if failed or not count else 0
 
 
 def printable(text: str) -> str:
-    """Text that can't steer a terminal: names of files and classes are anybody's."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    """Text that cannot steer a terminal: anybody may have chosen the names of files and classes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def _line(style: Style, top: int, classes: Sequence[str]) -> Callable[[Row], str]:
+    """A function from a row to its line."""
+    if style == "json":
+        return partial(_json_line, top=top)
+    if style == "csv":
+        return partial(_csv_line, top=top, answer_cells=2 * min(top, len(classes)))
+    width = min(max(len(printable(name)) for name in classes), WIDEST_CLASS)
+    return partial(_table_line, top=top, width=width)
+
+
+def _table_line(row: Row, *, top: int, width: int) -> str:
+    if row.answer is None:
+        return f"{'-':<{width}}         {printable(row.path)}: {printable(row.error)}\n"
+    cells = [f"{printable(name):<{width}} {probability:6.1%}" for name, probability in row.answer.top(top)]
+    return f"{'  '.join(cells)}  {printable(row.path)}\n"
+
+
+def _json_line(row: Row, *, top: int) -> str:
+    if row.answer is None:
+        return json.dumps({"path": row.path, "error": row.error}) + "\n"
+    best = [{"class": name, "probability": round(share, 6)} for name, share in row.answer.top(top)]
+    return json.dumps({"path": row.path, **best[0], "top": best}) + "\n"
+
+
+def _csv_line(row: Row, *, top: int, answer_cells: int) -> str:
+    best = row.answer.top(top) if row.answer else []
+    cells = [cell for name, probability in best for cell in (name, f"{probability:.6f}")]
+    empty = [""] * (answer_cells - len(cells))
+    return _csv([row.path, *cells, *empty, row.error])
+
+
+def _csv(cells: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()
 
 
 def _walk(folder: Path, above: set[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
-    if real in above:  # a link back up
+    if real in above:  # a link back to a folder above
         return
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -126,6 +165,7 @@ def _walk(folder: Path, above: set[str]) -> Iterator[Path]:
 
 
 def _pixels(predictor: Predictor, path: Path) -> np.ndarray | str:
+    """The picture's pixels, or the reason why it cannot be read."""
     if not path.is_file():
         return "not a regular file"
     try:

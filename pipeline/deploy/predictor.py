@@ -5,24 +5,24 @@ from dataclasses import dataclass
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.data.decode import Readable, Undecodable, decode
-from pipeline.deploy import graph
-from pipeline.deploy.bundle import Bundle, BundleError, Format, Golden, open_bundle
+from pipeline.deploy import onnx_graph
+from pipeline.deploy.read_bundle import Bundle, BundleError, Format, Golden, open_bundle
 from pipeline.deploy.runtime import CPU, session
 
-BATCH = 64  # images run at once at most: more gains nothing and costs memory
-GOLDEN_AT_LOAD = 2  # enough to see a broken runtime; `verify` runs them all
-# largest difference to the golden logits, in parts of the largest: rounding of float32 (torch's and ours), of int8 on another CPU too
+BATCH = 64  # most images that run at once: more are not faster and cost memory
+GOLDEN_AT_LOAD = 2  # enough to notice a broken runtime; `verify` runs all golden images
+# Largest difference from the golden logits, as a share of the largest logit. float32: rounding of torch and
+# onnxruntime. int8: rounding on another CPU too.
 TOLERANCE: dict[Format, float] = {"onnx": 3e-4, "int8": 5e-2}
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What the student says of one picture."""
+    """The student's answer to one picture."""
 
     classes: Sequence[str]
     probabilities: np.ndarray
@@ -44,9 +44,12 @@ class Answer:
 class Predictor:
     """`Predictor(bundle)(pictures)`. Any number of threads may call one predictor at once.
 
-    `format` is "onnx" (float32, answers as evaluated on any CPU) or "int8" (several times faster; see `info` for what it costs).
-    `threads` is how many cores one call uses; idle ones sleep unless `spin`. `providers` are used as asked, or refused.
-    Nothing of the bundle is executed before its hashes, operators, declared inputs and outputs were checked.
+    - `format`: "onnx" (float32, answers as evaluated on any CPU) or "int8" (several times faster; `info`
+      shows how much accuracy it costs).
+    - `threads`: the cores that one call uses. Idle threads sleep, or wait actively if `spin`.
+    - `providers`: used as given, or refused.
+
+    Nothing in the bundle runs before its hashes, operators, inputs and outputs are checked.
     """
 
     def __init__(
@@ -63,53 +66,68 @@ class Predictor:
         golden = self.bundle.golden()
         content = self.bundle.model(format)
         name = str(self.bundle.folder / self.bundle.facts["formats"][format]["file"])
-        graph.check(content, self.bundle, name=name)
+        onnx_graph.check(content, self.bundle, name=name)
         self._session = session(content, threads=threads, spin=spin, providers=providers, name=name)
         difference = self.deviation(golden, most=GOLDEN_AT_LOAD)
         if not difference <= TOLERANCE[format]:
             advice = "Use format 'onnx'." if format == "int8" else "Run `python -m pipeline.deploy doctor`."
             raise BundleError(
-                f"{name} doesn't answer here as it did where it was exported: its logits differ by {difference:.1e} of the largest "
-                f"(allowed: {TOLERANCE[format]:.0e}). {advice}"
+                f"{name} does not answer here as it did where it was exported: its logits differ by "
+                f"{difference:.1e} of the largest (allowed: {TOLERANCE[format]:.0e}). {advice}"
             )
 
     def __call__(self, pictures: Iterable[Readable] | np.ndarray) -> list[Answer]:
-        """One answer for each picture: files, bytes, open files or Pillow images; or pixels as `run` takes them."""
+        """One answer for each picture.
+
+        A picture is a file name, bytes, an open file or a Pillow image. An array holds pixels, as for `run`.
+        """
         if isinstance(pictures, np.ndarray):
             return self.answers(pictures)
-        if isinstance(pictures, str | bytes | PathLike) or hasattr(pictures, "read") or hasattr(pictures, "getexif"):
-            raise BundleError("Give a list of pictures, even of one.")
+        if isinstance(pictures, str | bytes | PathLike) or any(
+            hasattr(pictures, x) for x in ("read", "getexif")
+        ):
+            raise BundleError("Give a list of pictures, even for one picture.")
         return [answer for batch in self._batches(pictures) for answer in self.answers(batch)]
 
     def answers(self, images: np.ndarray) -> list[Answer]:
-        """One answer for each of these pixels."""
+        """One answer for each of these images. They are pixels, as for `run`."""
         return [Answer(self.bundle.classes, row) for row in self.run(images)[1]]
 
     def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and probabilities, N x classes, of uint8 pixels N x size x size x channels as `decode` makes them."""
+        """Logits and probabilities, each N x classes.
+
+        `images` are uint8 pixels, N x size x size x channels, as `decode` makes them.
+        """
         shape = (self.bundle.size, self.bundle.size, self.bundle.channels)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
             raise BundleError(
-                f"Pixels must be uint8 of shape N x {' x '.join(map(str, shape))}, not {images.dtype} of shape {images.shape}."
+                f"Pixels must be uint8 of shape N x {' x '.join(map(str, shape))}, "
+                f"not {images.dtype} of shape {images.shape}."
             )
         step = self.batch
         parts = [self._run(images[start : start + step]) for start in range(0, max(len(images), 1), step)]
-        return np.concatenate([logits for logits, _ in parts]), np.concatenate([probabilities for _, probabilities in parts])
+        logits, probabilities = zip(*parts, strict=True)
+        return np.concatenate(logits), np.concatenate(probabilities)
 
     def decode(self, picture: Readable) -> np.ndarray:
-        """A picture's pixels exactly as evaluation saw them; Undecodable where it is none."""
+        """A picture's pixels exactly as in evaluation; raises Undecodable if it cannot be read."""
         return decode(picture, self.bundle.size, self.bundle.channels)
 
     def deviation(self, golden: Golden, *, most: int = BATCH) -> float:
-        """The largest difference to the golden logits in parts of the largest; infinity where the answers aren't even of their form."""
+        """The largest difference from the first `most` golden logits, as a share of the largest of all.
+
+        Infinity if the answers have the wrong shape or are not finite, or if the runtime fails.
+        """
         want = golden.logits[self.format][:most]
         try:
             logits, probabilities = self.run(golden.images[:most])
         except BundleError:
             raise
-        except Exception:  # whatever a runtime raises, the file doesn't answer
+        except Exception:  # whatever a runtime raises, the file gives no answer
             return float("inf")
-        if logits.shape != want.shape or not np.isfinite(logits).all() or np.abs(probabilities - _softmax(logits)).max() > 1e-5:
+        if logits.shape != want.shape or not np.isfinite(logits).all():
+            return float("inf")
+        if np.abs(probabilities - softmax(logits)).max() > 1e-5:
             return float("inf")
         return float(np.abs(logits - want).max() / np.abs(golden.logits[self.format]).max())
 
@@ -127,8 +145,8 @@ class Predictor:
         return logits, probabilities
 
     def _batches(self, pictures: Iterable[Readable]) -> Iterator[np.ndarray]:
-        waiting, first = iter(pictures), 0
-        while batch := list(islice(waiting, self.batch)):
+        remaining, first = iter(pictures), 0
+        while batch := list(islice(remaining, self.batch)):
             yield np.stack([self._decoded(picture, first + i) for i, picture in enumerate(batch)])
             first += len(batch)
 
@@ -137,9 +155,9 @@ class Predictor:
             return self.decode(picture)
         except Undecodable as error:
             which = f" ({picture})" if isinstance(picture, str | PathLike) else ""
-            raise BundleError(f"Picture {position}{which} can't be used: {error}.") from error
+            raise BundleError(f"Picture {position}{which} cannot be used: {error}.") from error
 
 
-def _softmax(logits: Any) -> np.ndarray:
+def softmax(logits: np.ndarray) -> np.ndarray:
     exp = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     return np.asarray(exp / exp.sum(1, keepdims=True))

@@ -1,4 +1,4 @@
-"""The student over HTTP, for this machine: pictures in, JSON out, with limits on everything that a caller can make large or slow."""
+"""The student over HTTP: pictures in, JSON out. All that a caller can make large or slow is limited."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from io import BytesIO
 from typing import Any, TypeVar
 
 import numpy as np
-import python_multipart  # noqa: F401 - starlette needs it for forms, and would say so at the first one
+import python_multipart  # noqa: F401 - starlette needs it for forms, but would only say so at the first form
 import uvicorn
 from PIL import Image
 from starlette.applications import Starlette
@@ -28,18 +28,24 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pipeline.data.decode import FORMATS, Undecodable
 from pipeline.deploy.batching import Batcher, Busy
-from pipeline.deploy.bundle import BundleError
 from pipeline.deploy.limits import Limits
 from pipeline.deploy.openapi import document
 from pipeline.deploy.predictor import Answer, Predictor
+from pipeline.deploy.read_bundle import BundleError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
 T = TypeVar("T")
-IDLE = 5.0  # seconds a connection may lie there without a whole request
+IDLE = 5.0  # seconds that a connection may stay open without a whole request
 
 
-def application(predictor: Predictor, *, limits: Limits, hosts: tuple[str, ...] = LOOPBACK, threads: int = 1) -> Starlette:
-    """The ASGI application. `threads` decode pictures; `hosts` are the names it may be called by ("*": any)."""
+def application(
+    predictor: Predictor, *, limits: Limits, hosts: tuple[str, ...] = LOOPBACK, threads: int = 1
+) -> Starlette:
+    """The ASGI application.
+
+    `threads` threads decode pictures. `hosts` are the names it answers to ("*": any).
+    """
     service = _Service(predictor, limits, threads)
     routes = [
         Route("/", service.page),
@@ -57,22 +63,13 @@ def application(predictor: Predictor, *, limits: Limits, hosts: tuple[str, ...] 
 
 
 def serve(predictor: Predictor, *, host: str, port: int, limits: Limits, threads: int) -> int:
-    """Answer until interrupted; port 0 takes a free one. Anything but loopback has to be asked for by name."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # named TCP, or asyncio leaves Nagle's algorithm on, and every answer waits 40 ms for the caller's acknowledgement
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise BundleError(
-            f"{host} port {port} can't be listened on ({error.strerror}). Choose another with --port, or 0 for a free one."
-        ) from error
-    hosts = LOOPBACK if host in LOOPBACK else ("*",)
+    """Answer until interrupted. Port 0 takes a free one."""
+    listener = _listener(host, port)
     config = uvicorn.Config(
-        application(predictor, limits=limits, hosts=hosts, threads=threads),
-        http=_Patient,
+        application(
+            predictor, limits=limits, hosts=LOOPBACK if host in LOOPBACK else ("*",), threads=threads
+        ),
+        http=_ClosesIdleConnections,
         ws="none",
         log_level="warning",
         access_log=False,
@@ -82,18 +79,37 @@ def serve(predictor: Predictor, *, host: str, port: int, limits: Limits, threads
         timeout_graceful_shutdown=5,
     )
     shown = f"[{host}]" if ":" in host else host
-    print(f"{predictor.bundle.name} ({predictor.format}) on http://{shown}:{listener.getsockname()[1]} (Ctrl-C stops it)", flush=True)
+    address = f"http://{shown}:{listener.getsockname()[1]}"
+    print(f"Serving {predictor.bundle.name} ({predictor.format}) on {address} (Ctrl-C stops it)", flush=True)
     uvicorn.Server(config).run(sockets=[listener])
     return 0
 
 
+def _listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With TCP named, asyncio turns Nagle's algorithm off. Otherwise every answer waits 40 ms for the caller.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise BundleError(
+            f"Cannot listen on {host} port {port} ({error.strerror}). "
+            "Choose another port with --port, or 0 for a free one."
+        ) from error
+    return listener
+
+
 class _Service:
-    """What the endpoints share."""
+    """The endpoints and what they share."""
 
     def __init__(self, predictor: Predictor, limits: Limits, threads: int) -> None:
         self.predictor = predictor
         self.limits = limits
-        self.batcher = Batcher(lambda images: predictor.run(images)[1], most=predictor.batch, waiting=limits.waiting)
+        self.batcher = Batcher(
+            lambda images: predictor.run(images)[1], max_batch=predictor.batch, max_waiting=limits.waiting
+        )
         self.decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     @contextlib.asynccontextmanager
@@ -108,24 +124,23 @@ class _Service:
     async def one(self, request: Request) -> Response:
         """One picture: the body itself, or a form with one file."""
         top = self._top(request)
-        if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        if _has_form(request):
             contents = await self._form(request, most=1)
         else:
-            contents = [await self._in_time(self._limited(request).body(), 408, "The picture came too slowly.")]
-        found = (await self._answers(contents))[0]
-        if isinstance(found, HTTPException):
-            raise found
-        return JSONResponse(_said(found, top))
+            body = self._limited(request).body()
+            contents = [await self._in_time(body, 408, "The picture took too long to arrive.")]
+        answer = (await self._answers(contents))[0]
+        if isinstance(answer, HTTPException):
+            raise answer
+        return JSONResponse(_json(answer, top))
 
     async def many(self, request: Request) -> Response:
-        """A form with any number of files; each gets its answer or its own error."""
+        """A form with any number of files. Each file gets its answer or its own error."""
         top = self._top(request)
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        if not _has_form(request):
             raise HTTPException(415, "Send the pictures as the files of a form (multipart/form-data).")
-        found = await self._answers(await self._form(request, most=self.limits.pictures))
-        return JSONResponse(
-            {"answers": [{"error": each.detail} if isinstance(each, HTTPException) else _said(each, top) for each in found]}
-        )
+        answers = await self._answers(await self._form(request, most=self.limits.pictures))
+        return JSONResponse({"answers": [_json(answer, top) for answer in answers]})
 
     async def health(self, request: Request) -> Response:
         bundle, batcher = self.predictor.bundle, self.batcher
@@ -149,10 +164,7 @@ class _Service:
     async def page(self, request: Request) -> Response:
         page = files("pipeline.deploy").joinpath("serve.html").read_text(encoding="utf-8")
         inside = json.dumps(self._document()).replace("<", "\\u003c")
-        headers = {
-            "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
-        }
-        return HTMLResponse(page.replace("{{openapi}}", inside), headers=headers)
+        return HTMLResponse(page.replace("{{openapi}}", inside), headers={"Content-Security-Policy": POLICY})
 
     def _document(self) -> dict[str, Any]:
         return document(self.predictor.bundle, asdict(self.limits))
@@ -164,62 +176,69 @@ class _Service:
         return int(text)
 
     def _limited(self, request: Request) -> Request:
-        """The request, whose body ends in an error where it is too long, whatever its header promised."""
-        promised = request.headers.get("content-length", "0")
-        too_long = HTTPException(413, f"A request may have {self.limits.bytes} bytes.")
-        if not promised.isdigit() or int(promised) > self.limits.bytes:
+        """The same request, but its body ends in an error if it is too long, whatever its header says."""
+        announced = request.headers.get("content-length", "0")
+        too_long = HTTPException(413, f"A request may have at most {self.limits.bytes} bytes.")
+        if not announced.isdigit() or int(announced) > self.limits.bytes:
             raise too_long
-        receive, seen = request.receive, 0
+        receive, received = request.receive, 0
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal received
             message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.limits.bytes:
+            received += len(message.get("body", b""))
+            if received > self.limits.bytes:
                 raise too_long
             return message
 
         return Request(request.scope, counted)
 
     async def _form(self, request: Request, *, most: int) -> list[bytes]:
+        """The contents of the form's files."""
+
         async def read() -> list[bytes]:
             async with self._limited(request).form(max_files=most, max_fields=0) as form:
-                return [await each.read() for _, each in form.multi_items() if isinstance(each, UploadFile)]
+                return [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
 
-        contents = await self._in_time(read(), 408, "The pictures came too slowly.")
+        contents = await self._in_time(read(), 408, "The pictures took too long to arrive.")
         if not contents:
-            raise HTTPException(400, "There is no file in the form.")
+            raise HTTPException(400, "The form holds no file.")
         return contents
 
     async def _answers(self, contents: list[bytes]) -> list[Answer | HTTPException]:
         """An answer or an error for each of these files."""
         if self.batcher.waiting >= self.limits.waiting:
             raise _busy()
-        return await self._in_time(self._decoded_and_answered(contents), 503, "It took too long; try again later.")
+        answers = self._decoded_and_answered(contents)
+        return await self._in_time(answers, 503, "The answer took too long; try again later.")
 
     async def _decoded_and_answered(self, contents: list[bytes]) -> list[Answer | HTTPException]:
         loop = asyncio.get_running_loop()
-        read = await asyncio.gather(*[loop.run_in_executor(self.decoders, self._pixels, content) for content in contents])
-        pixels = [each for each in read if isinstance(each, np.ndarray)]
+        decoded = await asyncio.gather(
+            *[loop.run_in_executor(self.decoders, self._pixels, content) for content in contents]
+        )
+        pixels = [each for each in decoded if isinstance(each, np.ndarray)]
         try:
             rows = iter(await self.batcher.answer(pixels))
         except Busy:
             raise _busy() from None
         classes = self.predictor.bundle.classes
-        return [each if isinstance(each, HTTPException) else Answer(classes, next(rows)) for each in read]
+        return [each if isinstance(each, HTTPException) else Answer(classes, next(rows)) for each in decoded]
 
     def _pixels(self, content: bytes) -> np.ndarray | HTTPException:
         try:
             with Image.open(BytesIO(content), formats=FORMATS) as image:
-                size = image.size
-        except Exception:  # decode says what is wrong with it
-            size = (0, 0)
-        if size[0] * size[1] > self.limits.pixels:
-            return HTTPException(413, f"{size[0]} x {size[1]} pixels are too many; {self.limits.pixels} are allowed.")
+                width, height = image.size
+        except Exception:  # `decode` below says what is wrong with it
+            width, height = 0, 0
+        if width * height > self.limits.pixels:
+            return HTTPException(
+                413, f"{width} x {height} pixels are too many; {self.limits.pixels} are allowed."
+            )
         try:
             return self.predictor.decode(content)
         except Undecodable as error:
-            return HTTPException(422, f"No picture that can be used: {error}.")
+            return HTTPException(422, f"This picture cannot be used: {error}.")
 
     async def _in_time(self, work: Awaitable[T], status: int, otherwise: str) -> T:
         try:
@@ -228,8 +247,11 @@ class _Service:
             raise HTTPException(status, otherwise) from None
 
 
-class _Patient(H11Protocol):
-    """uvicorn's, which waits for a first request's end for ever: here a connection without one is closed after IDLE seconds."""
+class _ClosesIdleConnections(H11Protocol):
+    """Closes a connection that has sent no whole request within IDLE seconds.
+
+    uvicorn itself waits for the end of a first request for ever.
+    """
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -245,7 +267,13 @@ class _Patient(H11Protocol):
         self._look_again(self.cycle)
 
 
-def _said(answer: Answer, top: int) -> dict[str, Any]:
+def _has_form(request: Request) -> bool:
+    return request.headers.get("content-type", "").startswith("multipart/form-data")
+
+
+def _json(answer: Answer | HTTPException, top: int) -> dict[str, Any]:
+    if isinstance(answer, HTTPException):
+        return {"error": answer.detail}
     best = [{"class": name, "probability": round(probability, 6)} for name, probability in answer.top(top)]
     return {**best[0], "top": best}
 
@@ -256,12 +284,14 @@ def _busy() -> HTTPException:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    # what is left of the request isn't read, so the connection can't be used again
-    return JSONResponse({"error": error.detail}, error.status_code, {**(error.headers or {}), "Connection": "close"})
+    # the rest of the request is not read, so the connection cannot be used again
+    return JSONResponse(
+        {"error": error.detail}, error.status_code, {**(error.headers or {}), "Connection": "close"}
+    )
 
 
 async def _gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=400)  # nobody is there to read it
+    return Response(status_code=400)  # the caller has left, nobody will read it
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -1,24 +1,27 @@
-"""Is this bundle what was exported, and does it answer here as it did there? One line for each thing that was looked at."""
+"""Is this bundle what was exported, and does it answer here as it did there? One line for each check."""
 
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.deploy import graph
-from pipeline.deploy.bundle import Bundle, BundleError, Format, Golden, open_bundle
+from pipeline.deploy import onnx_graph
 from pipeline.deploy.predict import printable
 from pipeline.deploy.predictor import TOLERANCE, Predictor
+from pipeline.deploy.read_bundle import Bundle, BundleError, Format, Golden, open_bundle
 
-AGREEMENT = 0.9  # of int8 with fp32 on the golden images: too few for its gate (98.5 % of many), enough to see a broken file
+# Share of the golden images that must get the same class from int8 and fp32. There are too few of them for
+# int8's own gate (98.5 % of many images), but enough to notice a broken file.
+AGREEMENT = 0.9
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at and what was seen; `passed` is None where something is only said."""
+    """One check of a bundle. `passed` is None for a note, which is neither good nor bad."""
 
     what: str
     passed: bool | None
@@ -26,10 +29,16 @@ class Check:
 
 
 def verify(folder: Path | str, *, expect: str = "") -> list[Check]:
-    """All checks in their order; the last one is the first that failed. `expect` is the fingerprint the bundle must have."""
+    """The checks in their order, up to the first that fails.
+
+    `expect` is the fingerprint that the bundle must have.
+    """
     done: list[Check] = []
     try:
-        done.extend(_checks(Path(folder), expect, done))
+        for check in _checks(Path(folder), expect):
+            done.append(check)
+            if check.passed is False:
+                break
     except BundleError as error:
         done.append(Check("bundle", False, str(error)))
     return done
@@ -40,26 +49,22 @@ def passed(checks: list[Check]) -> bool:
 
 
 def command(folder: Path, *, expect: str) -> int:
-    """What `verify` does; 0, or 1 where a check failed."""
+    """What `verify` does. Returns 0, or 1 if a check failed."""
     checks = verify(folder, expect=expect)
     for check in checks:
-        print(f"{ {True: 'ok', False: 'FAILED', None: 'note'}[check.passed]:<7}{check.what}: {printable(check.says)}")
-    good = passed(checks)
-    print("This bundle is whole and answers as it did where it was exported." if good else "Don't use this bundle.")
-    return 0 if good else 1
+        mark = {True: "ok", False: "FAILED", None: "note"}[check.passed]
+        print(f"{mark:<7}{check.what}: {printable(check.says)}")
+    if passed(checks):
+        print("This bundle is whole and answers as it did where it was exported.")
+        return 0
+    print("Do not use this bundle.")
+    return 1
 
 
-def _checks(folder: Path, expect: str, done: list[Check]) -> Iterator[Check]:
+def _checks(folder: Path, expect: str) -> Iterator[Check]:
     bundle = open_bundle(folder)
-    if expect and bundle.fingerprint != expect.lower():
-        yield Check("fingerprint", False, f"it is {bundle.fingerprint}, not the expected {expect}: this is another bundle.")
-        return
-    yield Check("bundle.json", True, f"sealed, schema {bundle.facts['schema']}, fingerprint {bundle.fingerprint}")
-    for name in bundle.facts["files"]:
-        bundle.read(name)
-    yield Check("files", True, f"{len(bundle.facts['files'])} of them, all as exported")
-    if extra := sorted({path.name for path in folder.iterdir()} - {"bundle.json", *bundle.facts["files"]}):
-        yield Check("files", None, f"not of the bundle and not looked at: {', '.join(extra[:10])}")
+    yield _fingerprint(bundle, expect)
+    yield from _files(bundle)
     golden = bundle.golden()
     predictors = {}
     for format in bundle.formats:
@@ -72,14 +77,35 @@ def _checks(folder: Path, expect: str, done: list[Check]) -> Iterator[Check]:
     if importlib.util.find_spec("onnx"):
         yield _second_opinion(bundle, golden)
     else:
-        yield Check("onnx", None, "not installed, so its checker and its own runtime weren't asked")
-    if others := [entry["file"] for format, entry in bundle.facts["formats"].items() if format not in bundle.formats]:
-        yield Check("formats", None, f"by their hashes only: {', '.join(others)} (loading TorchScript runs code that is in it)")
+        yield Check(
+            "onnx", None, "this package is not installed, so its checker and its runtime were not used"
+        )
+    formats = bundle.facts["formats"].items()
+    if others := [entry["file"] for format, entry in formats if format not in bundle.formats]:
+        yield Check("formats", None, f"not loaded here, only their hashes were checked: {', '.join(others)}")
+
+
+def _fingerprint(bundle: Bundle, expect: str) -> Check:
+    if expect and bundle.fingerprint != expect.lower():
+        says = f"it is {bundle.fingerprint}, not the expected {expect}: this is another bundle."
+        return Check("fingerprint", False, says)
+    says = f"its seal is whole; schema {bundle.facts['schema']}; fingerprint {bundle.fingerprint}"
+    return Check("bundle.json", True, says)
+
+
+def _files(bundle: Bundle) -> Iterator[Check]:
+    listed = bundle.facts["files"]
+    for name in listed:
+        bundle.read(name)
+    yield Check("files", True, f"all {len(listed)} are as they were exported")
+    if extra := sorted({path.name for path in bundle.folder.iterdir()} - {"bundle.json", *listed}):
+        some = ", ".join(extra[:10])
+        yield Check("files", None, f"these do not belong to the bundle and were not checked: {some}")
 
 
 def _structure(bundle: Bundle, format: Format) -> Check:
     name, content = bundle.facts["formats"][format]["file"], bundle.model(format)
-    read = graph.check(content, bundle, name=name)
+    graph = onnx_graph.check(content, bundle, name=name)
     if importlib.util.find_spec("onnx"):
         import onnx
 
@@ -87,46 +113,61 @@ def _structure(bundle: Bundle, format: Format) -> Check:
             onnx.checker.check_model(content, full_check=True)
         except Exception as error:  # its own types, protobuf's and more
             return Check(name, False, f"onnx's checker refuses it: {str(error)[:300]}")
-    return Check(name, True, f"{len(read.operators)} kinds of operator, all on the list; takes and gives what bundle.json says")
+    operators = f"its {len(graph.operators)} kinds of operators are all allowed"
+    return Check(name, True, f"{operators}; its inputs and outputs are those of bundle.json")
 
 
 def _answers(predictor: Predictor, golden: Golden) -> Check:
     difference, allowed = predictor.deviation(golden), TOLERANCE[predictor.format]
-    says = f"{len(golden.images)} golden images, largest difference {difference:.1e} of the largest logit (allowed {allowed:.0e})"
+    says = (
+        f"the answers to {len(golden.images)} golden images differ by at most {difference:.1e} "
+        f"of the largest logit (allowed: {allowed:.0e})"
+    )
     return Check(predictor.format, difference <= allowed, says)
 
 
 def _batches(predictor: Predictor, golden: Golden) -> Check:
+    """The same images one by one, all together, and in a batch of the largest size."""
+    count, batch = len(golden.images), predictor.batch
+    single = np.concatenate([predictor.run(image[None])[1] for image in golden.images])
     together = predictor.run(golden.images)[1]
-    repeated = np.concatenate([golden.images] * -(-predictor.batch // len(golden.images)))[: predictor.batch]
-    alone = np.concatenate([predictor.run(image[None])[1] for image in golden.images])
-    largest = predictor.run(repeated)[1][: len(alone)]
-    difference = max(float(np.abs(alone - together).max()), float(np.abs(largest - alone[: len(largest)]).max()))
-    says = f"batches of 1, {len(golden.images)} and {predictor.batch} answer alike (probabilities differ by {difference:.1e})"
+    repeated = np.concatenate([golden.images] * -(-batch // count))[:batch]
+    largest = predictor.run(repeated)[1][:count]
+    difference = max(
+        float(np.abs(single - together).max()), float(np.abs(largest - single[: len(largest)]).max())
+    )
+    says = (
+        f"batches of 1, {count} and {batch} images get the same answers "
+        f"(probabilities differ by at most {difference:.1e})"
+    )
     return Check(predictor.format, difference <= TOLERANCE[predictor.format], says)
 
 
-def _agreement(one: Predictor, other: Predictor, golden: Golden) -> Check:
-    left, right = one.run(golden.images)[0], other.run(golden.images)[0]
-    scale = np.abs(left).max()
-    chosen = np.take_along_axis(left, right.argmax(1)[:, None], 1)[:, 0]
-    share = float((chosen >= left.max(1) - 2 * TOLERANCE["int8"] * scale).mean())  # classes that int8 can't tell apart agree
-    says = f"the same class as fp32 for {share:.0%} of the golden images; logits differ by {np.abs(left - right).max() / scale:.1e}"
+def _agreement(fp32: Predictor, int8: Predictor, golden: Golden) -> Check:
+    want, got = fp32.run(golden.images)[0], int8.run(golden.images)[0]
+    scale = np.abs(want).max()
+    chosen = np.take_along_axis(want, got.argmax(1)[:, None], 1)[:, 0]
+    # classes that int8's rounding cannot tell apart count as the same
+    share = float((chosen >= want.max(1) - 2 * TOLERANCE["int8"] * scale).mean())
+    says = (
+        f"{share:.0%} of the golden images get the same class as fp32 gives them; "
+        f"logits differ by at most {np.abs(want - got).max() / scale:.1e} of the largest"
+    )
     return Check("int8", share >= AGREEMENT, says)
 
 
 def _second_opinion(bundle: Bundle, golden: Golden) -> Check:
-    """onnx's reference implementation, which shares no code with onnxruntime."""
-    from io import BytesIO
-
+    """onnx's reference runtime, which shares no code with onnxruntime."""
     import onnx
     from onnx.reference import ReferenceEvaluator
 
     name = bundle.facts["formats"]["onnx"]["file"]
     try:
-        answer: Any = ReferenceEvaluator(onnx.load(BytesIO(bundle.model("onnx")))).run(["logits"], {"image": golden.images[:1]})
-    except Exception as error:  # its own limits, say an operator it lacks, are no fault of the file
-        return Check(name, None, f"onnx's reference runtime can't run it ({type(error).__name__})")
+        runtime = ReferenceEvaluator(onnx.load(BytesIO(bundle.model("onnx"))))
+        logits: Any = runtime.run(["logits"], {"image": golden.images[:1]})
+    except Exception as error:  # its own limits, such as a missing operator, are not the file's fault
+        return Check(name, None, f"onnx's reference runtime cannot run it ({type(error).__name__})")
     want = golden.logits["onnx"]
-    difference = float(np.abs(answer[0] - want[:1]).max() / np.abs(want).max())
-    return Check(name, difference <= TOLERANCE["onnx"], f"onnx's reference runtime agrees (differs by {difference:.1e})")
+    difference = float(np.abs(logits[0] - want[:1]).max() / np.abs(want).max())
+    says = f"onnx's reference runtime agrees (logits differ by at most {difference:.1e} of the largest)"
+    return Check(name, difference <= TOLERANCE["onnx"], says)

@@ -1,1 +1,1 @@
-"""From a trained network to files that run elsewhere, each compared with the network before anyone gets it."""
+"""From a trained network to files that run elsewhere. Each is compared with the network before it is used."""

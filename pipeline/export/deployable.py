@@ -1,13 +1,16 @@
 """The network as it is deployed: pixels in, answers out."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.functional import normalise
+
+Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""uint8 images N x H x W x C to (logits, probabilities)."""
 
 
 class GlobalMean(nn.Module):
@@ -16,7 +19,10 @@ class GlobalMean(nn.Module):
 
 
 def plain_pools(net: nn.Module) -> nn.Module:
-    """The given network, its pools to one pixel changed to plain means: torch exports such a pool as ten small operators."""
+    """Replace the network's pools to one pixel by plain means; returns the same network.
+
+    torch exports such a pool as ten small operators.
+    """
     for module in net.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
@@ -25,7 +31,7 @@ def plain_pools(net: nn.Module) -> nn.Module:
 
 
 class Deployable(nn.Module):
-    """uint8 images N x H x W x C to (logits, probabilities); what is exported, and what evaluation runs."""
+    """uint8 images N x H x W x C to (logits, probabilities). This is exported, and evaluation runs it."""
 
     mean: Tensor
     std: Tensor
@@ -54,7 +60,8 @@ class Deployable(nn.Module):
         return self.outputs(images)[0]
 
     def exact(self, images: np.ndarray) -> np.ndarray:
-        """Logits computed in float64: what float32 would give without rounding."""
+        """Logits computed in float64, that is, without the rounding of float32."""
         with torch.inference_mode():
             pixels = normalise(torch.tensor(images, device=self.mean.device), self.mean, self.std).double()
-            return copy.deepcopy(self.net).double()(pixels).cpu().numpy()
+            logits: Tensor = copy.deepcopy(self.net).double()(pixels)
+            return logits.cpu().numpy()

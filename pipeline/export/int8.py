@@ -1,14 +1,11 @@
-"""int8: onnxruntime's static quantizer, with settings that are fast and faithful, and the gate its file has to pass.
+"""int8: onnxruntime's static quantizer with our settings, and the gate that its file has to pass.
 
-Activations are unsigned, weights signed and scaled by channel, ranges the smallest and largest value that training images reach; the
-classifier stays in float. Percentile and entropy ranges were no better and need gigabytes; signed activations, the quantizer's default,
-are twice as slow. A calibration that went wrong may leave the accuracy as it was, so the gate looks at the logits too.
-
-A small student may need its first layer in float as well: one of 500 real images went from 36.7 to 40.9 dB and from 97.9 to 99.0 % of the
-classes, at about the same speed. A ResNet-18 takes a third longer and more so, and none gets it that passes the gate without.
+Activations are unsigned, weights are signed and scaled by channel, and ranges are the smallest and largest
+value that training images reach. The classifier stays in float, and the first layer too if the file fails the
+gate otherwise. A bad calibration may leave the accuracy as it was, so the gate looks at the logits too.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -18,47 +15,68 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.export import onnx_format
-from pipeline.export.blocks import block_first
+from pipeline.export.blocks import block_first_layer
+from pipeline.export.deployable import Predict
 from pipeline.export.quiet import quiet
-from pipeline.inputs import InputError, Settings
+from pipeline.settings import InputError, Settings
 
-PRODUCTS = ("Conv", "Gemm", "MatMul")  # what int8 makes fast
-PIXELS = 1_000_000  # of images at a time
+PRODUCTS = ("Conv", "Gemm", "MatMul")  # the operators that int8 makes fast
+PIXELS = 1_000_000  # images of so many pixels run at once
 BATCHES = (1, 2, 3, 7)
-
-Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Int8Config(Settings):
-    images: int = Field(256, ge=16, description="training images that tell the ranges of activations")
-    portable: bool = Field(False, description="7-bit weights: exact on CPUs without VNNI too, a little less so everywhere")
+    images: int = Field(256, ge=16, description="training images that give the ranges of activations")
+    portable: bool = Field(
+        False,
+        description="7-bit weights: exact on CPUs without VNNI too, but a little less exact everywhere",
+    )
     max_drop: float = Field(0.5, ge=0, description="points of accuracy that may be lost")
-    min_agreement: float = Field(98.5, ge=0, le=100, description="percent of the images that must get the same class")
-    min_snr: float = Field(30.0, description="decibels from the logits to their error")
-    check: int = Field(5000, ge=2, description="at most so many validation images for the gate, and test images for the report")
-    required: bool = Field(False, description="fail where the gate does, instead of shipping the float file alone")
+    min_agreement: float = Field(
+        98.5, ge=0, le=100, description="percentage of the images that must get the class float gives them"
+    )
+    min_snr: float = Field(30.0, description="decibels that the logits must be above their error")
+    check: int = Field(
+        5000,
+        ge=2,
+        description="at most this many validation images for the gate, and test images for the report",
+    )
+    required: bool = Field(
+        False, description="fail if the file does not pass its gate, instead of shipping the float file alone"
+    )
 
 
 class Int8Error(InputError):
-    """The int8 student isn't good enough, and it was required."""
+    """The int8 student is not good enough, and it was required."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """The int8 file beside the float one on the same images."""
+    """The int8 file compared with the float file on the same images. Accuracies are fractions."""
 
     accuracy: float
     accuracy_fp32: float
     drop: float  # points of accuracy
-    low: float  # its 95 % interval
+    low: float  # ends of the drop's 95 % interval
     high: float
-    agreement: float
+    agreement: float  # fraction of the images that get the same class
     snr_db: float
     images: int
 
 
-def write(source: Path, path: Path, images: np.ndarray, *, portable: bool, metadata: Mapping[str, Any], float_first: bool = False) -> None:
-    """Quantize the ONNX file `source` into `path`; `images` are real uint8 training images. Equal input gives equal bytes."""
+def write(
+    source: Path,
+    path: Path,
+    images: np.ndarray,
+    *,
+    portable: bool,
+    metadata: Mapping[str, Any],
+    float_first: bool = False,
+) -> None:
+    """Quantize the ONNX file `source` into `path`. Equal input gives equal bytes.
+
+    `images` are real uint8 training images. `float_first` leaves the first layer in float.
+    """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -75,18 +93,16 @@ def write(source: Path, path: Path, images: np.ndarray, *, portable: bool, metad
             reduce_range=portable,
             calibrate_method=CalibrationMethod.MinMax,
             nodes_to_exclude=_float_nodes(graph, float_first),
-            extra_options={"QuantizeBias": False},  # onnxruntime does so when it loads the file, which is a twentieth smaller without
+            # onnxruntime quantizes the biases when it loads the file; without them it is a twentieth smaller
+            extra_options={"QuantizeBias": False},
         )
     proto = onnx.load(path)
-    del proto.graph.value_info[:]  # what can be inferred
-    block_first(proto.graph)
+    del proto.graph.value_info[:]  # runtimes infer it
+    block_first_layer(proto.graph)
     _widen(proto.graph)
     _halve(proto.graph)
     _share(proto.graph)
-    used = {node.domain for node in proto.graph.node}
-    opsets = [entry for entry in proto.opset_import if entry.domain in used]  # the quantizer declares its own too
-    del proto.opset_import[:]
-    proto.opset_import.extend(opsets)
+    _drop_unused_opsets(proto)
     onnx_format.save(proto, path, metadata)
 
 
@@ -95,13 +111,13 @@ def compare(float_file: Predict, int8_file: Predict, images: np.ndarray, labels:
     want, got = (_logits(run, images, _fitting(images)) for run in (float_file, int8_file))
     if not np.isfinite(got).all():
         raise Int8Error("int8: the quantized network gives NaN or infinity on real images.")
-    right, kept = want.argmax(1) == labels, got.argmax(1) == labels
-    low, high = _interval(int((right & ~kept).sum()), int((kept & ~right).sum()), len(labels))
+    before, after = want.argmax(1) == labels, got.argmax(1) == labels  # right answers
+    low, high = _interval(int((before & ~after).sum()), int((after & ~before).sum()), len(labels))
     signal, noise = _centred(want), _centred(want - got)
     return Quality(
-        accuracy=float(kept.mean()),
-        accuracy_fp32=float(right.mean()),
-        drop=100 * float(right.mean() - kept.mean()),
+        accuracy=float(after.mean()),
+        accuracy_fp32=float(before.mean()),
+        drop=100 * float(before.mean() - after.mean()),
         low=100 * low,
         high=100 * high,
         agreement=float((want.argmax(1) == got.argmax(1)).mean()),
@@ -111,34 +127,42 @@ def compare(float_file: Predict, int8_file: Predict, images: np.ndarray, labels:
 
 
 def faults(quality: Quality, cfg: Int8Config) -> list[str]:
-    """Why the file is refused; empty where it isn't. A drop counts if it is more than chance, which few images can't tell."""
+    """Why the file is refused; empty if it passes.
+
+    A drop counts only if it is more than chance. On few images this is hard to tell.
+    """
     found = []
     if quality.drop > cfg.max_drop and quality.low > 0:
         found.append(
-            f"it loses {quality.drop:.2f} points of accuracy [{quality.low:.2f}, {quality.high:.2f}], allowed are {cfg.max_drop:g}"
+            f"it loses {quality.drop:.2f} points of accuracy [{quality.low:.2f}, {quality.high:.2f}] "
+            f"(at most {cfg.max_drop:g} are allowed)"
         )
     if 100 * quality.agreement < cfg.min_agreement:
         found.append(
-            f"{100 * quality.agreement:.2f} % of the images get the class that float gives them, needed are {cfg.min_agreement:g} %"
+            f"{100 * quality.agreement:.2f} % of the images get the class that float gives them "
+            f"(at least {cfg.min_agreement:g} % are needed)"
         )
     if quality.snr_db < cfg.min_snr:
-        found.append(f"its logits are {quality.snr_db:.1f} dB above their error, needed are {cfg.min_snr:g} dB")
+        found.append(
+            f"its logits are {quality.snr_db:.1f} dB above their error "
+            f"(at least {cfg.min_snr:g} dB are needed)"
+        )
     return found
 
 
 def batch_faults(run: Predict, images: np.ndarray) -> list[str]:
-    """The same answers whatever the number of images, up to a step of rounding."""
+    """Why the file is refused if its answers depend on the batch size by more than rounding; else empty."""
     want = run(np.ascontiguousarray(images))[0]
     allowed = 0.01 * float(np.abs(want).max())
     for batch in BATCHES:
         got = _logits(run, images, batch)
         if got.shape != want.shape or not np.abs(got - want).max() <= allowed:
-            return [f"it answers differently when it is given {batch} images at a time"]
+            return [f"it answers differently if it gets {batch} images at a time"]
     return []
 
 
 class _Reader:
-    """What the quantizer reads images from."""
+    """The quantizer reads images from this."""
 
     def __init__(self, images: np.ndarray) -> None:
         self.parts = _parts(images, _fitting(images))
@@ -149,7 +173,7 @@ class _Reader:
 
 
 def _float_nodes(graph: Any, float_first: bool) -> list[str]:
-    """The normalisation before the first product, that product if it is to be, and all from the classifier on."""
+    """The nodes that stay in float: the normalisation, the first product if asked, and the classifier."""
     before = [node.name for node in takewhile(lambda node: node.op_type not in PRODUCTS, graph.node)]
     before += [graph.node[len(before)].name] if float_first else []
     makers = {output: node for node in graph.node for output in node.output}
@@ -164,10 +188,10 @@ def _float_nodes(graph: Any, float_first: bool) -> list[str]:
 
 
 def _widen(graph: Any) -> None:
-    """Mean and scale of a channel become those of a row of pixels.
+    """Repeat the mean and scale of each channel for a whole row of pixels.
 
-    onnxruntime moves the change of layout behind the normalisation and would compute three numbers at a time there: a fifth of the time of
-    a ResNet-18, a third of a MobileNetV2's.
+    onnxruntime moves the change of layout behind the normalisation, where it would otherwise compute three
+    numbers at a time.
     """
     from onnx import numpy_helper
 
@@ -181,8 +205,7 @@ def _widen(graph: Any) -> None:
 
 
 def _halve(graph: Any) -> None:
-    """The weights of float products are kept with 16 bits and cast when the file is loaded: of a small network with many classes, the
-    classifier would be a fifth of the file."""
+    """Store the weights of float products in 16 bits. They are cast to 32 bits when the file is loaded."""
     from onnx import TensorProto, helper, numpy_helper
 
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -191,23 +214,34 @@ def _halve(graph: Any) -> None:
             if name in constants and len(constants[name].dims) > 1:
                 half = numpy_helper.to_array(constants[name]).astype(np.float16)
                 constants[name].CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
-                graph.node.insert(place, helper.make_node("Cast", [f"{name}_half"], [name], f"{name}_cast", to=TensorProto.FLOAT))
+                graph.node.insert(
+                    place,
+                    helper.make_node("Cast", [f"{name}_half"], [name], f"{name}_cast", to=TensorProto.FLOAT),
+                )
 
 
 def _share(graph: Any) -> None:
-    """Equal constants, the zero points of layers of one width say, are kept once."""
+    """Store equal constants once, for example the zero points of layers of the same width."""
     from onnx import numpy_helper
 
     first: dict[tuple[Any, ...], str] = {}
-    names = {
-        tensor.name: first.setdefault((tensor.data_type, *tensor.dims, numpy_helper.to_array(tensor).tobytes()), tensor.name)
-        for tensor in graph.initializer
-    }
+    names = {}
+    for tensor in graph.initializer:
+        content = (tensor.data_type, *tensor.dims, numpy_helper.to_array(tensor).tobytes())
+        names[tensor.name] = first.setdefault(content, tensor.name)
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
-    kept = [tensor for tensor in graph.initializer if names[tensor.name] == tensor.name]
+    unique = [tensor for tensor in graph.initializer if names[tensor.name] == tensor.name]
     del graph.initializer[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(unique)
+
+
+def _drop_unused_opsets(proto: Any) -> None:
+    """The quantizer declares operators of its own, which the file does not use."""
+    used = {node.domain for node in proto.graph.node}
+    opsets = [entry for entry in proto.opset_import if entry.domain in used]
+    del proto.opset_import[:]
+    proto.opset_import.extend(opsets)
 
 
 def _logits(run: Predict, images: np.ndarray, batch: int) -> np.ndarray:
@@ -219,18 +253,21 @@ def _parts(images: np.ndarray, batch: int) -> Iterator[np.ndarray]:
 
 
 def _fitting(images: np.ndarray) -> int:
-    """Images at a time, so that big ones don't fill the memory."""
-    return max(1, PIXELS // (images.shape[1] * images.shape[2]))
+    """How many images to run at once, so that large ones do not fill the memory."""
+    return max(1, PIXELS // int(images.shape[1] * images.shape[2]))
 
 
 def _centred(logits: np.ndarray) -> float:
-    """Energy of the logits' differences: what all classes share says nothing."""
+    """Energy of the logits around their mean over the classes: what all classes share has no effect."""
     logits = logits.astype(np.float64)
     return float(((logits - logits.mean(1, keepdims=True)) ** 2).sum())
 
 
 def _interval(lost: int, won: int, n: int) -> tuple[float, float]:
-    """95 % interval of the paired difference of two accuracies (Agresti & Min, 2005): honest with no or few differences too."""
+    """95 % interval of the paired difference of two accuracies (Agresti & Min, 2005).
+
+    It also holds if the two differ on few images or on none.
+    """
     lost_, won_, n_ = lost + 0.5, won + 0.5, n + 2
     mean = (lost_ - won_) / n_
     half = 1.96 * float(np.sqrt(lost_ + won_ - (lost_ - won_) ** 2 / n_)) / n_

@@ -1,23 +1,25 @@
-"""ONNX: one self-describing file with a batch size that really is free."""
+"""ONNX: one file that describes itself and takes batches of any size."""
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.export.deployable import Deployable
+from pipeline.export.deployable import Deployable, Predict
 from pipeline.export.quiet import quiet
-from pipeline.inputs import InputError
+from pipeline.settings import InputError
 
 OPSET = 20
 
 
-def write(model: Deployable, path: Path, *, size: int, channels: int, classes: int, metadata: Mapping[str, Any]) -> None:
-    """Write `model` to `path`; equal weights give equal bytes, wherever and whenever they are written."""
+def write(
+    model: Deployable, path: Path, *, size: int, channels: int, classes: int, metadata: Mapping[str, Any]
+) -> None:
+    """Write `model` to `path`. Equal weights give equal bytes, wherever and whenever they are written."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     example = torch.zeros((2, size, size, channels), dtype=torch.uint8)
@@ -37,17 +39,17 @@ def write(model: Deployable, path: Path, *, size: int, channels: int, classes: i
     except torch.onnx.OnnxExporterError as error:
         raise InputError(_explain(error)) from error
     assert program is not None
-    ClearMetadataAndDocStringPass()(program.model)  # it holds source files, lines and the build folder
+    ClearMetadataAndDocStringPass()(program.model)  # removes source files, lines and the build folder
     proto = program.model_proto
     for value in (*proto.graph.input, *proto.graph.output):
         del value.metadata_props[:]
-    proto.model_version = 1  # unset, runtimes report 2**63 - 1
+    proto.model_version = 1  # if it is not set, runtimes report 2**63 - 1
     _check_declared(proto, size=size, channels=channels, classes=classes)
     save(proto, path, metadata)
 
 
 def save(proto: Any, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write a sound graph, with what a reader should know inside it."""
+    """Check a graph and write it with its metadata."""
     import onnx
 
     del proto.metadata_props[:]
@@ -58,8 +60,8 @@ def save(proto: Any, path: Path, metadata: Mapping[str, Any]) -> None:
     path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
-def load(path: Path, *, threads: int = 1) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """The file as a callable: uint8 images N x H x W x C to (logits, probabilities), on the CPU."""
+def load(path: Path, *, threads: int = 1) -> Predict:
+    """The file as a callable, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -74,7 +76,10 @@ def load(path: Path, *, threads: int = 1) -> Callable[[np.ndarray], tuple[np.nda
 
 
 def _explain(error: BaseException) -> str:
-    """One paragraph from the exporter's pages: the innermost reason, and the line of the network's code where torch names one."""
+    """One paragraph out of the exporter's long message.
+
+    It holds the innermost reason, and the line of the network's code if torch names one.
+    """
     inner = error
     while inner.__cause__ is not None:
         inner = inner.__cause__
@@ -82,8 +87,8 @@ def _explain(error: BaseException) -> str:
     where = re.search(r'File "([^"]+)", line (\d+), in \w+\n\s*(.+)', str(inner))
     place = f" At {where[1]}, line {where[2]}: `{where[3].strip()}`." if where else ""
     return (
-        f"The network can't be exported to ONNX.{place} torch says: {type(inner).__name__}: {reason}. "
-        "Write that part with tensor operations whose result doesn't depend on a Python branch, loop or number taken from the data."
+        f"The network cannot be exported to ONNX.{place} torch says: {type(inner).__name__}: {reason}. "
+        "Write that part with tensor operations. No Python branch, loop or number may depend on the data."
     )
 
 
@@ -96,12 +101,16 @@ def _check_declared(proto: Any, *, size: int, channels: int, classes: int) -> No
         "probabilities": (onnx.TensorProto.FLOAT, ["batch", classes]),
     }
     declared = {
-        value.name: (value.type.tensor_type.elem_type, [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim])
+        value.name: (
+            value.type.tensor_type.elem_type,
+            [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim],
+        )
         for value in (*proto.graph.input, *proto.graph.output)
     }
     for name, (_, shape) in expected.items():
         if declared.get(name) != expected[name]:
             raise InputError(
-                f"The exported graph's {name!r} is declared as {declared[name][1]} where {shape} is needed: the network must take any "
-                f"number of images and give {classes} numbers for each. Look for a reshape with a written-out batch size in its forward."
+                f"The exported graph declares {name!r} as {declared[name][1]} where {shape} is needed: "
+                f"the network must take any number of images and give {classes} numbers for each. "
+                "Look for a reshape with a fixed batch size in its forward."
             )

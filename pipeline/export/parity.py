@@ -1,27 +1,36 @@
-"""The gate: an exported file answers as the trained network does, whatever the images and the batch size, or it isn't handed out."""
+"""The gate of float files: an exported file must answer as the trained network does.
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+It is tried on real and on odd images and at several batch sizes.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+from torch import nn
 
-from pipeline.inputs import InputError
+from pipeline.deploy.predictor import softmax
+from pipeline.export.deployable import Predict
+from pipeline.settings import InputError
 
-if TYPE_CHECKING:
-    from torch import nn
-
-TOLERANCE = 1e-5  # of the largest logit; sound exports of most trained networks stay 5 to 50 times below it
-ROUNDING = 4  # times what float32 costs the network itself, for those that cancel a lot: MobileNets after a short training
-ROUNDING_ODD = 10  # the same on noise and the like, which networks amplify: one of 14 images came to 4.1 times, all others below 2
+TOLERANCE = 1e-5  # of the largest logit; sound exports of most trained networks are 5 to 50 times closer
+# A file may also differ by this many times the rounding of float32 in the network itself. This is for
+# networks in which large numbers cancel, such as MobileNets after a short training.
+ROUNDING = 4
+# The same on noise and other odd images, where networks amplify rounding. One of 14 such images came to 4.1
+# times, all others stayed below 2.
+ROUNDING_ODD = 10
 LOOSEST = 1e-4  # on real images, whatever the rounding: weights in half precision must never pass
 BATCHES = (1, 2, 3, 7, 64)
+REAL = "images"  # what real images are called in the cases
+FAULTS_SHOWN = 4
 
-Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Exact = Callable[[np.ndarray], np.ndarray]
 
 
 class ParityError(InputError):
-    """An export differs from its network, or the comparison would prove nothing."""
+    """An exported file differs from its network, or the comparison would prove nothing."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +38,8 @@ class Parity:
     max_abs: float  # largest difference of a logit on real images
     scale: float  # the network's largest logit on real images
     rel: float  # largest ratio of the two over all cases
-    allowed: float  # what that ratio may be
-    agreement: float  # top-1 on real images; classes tied within the tolerance count as agreeing
+    allowed: float  # the largest ratio that is allowed
+    agreement: float  # top-1 on real images; classes tied within the tolerance count as the same
     images: int
     largest_batch: int  # that was run
     cases: dict[str, float]  # the ratio in each case
@@ -42,71 +51,130 @@ def check(
     images: np.ndarray,
     *,
     name: str,
-    exact: Callable[[np.ndarray], np.ndarray] | None = None,
+    exact: Exact | None = None,
     batches: tuple[int, ...] = BATCHES,
 ) -> Parity:
-    """Compare two callables uint8 N x H x W x C -> (logits, probabilities); raise ParityError unless they are the same function.
+    """Compare two callables; raise ParityError unless they are the same function.
 
-    All `images` are run at the largest batch, some at each of `batches`; black, white, noise and contrast-stretched images reach
-    activations that real ones don't. Differences are measured against the largest logit: float32 rounding scales with it.
-    `exact`, the network's logits in float64, is asked only where a difference is beyond the tolerance: it tells what is rounding.
+    All `images` (uint8 N x H x W x C) run at the largest batch, and some at each of `batches`. Black, white,
+    noise and contrast-stretched images reach activations that real ones do not. Differences are divided by
+    the largest logit, because the rounding of float32 grows with it. `exact` gives the network's logits in
+    float64. It is called only if a difference is above the tolerance, to see how much of it is rounding.
     """
     images = np.asarray(images)
     _refuse_alike(images)
     truth = _run(reference, images)
     _refuse_constant(truth)
     scale = float(np.abs(truth).max())
-    largest = min(len(images), max(64, 4_000_000 // (images.shape[1] * images.shape[2])))  # bounds memory for big pictures
-    some = {batch: spread(len(images), -(-32 // batch) * batch) for batch in batches if batch != largest}
-    trials = [("images", batch, images[rows], truth[rows]) for batch, rows in some.items()]
-    trials += [(kind, 7, pixels, _run(reference, pixels)) for kind, pixels in _odd(images).items()]
-    trials += [("images", largest, images, truth)]
+    comparison = _Comparison(scale, exact)
+    largest = _largest_batch(images)
+    for trial in _trials(reference, images, truth, batches, largest):
+        comparison.add(trial, candidate)
+    if comparison.faults or comparison.agreement < 1:
+        raise ParityError(_message(name, comparison))
+    return Parity(
+        max_abs=comparison.max_abs,
+        scale=scale,
+        rel=max(comparison.cases.values()),
+        allowed=comparison.allowed,
+        agreement=comparison.agreement,
+        images=len(images),
+        largest_batch=max(largest, *batches),
+        cases=comparison.cases,
+    )
 
-    cases: dict[str, float] = {}
-    faults: list[str] = []
-    max_abs, allowed, agreement = 0.0, TOLERANCE, 1.0
-    for kind, batch, pixels, want in trials:
-        case = f"{kind}, batch {batch}"
+
+class _Trial(NamedTuple):
+    kind: str
+    batch: int
+    pixels: np.ndarray
+    want: np.ndarray
+    is_whole: bool = False  # all real images
+
+    @property
+    def case(self) -> str:
+        return f"{self.kind}, batch {self.batch}"
+
+
+@dataclass
+class _Comparison:
+    """What was found out so far."""
+
+    scale: float
+    exact: Exact | None
+    allowed: float = TOLERANCE
+    max_abs: float = 0.0
+    agreement: float = 1.0
+    cases: dict[str, float] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    def add(self, trial: _Trial, candidate: Predict) -> None:
         try:
-            got = _answers(candidate, pixels, batch)
+            got = _answers(candidate, trial.pixels, trial.batch)
         except _FaultError as fault:
-            faults.append(f"{case}: {fault}")
-            continue
-        size = max(scale, float(np.abs(want).max()))
-        difference = float(np.abs(got - want).max())
-        cases[case] = difference / size
-        if kind == "images":
-            max_abs = max(max_abs, difference)
-        here = allowed
-        if exact is not None and TOLERANCE < cases[case] <= (LOOSEST if kind == "images" else np.inf):
-            times = ROUNDING if kind == "images" else ROUNDING_ODD
-            here = max(allowed, times * float(np.abs(exact(pixels) - want).max()) / size)
-            if kind == "images":
-                here = allowed = min(here, LOOSEST)
-        if cases[case] > here:
-            faults.append(f"{case}: differs by {cases[case]:.1e} of the largest logit")
-        if pixels is images:
-            agreement = _agreement(truth, got, tie=2 * allowed * scale)
-    if agreement < 1:
-        faults.insert(0, f"top-1 agreement is {agreement:.1%} on real images")
-    if faults:
-        raise ParityError(
-            f"{name} doesn't answer as the trained network does, so it isn't handed out; allowed is a difference of {allowed:.0e} of the "
-            f"largest logit ({scale:.3g}). {'; '.join(faults[:4])}{f'; and {len(faults) - 4} more' if len(faults) > 4 else ''}. Look for "
-            "layers that depend on the batch, on chance, on Python numbers taken from the data or on training mode."
-        )
-    return Parity(max_abs, scale, max(cases.values()), allowed, agreement, len(images), max(largest, *batches), cases)
+            self.faults.append(f"{trial.case}: {fault}")
+            return
+        size = max(self.scale, float(np.abs(trial.want).max()))
+        difference = float(np.abs(got - trial.want).max())
+        ratio = self.cases[trial.case] = difference / size
+        if trial.kind == REAL:
+            self.max_abs = max(self.max_abs, difference)
+        if ratio > self._allowed(trial, ratio, size):
+            self.faults.append(f"{trial.case}: differs by {ratio:.1e} of the largest logit")
+        if trial.is_whole:
+            self.agreement = _agreement(trial.want, got, tie=2 * self.allowed * self.scale)
+
+    def _allowed(self, trial: _Trial, ratio: float, size: float) -> float:
+        """The ratio allowed in this trial. On real images it becomes the one allowed in all later trials."""
+        is_real = trial.kind == REAL
+        if self.exact is None or not TOLERANCE < ratio <= (LOOSEST if is_real else np.inf):
+            return self.allowed
+        rounding = float(np.abs(self.exact(trial.pixels) - trial.want).max()) / size
+        if not is_real:
+            return max(self.allowed, ROUNDING_ODD * rounding)
+        self.allowed = min(max(self.allowed, ROUNDING * rounding), LOOSEST)
+        return self.allowed
 
 
-def assert_still(model: "nn.Module") -> None:
-    """Refuse a module in training mode or with a hook: both make the exporter write another network."""
+def _trials(
+    reference: Predict, images: np.ndarray, truth: np.ndarray, batches: tuple[int, ...], largest: int
+) -> Iterator[_Trial]:
+    for batch in batches:
+        if batch != largest:
+            rows = spread(len(images), -(-32 // batch) * batch)
+            yield _Trial(REAL, batch, images[rows], truth[rows])
+    for kind, pixels in _odd(images).items():
+        yield _Trial(kind, 7, pixels, _run(reference, pixels))
+    yield _Trial(REAL, largest, images, truth, is_whole=True)
+
+
+def _largest_batch(images: np.ndarray) -> int:
+    """All images if they are small: large ones must not fill the memory."""
+    return min(len(images), max(64, 4_000_000 // int(images.shape[1] * images.shape[2])))
+
+
+def _message(name: str, comparison: _Comparison) -> str:
+    faults = comparison.faults
+    if comparison.agreement < 1:
+        faults = [f"top-1 agreement is {comparison.agreement:.1%} on real images", *faults]
+    shown = "; ".join(faults[:FAULTS_SHOWN])
+    more = f"; and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
+    return (
+        f"{name} does not answer as the trained network does, so no bundle is written. A difference of "
+        f"{comparison.allowed:.0e} of the largest logit ({comparison.scale:.3g}) is allowed. {shown}{more}. "
+        "Look for layers that depend on the batch, on chance, on Python numbers taken from the data or on "
+        "training mode."
+    )
+
+
+def assert_still(model: nn.Module) -> None:
+    """Refuse a module in training mode or with a hook: the exporter would write another network."""
     for path, module in model.named_modules():
+        where = f"module {path!r} of the network to export" if path else "the network to export"
         if module.training:
-            raise ParityError(
-                f"Module {path or 'itself'!r} of the network to export is in training mode; call .eval() on the whole network."
-            )
+            raise ParityError(f"parity: {where} is in training mode. Call .eval() on the whole network.")
         if module._forward_hooks or module._forward_pre_hooks:
-            raise ParityError(f"Module {path or 'itself'!r} of the network to export has a forward hook; export a copy without hooks.")
+            raise ParityError(f"parity: {where} has a forward hook. Export a copy without hooks.")
 
 
 class _FaultError(Exception):
@@ -114,23 +182,28 @@ class _FaultError(Exception):
 
 
 def _answers(candidate: Predict, images: np.ndarray, batch: int) -> np.ndarray:
-    """The candidate's logits, its answers' form and probabilities checked."""
+    """The candidate's logits. Shapes, types and probabilities are checked."""
     collected = []
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
         try:
             logits, probabilities = candidate(part)
-        except Exception as error:  # whatever a runtime raises is the finding
-            raise _FaultError(f"fails with {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
-        for what, array in (("logits", logits), ("probabilities", probabilities)):
-            if array.dtype != np.float32 or array.ndim != 2 or len(array) != len(part):
-                raise _FaultError(f"its {what} are {array.dtype} of shape {array.shape} for {len(part)} images")
-            if not np.isfinite(array).all():
-                raise _FaultError(f"its {what} hold NaN or infinity")
-        if probabilities.shape != logits.shape or np.abs(probabilities - _softmax(logits)).max() > 1e-5:
-            raise _FaultError("its probabilities aren't the softmax of its logits")
+        except Exception as error:  # a runtime may raise anything
+            reason = " ".join(str(error).split())[:200]
+            raise _FaultError(f"fails with {type(error).__name__}: {reason}") from error
+        _check_outputs(logits, probabilities, len(part))
         collected.append(logits)
     return np.concatenate(collected)
+
+
+def _check_outputs(logits: np.ndarray, probabilities: np.ndarray, images: int) -> None:
+    for what, array in (("logits", logits), ("probabilities", probabilities)):
+        if array.dtype != np.float32 or array.ndim != 2 or len(array) != images:
+            raise _FaultError(f"its {what} are {array.dtype} of shape {array.shape} for {images} images")
+        if not np.isfinite(array).all():
+            raise _FaultError(f"its {what} hold NaN or infinity")
+    if probabilities.shape != logits.shape or np.abs(probabilities - softmax(logits)).max() > 1e-5:
+        raise _FaultError("its probabilities are not the softmax of its logits")
 
 
 def _run(reference: Predict, images: np.ndarray) -> np.ndarray:
@@ -138,6 +211,7 @@ def _run(reference: Predict, images: np.ndarray) -> np.ndarray:
 
 
 def _odd(images: np.ndarray) -> dict[str, np.ndarray]:
+    """Images that reach activations which real ones do not, by their kind."""
     rng = np.random.default_rng(0)
     some = images[spread(len(images), min(64, len(images)))]
     shape = (14, *images.shape[1:])
@@ -151,7 +225,7 @@ def _odd(images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def spread(n: int, count: int) -> np.ndarray:
-    """`count` rows evenly spread over n, repeated where there are too few."""
+    """`count` rows evenly spread over `n`, repeated if there are too few."""
     return np.linspace(0, n - 1, count).astype(np.int64)
 
 
@@ -160,25 +234,29 @@ def _agreement(truth: np.ndarray, got: np.ndarray, tie: float) -> float:
     return float((chosen >= truth.max(1) - tie).mean())
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exp = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return exp / exp.sum(1, keepdims=True)
-
-
 def _refuse_alike(images: np.ndarray) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) < 2:
-        raise ParityError(f"parity: needs at least two uint8 images N x H x W x C, got {images.dtype} of shape {images.shape}.")
+        raise ParityError(
+            "parity: at least two uint8 images N x H x W x C are needed, "
+            f"not {images.dtype} of shape {images.shape}."
+        )
     if (images == images[:1]).all():
-        raise ParityError("parity: all images are the same, so a comparison on them proves nothing. Give different real images.")
+        raise ParityError(
+            "parity: all images are the same, so the comparison proves nothing. Give real images that differ."
+        )
 
 
 def _refuse_constant(truth: np.ndarray) -> None:
-    """A network that says nothing can't be told from another."""
+    """Refuse a network that gives every image the same answer: any other such network would pass."""
     if not np.isfinite(truth).all():
-        raise ParityError("The trained network gives NaN or infinity on real images; train it again with a smaller learning rate.")
+        raise ParityError(
+            "parity: the trained network gives NaN or infinity on real images. "
+            "Train it again with a smaller learning rate."
+        )
     scale = float(np.abs(truth).max())
     if float(np.ptp(truth, axis=0).max()) <= 1e-3 * scale:
         raise ParityError(
-            f"parity: the network answers nearly the same to every image (largest logit {scale:.3g}), so comparing exports with it proves "
-            "nothing. It is untrained or collapsed: check its accuracy, learning rate and weights."
+            "parity: the network gives nearly the same answer to every image "
+            f"(largest logit {scale:.3g}), so comparing a file with it proves nothing. "
+            "It is untrained or has collapsed: check its accuracy, learning rate and weights."
         )

@@ -1,21 +1,28 @@
-"""torch.export's own file, for those who go on in torch (AOTInductor, ExecuTorch). Its bytes differ from process to process."""
+"""torch.export's own file, for work that goes on in torch (AOTInductor, ExecuTorch).
+
+Its bytes differ from process to process.
+"""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.export.deployable import Deployable
+from pipeline.export.deployable import Deployable, Predict
 from pipeline.export.quiet import quiet
 
-TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")  # hold absolute paths of this machine
+# these hold absolute paths of this machine
+TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")
 
 
 def write(model: Deployable, path: Path, *, size: int, channels: int, metadata: Mapping[str, Any]) -> None:
-    """Save `model` for any number of images; given only what ONNX took, so what can't be captured was named before."""
+    """Save `model` for any number of images.
+
+    Export to ONNX first: its messages say better what cannot be exported.
+    """
     example = torch.zeros((2, size, size, channels), dtype=torch.uint8)
     with quiet():
         program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -26,8 +33,8 @@ def write(model: Deployable, path: Path, *, size: int, channels: int, metadata: 
         torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata, sort_keys=True)})
 
 
-def load(path: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """The file as a callable: uint8 images N x H x W x C to (logits, probabilities), on the CPU."""
+def load(path: Path) -> Predict:
+    """The file as a callable, on the CPU."""
     with quiet():
         module = torch.export.load(path).module()
 

@@ -1,26 +1,59 @@
-"""Distillation methods, one a file: a file here is a method, its name is the one to write in params.yaml."""
+"""Distillation methods: each file here whose name does not start with an underscore is a method.
+
+The name of the file is the one to write in params.yaml. `_base.py` is the protocol that every method follows.
+The other files with an underscore hold what several methods share.
+"""
 
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING
+from typing import Any
 
-from pipeline.inputs import unknown
+from pipeline.methods._base import (
+    Loss,
+    MapsConfig,
+    Method,
+    MethodConfig,
+    Pairs,
+    Phase,
+    Terms,
+    Weighted,
+    map_pairs,
+    preactivation_pairs,
+)
+from pipeline.settings import unknown
 
-if TYPE_CHECKING:
-    from pipeline.methods.base import Method
+__all__ = [
+    "Loss",
+    "MapsConfig",
+    "Method",
+    "MethodConfig",
+    "Pairs",
+    "Phase",
+    "Terms",
+    "Weighted",
+    "load",
+    "map_pairs",
+    "names",
+    "preactivation_pairs",
+]
 
 
 def names() -> tuple[str, ...]:
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"))
+    """The names of all methods, sorted."""
+    return tuple(
+        sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    )
 
 
-def load(name: str) -> "type[Method]":
-    """The method class that file `name` of this folder defines."""
+def load(name: str) -> type[Method[Any]]:
+    """The class of the method called `name`."""
     if name not in names():
         raise unknown("method.name", name, names())
     module = importlib.import_module(f"{__name__}.{name}")
-    from pipeline.methods.base import Method
-
-    found = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Method) and c.__module__ == module.__name__]
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]
     assert len(found) == 1, f"pipeline/methods/{name}.py must define exactly one Method, not {len(found)}"
     return found[0]

@@ -1,14 +1,20 @@
 """Asymmetric metric learning (Budnik & Avrithis, "Asymmetric Metric Learning for Knowledge Transfer", 2021).
 
-Anchors are the student's, positives (same label) and negatives (another label) the teacher's: `s(a, x) = cos(student(a), teacher(x))`.
-`form: contrastive`  mean over positives of `1 - s(a, p)` + mean over negatives of `[s(a, n) - margin]+`
-`form: triplet`      mean over triplets of `[margin + s(a, n) - s(a, p)]+`
-An anchor's own image in the teacher's space is a positive too, which adds plain regression (the paper's "+"): every anchor has one.
-Where the pooled embeddings differ in length, a learned linear layer brings the student's into the teacher's space, as in the authors' code.
+Anchors a come from the student; positives p (same label) and negatives n (another label) come from the
+teacher. Their similarity is `s(a, x) = cos(student(a), teacher(x))`, a B x B matrix of pooled embeddings.
 
-Our reading: the paper's tuples are one anchor, one positive and a few mined negatives, summed; here the batch is everybody's tuple and is
-averaged over, so that the value doesn't grow with it. `1 - s` instead of `-s` only shifts the value. The margins, .7 and .1, are the usual
-ones of image retrieval; the paper is about that, so that CE stands beside the term here and its weight, 1, has to be tuned.
+- `form: contrastive`: mean over positives of `1 - s(a, p)`, plus mean over negatives of `[s(a, n) - margin]+`
+- `form: triplet`: mean over triplets of `[margin + s(a, n) - s(a, p)]+`
+
+The anchor's own image, as the teacher embeds it, is a positive too. This adds plain regression (the paper's
+"+"). So each anchor has a positive. If the pooled embeddings differ in length, a linear layer is trained that
+maps the student's to the length of the teacher's, as in the authors' code.
+
+Our reading: the paper's tuple is an anchor, a positive and a few mined negatives, and the paper takes sums.
+Here each anchor has all positives and negatives of the batch, and we take means, so that the value does not
+grow with the batch. `1 - s` instead of `-s` only shifts the value. The margins, 0.7 and 0.1, are common in
+image retrieval. The paper is about retrieval, so the cross-entropy is added here, and the weight of the term,
+1, has to be tuned.
 """
 
 from typing import Literal
@@ -17,26 +23,31 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.methods.base import Method, MethodConfig, Pairs, Terms
+from pipeline.methods import Method, MethodConfig, Pairs, Terms
 from pipeline.taps import Step
 
 
-class AsymmetricMetricLearning(Method):
-    pairs: Pairs = (("pooled", "pooled"),)
+class Config(MethodConfig):
+    form: Literal["contrastive", "triplet"] = Field("contrastive", description="which of the two losses")
+    contrastive_margin: float = Field(
+        0.7, ge=-1, le=1, description="a negative costs something only above this similarity"
+    )
+    triplet_margin: float = Field(
+        0.1, ge=0, le=2, description="by how much a positive must be more similar than a negative"
+    )
 
-    class Config(MethodConfig):
-        form: Literal["contrastive", "triplet"] = "contrastive"
-        contrastive_margin: float = Field(0.7, ge=-1, le=1, description="similarity below which a negative is let alone")
-        triplet_margin: float = Field(0.1, ge=0, le=2, description="by how much a positive must be more similar than a negative")
+
+class AsymmetricMetricLearning(Method[Config]):
+    pairs: Pairs = (("pooled", "pooled"),)
 
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
-        self.cfg: AsymmetricMetricLearning.Config = cfg
-        own, wanted = probe.student.pooled.shape[1], probe.teacher.pooled.shape[1]
-        self.project = nn.Identity() if own == wanted else nn.Linear(own, wanted)
+        width, teacher_width = probe.student.pooled.shape[1], probe.teacher.pooled.shape[1]
+        self.project = nn.Identity() if width == teacher_width else nn.Linear(width, teacher_width)
 
     def terms(self, step: Step) -> Terms:
-        similarity = F.normalize(self.project(step.student.pooled), dim=1) @ F.normalize(step.teacher.pooled, dim=1).T
+        student, teacher = self.project(step.student.pooled), step.teacher.pooled
+        similarity = F.normalize(student, dim=1) @ F.normalize(teacher, dim=1).T
         same = step.labels[:, None] == step.labels
         if self.cfg.form == "triplet":
             return {"triplet": triplet(similarity, same, self.cfg.triplet_margin)}
@@ -44,17 +55,18 @@ class AsymmetricMetricLearning(Method):
 
 
 def contrastive(similarity: Tensor, same: Tensor, margin: float) -> Tensor:
-    """Anchors are rows; `same` marks the positives."""
+    """Both arguments are B x B. Anchors are the rows; `same` marks the positives."""
     return _mean(1 - similarity, same) + _mean((similarity - margin).relu(), ~same)
 
 
 def triplet(similarity: Tensor, same: Tensor, margin: float) -> Tensor:
-    """Every anchor with every positive and every negative of the batch."""
+    """Each anchor with each of its positives and each of its negatives in the batch; arguments as above."""
     anchor, positive = same.nonzero(as_tuple=True)
-    hinge = (margin + similarity[anchor] - similarity[anchor, positive, None]).relu()  # pairs x B, every column a possible negative
+    # pairs x B: each column is a possible negative
+    hinge = (margin + similarity[anchor] - similarity[anchor, positive, None]).relu()
     return _mean(hinge, ~same[anchor])
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
-    """0 where nothing is chosen: a batch may have no negatives."""
+    """Mean of the chosen values; 0 if there are none, because a batch may have no negatives."""
     return (values * chosen).sum() / chosen.sum().clamp(min=1)

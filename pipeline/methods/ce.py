@@ -1,9 +1,9 @@
-"""Cross-entropy on the labels: the student alone, and how teachers are fine-tuned. The teacher is never run."""
+"""Cross-entropy on the labels: the baseline, and how teachers are fine-tuned. The teacher never runs."""
 
-from pipeline.methods.base import Method, Terms
+from pipeline.methods import Method, MethodConfig, Terms
 from pipeline.taps import Step
 
 
-class CrossEntropy(Method):
+class CrossEntropy(Method[MethodConfig]):
     def terms(self, step: Step) -> Terms:
         return {}

@@ -1,11 +1,15 @@
 """FitNets (Romero et al., "FitNets: Hints for Thin Deep Nets", 2015).
 
-Phase `hint`: the student's layers up to a guided stage and a regressor r are trained so that r(S) = T for the teacher's map T of
-the hint stage: `mean((T - r(S))^2)`. Phase `distill`: ordinary KD of the whole student; the regressor is dropped.
-`joint: true` is the one-phase form of the CRD paper's tables: the hint is a term beside CE (and KD), weight 100 there.
+The hint is a map T of the teacher, the guided map S is one of the student. Phase `hint` trains the student's
+layers up to S, and a regressor r: `mean((T - r(S))^2)`. Phase `distill` is ordinary KD of the whole student,
+without the regressor. `joint: true` has one phase, in which the hint is a term beside labels and KD, as in
+the tables of the CRD paper.
 
-Our reading: the regressor is a 1x1 convolution with batch norm (the paper's is a larger convolution sized so that maps of different
-size agree; here maps are brought to the smaller size by pooling). The hint and guided stage default to the middle one.
+Default weights of labels and KD: 0.1 and 0.9. With `joint` the hint has weight 100, as in those tables.
+
+Our reading: r is a 1x1 convolution and a batch norm. The paper's r is a larger convolution that also brings
+the maps to one size; here both maps are pooled to the smaller size. By default each map is the middle one of
+its network.
 """
 
 import torch.nn.functional as F
@@ -13,30 +17,35 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.functional import match_size
-from pipeline.methods.base import Loss, Method, MethodConfig, Phase, Terms, Weighted
-from pipeline.taps import Step, Tapped
+from pipeline.methods import Loss, Method, MethodConfig, Phase, Terms, Weighted
+from pipeline.taps import Answer, Step, Tapped
 
 
-class FitNet(Method):
-    class Config(MethodConfig):
-        ce_weight: float = Field(0.1, ge=0)
-        kd_weight: float = Field(0.9, ge=0)
-        term_weight: float = Field(100.0, ge=0)
-        joint: bool = Field(False, description="one phase: the hint beside CE and KD, instead of before them")
-        teacher_stage: str = Field("", description="the hint; empty: the middle stage")
-        student_stage: str = Field("", description="the guided stage; empty: the middle stage")
+class Config(MethodConfig):
+    ce_weight: float = Field(0.1, ge=0)
+    kd_weight: float = Field(0.9, ge=0)
+    term_weight: float = Field(100.0, ge=0, description="weight of the hint if `joint`")
+    joint: bool = Field(
+        False, description="one phase, with the hint beside labels and KD and not before them"
+    )
+    teacher_map: str = Field("", description="the hint; empty: the teacher's middle map")
+    student_map: str = Field("", description="the guided map; empty: the student's middle map")
 
+
+class FitNet(Method[Config]):
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
-        self.cfg: FitNet.Config = cfg
-        self.guided, self.hinting = cfg.student_stage or _middle(probe.student.stages), cfg.teacher_stage or _middle(probe.teacher.stages)
-        self.pairs = [(self.guided, self.hinting)]
-        guided = probe.student.stage(self.guided, "method.student_stage")
-        hint = probe.teacher.stage(self.hinting, "method.teacher_stage")
-        self.regressor = nn.Sequential(nn.Conv2d(guided.shape[1], hint.shape[1], 1, bias=False), nn.BatchNorm2d(hint.shape[1]))
+        self.student_map = cfg.student_map or _middle(probe.student)
+        self.teacher_map = cfg.teacher_map or _middle(probe.teacher)
+        self.pairs = [(self.student_map, self.teacher_map)]
+        guided = probe.student.named_map(self.student_map, "method.student_map")
+        hint = probe.teacher.named_map(self.teacher_map, "method.teacher_map")
+        self.regressor = nn.Sequential(
+            nn.Conv2d(guided.shape[1], hint.shape[1], 1, bias=False), nn.BatchNorm2d(hint.shape[1])
+        )
 
     def hint(self, step: Step) -> Tensor:
-        guided, hint = match_size(step.student.stages[self.guided], step.teacher.stages[self.hinting])
+        guided, hint = match_size(step.student.maps[self.student_map], step.teacher.maps[self.teacher_map])
         return F.mse_loss(self.regressor(guided), hint)
 
     def terms(self, step: Step) -> Terms:
@@ -46,7 +55,7 @@ class FitNet(Method):
         if self.cfg.joint:
             return super().phases(student)
         return [
-            Phase("hint", self.hint_loss, (*student.upto(self.guided), self.regressor)),
+            Phase("hint", self.hint_loss, (*student.upto(self.student_map), self.regressor)),
             Phase("distill", self.loss, (student.net,)),
         ]
 
@@ -54,5 +63,5 @@ class FitNet(Method):
         return {"hint": Weighted(self.hint(step), 1.0)}
 
 
-def _middle(stages: dict[str, Tensor]) -> str:
-    return list(stages)[len(stages) // 2]
+def _middle(answer: Answer) -> str:
+    return list(answer.maps)[len(answer.maps) // 2]

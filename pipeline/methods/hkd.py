@@ -1,17 +1,27 @@
-"""Information flow modelling (Passalis, Tzelepi & Tefas, "Heterogeneous Knowledge Distillation Using Information Flow Modeling", 2020).
+"""Information flow modelling (Passalis, Tzelepi & Tefas, "Heterogeneous Knowledge Distillation Using
+Information Flow Modeling", 2020).
 
-An auxiliary teacher, the student's architecture with twice the width, stands between the two networks. Phase `auxiliary` trains it
-alone, by the labels and by probabilistic knowledge transfer from the teacher (pkt: 1 and 30000, the CRD paper's weights). Phase `distill`
-makes the student's layers carry what the auxiliary's carry. A layer says how likely an instance picks another one as its neighbour,
-`p_ij = K(x_i, x_j) / sum over k != i of K(x_i, x_k)`, once with the cosine kernel `(cos(x, y) + 1) / 2` and once with the t-student
-kernel `1 / (1 + ||x - y||)`; the divergence of two layers is Jeffreys', `sum over j of (p^A_ij - p^S_ij) log(p^A_ij / p^S_ij)`, mean
-over i, sum over both kernels. Term `layers`: all stages but the stem, pooled, which count `100 * .7^epoch`, for the critical early
-epochs; term `embedding`: the pooled embedding, which counts 1. Weights 1, 1 and 1 are SemCKD's, the only table that has this method; 100
-and .7 are the paper's.
+An auxiliary teacher stands between the two networks: the student's architecture with twice the width. Phase
+`auxiliary` trains it by the labels and by probabilistic knowledge transfer from the teacher (method pkt;
+weights 1 and 30000, as in the CRD paper). Phase `distill` makes the neighbours in the student's layers like
+those in the auxiliary's.
 
-Our reading: the divergence is summed over a row and averaged over rows, so that batches of any size weigh alike; public code divides by B
-once more, which at weight 1 leaves nothing of it beside CE. An instance isn't its own neighbour. Kernels below 1e-7 count as 1e-7. The
-auxiliary starts from random weights. The weights of its phase are its own: `term_weight` belongs to the student's.
+A layer x (B x C) gives the probability that image i picks image j as its neighbour:
+`p_ij = K(x_i, x_j) / sum over k != i of K(x_i, x_k)`.
+There are two kernels K: cosine, `(cos(x, y) + 1) / 2`, and t-student, `1 / (1 + ||x - y||)`. The divergence
+of two layers is that of Jeffreys, mean over i, sum over both kernels:
+`sum over j of (p^A_ij - p^S_ij) log(p^A_ij / p^S_ij)`.
+
+- Term `layers`: the sum over all maps but the stem, each pooled to B x C, times `100 * 0.7^epoch`, since the
+  first epochs are the critical ones.
+- Term `embedding`: the pooled embedding, with factor 1.
+
+Default weights of labels, KD and terms: 1, 1 and 1, from SemCKD's table, the only one that has this method.
+100 and 0.7 are the paper's.
+
+Our reading: the divergence is a sum over a row and a mean over rows, so that batches of any size weigh alike.
+Public code divides by B once more. An image is not its own neighbour. Kernels below 1e-7 count as 1e-7. The
+auxiliary starts from random weights. `term_weight` is for the student's terms, not for phase `auxiliary`.
 """
 
 import copy
@@ -22,55 +32,63 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.inputs import InputError
-from pipeline.methods.base import Loss, Method, MethodConfig, Pairs, Phase, Terms, Weighted
-from pipeline.neighbours import cosine, neighbours, transfer
-from pipeline.taps import Step, Tapped, View, resting
+from pipeline.functional import exact_distances
+from pipeline.methods import Loss, Method, MethodConfig, Pairs, Phase, Terms, Weighted
+from pipeline.methods._neighbours import cosine, neighbours, transfer
+from pipeline.settings import InputError
+from pipeline.taps import Answer, Step, Tapped, in_eval_mode
 
 
-class InformationFlow(Method):
-    pairs: Pairs = (("pooled", "pooled"),)  # by way of the auxiliary
+class Config(MethodConfig):
+    kd_weight: float = Field(1.0, ge=0)
+    auxiliary_weight: float = Field(
+        30000.0, ge=0, description="weight of the transfer from the teacher in phase auxiliary"
+    )
+    early_weight: float = Field(100.0, ge=0, description="factor of the term `layers` in the first epoch")
+    decay: float = Field(0.7, gt=0, le=1, description="factor of early_weight from epoch to epoch")
 
-    class Config(MethodConfig):
-        kd_weight: float = Field(1.0, ge=0)
-        auxiliary_weight: float = Field(30000.0, ge=0, description="of the transfer from the teacher in phase auxiliary")
-        early_weight: float = Field(100.0, ge=0, description="of the stages in the first epoch")
-        decay: float = Field(0.7, gt=0, le=1, description="what early_weight is multiplied by after each epoch")
+
+class InformationFlow(Method[Config]):
+    pairs: Pairs = (("pooled", "pooled"),)  # through the auxiliary
 
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
-        self.cfg: InformationFlow.Config = cfg
         self.auxiliary = doubled(probe)
         assert probe.student_net is not None
-        self.view = Tapped(self.auxiliary, probe.images, taps=probe.student_net.taps)
+        self.tapped = Tapped(self.auxiliary, probe.images, taps=probe.student_net.taps)
 
     def terms(self, step: Step) -> Terms:
         with torch.no_grad(), step.autocast():
-            auxiliary = self.view(step.images)
-        *early, last = (divergence(s, a) for s, a in zip(layers(step.student), layers(auxiliary), strict=True))
+            auxiliary = self.tapped(step.images)
+        *early, last = (
+            divergence(s, a) for s, a in zip(layers(step.student), layers(auxiliary), strict=True)
+        )
         weight = self.cfg.early_weight * self.cfg.decay**step.epoch
         return {"embedding": last} | ({"layers": weight * torch.stack(early).sum()} if early else {})
 
     def phases(self, student: Tapped) -> list[Phase]:
-        return [Phase("auxiliary", self.auxiliary_loss, (self.auxiliary,)), Phase("distill", self.loss, (student.net,))]
+        return [
+            Phase("auxiliary", self.auxiliary_loss, (self.auxiliary,)),
+            Phase("distill", self.loss, (student.net,)),
+        ]
 
     def auxiliary_loss(self, step: Step) -> Loss:
         with step.autocast():
-            auxiliary = self.view(step.images)
+            auxiliary = self.tapped(step.images)
         return {
             "ce": Weighted(F.cross_entropy(auxiliary.logits, step.labels), 1.0),
             "pkt": Weighted(transfer(auxiliary.pooled, step.teacher.pooled), self.cfg.auxiliary_weight),
         }
 
 
-def layers(view: View) -> list[Tensor]:
-    """B x C of every stage but the stem, shallow to deep, and the embedding."""
-    return [stage.mean((2, 3)) for name, stage in view.stages.items() if name != "stem"] + [view.pooled]
+def layers(answer: Answer) -> list[Tensor]:
+    """All maps but the stem, shallow to deep, each pooled to B x C, and the pooled embedding."""
+    return [answer.maps[name].mean((2, 3)) for name in answer.body] + [answer.pooled]
 
 
 def divergence(student: Tensor, auxiliary: Tensor) -> Tensor:
-    """Jeffreys' divergence of two layers' neighbourhoods, both kernels summed, mean over the instances."""
-    total = student.sum() * 0  # one instance has no neighbours
+    """Jeffreys' divergence of the neighbours in two layers, B x C; sum over kernels, mean over images."""
+    total = student.sum() * 0  # a value with a gradient even for one image, which has no neighbours
     for kernel in (cosine, t_student):
         p_s, p_a = neighbours(kernel(student)), neighbours(kernel(auxiliary))
         total = total + ((p_a - p_s) * (p_a / p_s).log()).sum() / len(student)
@@ -78,14 +96,16 @@ def divergence(student: Tensor, auxiliary: Tensor) -> Tensor:
 
 
 def t_student(x: Tensor) -> Tensor:
-    return 1 / (1 + torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist"))  # a batch is small: exact distances cost nothing
+    """The t-student kernel `1 / (1 + ||x_i - x_j||)`, B x D to B x B."""
+    return 1 / (1 + exact_distances(x, x))
 
 
 def doubled(probe: Step) -> nn.Module:
-    """The student's architecture with random weights and twice the width.
+    """The student's architecture with twice the width and random weights.
 
-    Every layer, when the images first reach it, is made to take as many channels as come in and to give twice as many as it did; only
-    the classifier gives what it gave. Whatever joins, splits or adds channels on the way thus fits by itself.
+    One pass of the images widens each layer when they reach it: the layer takes as many channels as arrive,
+    and gives twice as many as before. The classifier gives as many as before. So the widths also fit where
+    the network joins, splits or adds channels.
     """
     assert probe.student_net is not None, "the auxiliary teacher is made from the student"
     net = copy.deepcopy(probe.student_net.net)
@@ -93,25 +113,33 @@ def doubled(probe: Step) -> nn.Module:
     done: set[nn.Module] = set()
     hooks = []
     for path, module in net.named_modules():
-        module._forward_hooks.clear()  # the student's taps came along
+        module._forward_hooks.clear()  # the copy has the hooks of the student's taps
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
-            hooks.append(module.register_forward_pre_hook(partial(_widen, done, 1 if module is classifier else 2)))
-        elif next(module.parameters(recurse=False), None) is not None and not (isinstance(module, nn.PReLU) and module.num_parameters == 1):
-            raise _refusal(net, f"{path or 'the network itself'}, a {type(module).__name__}, has weights of its own")
+            hooks.append(
+                module.register_forward_pre_hook(partial(_widen, done, 1 if module is classifier else 2))
+            )
+        elif next(module.parameters(recurse=False), None) is not None and not (
+            isinstance(module, nn.PReLU) and module.num_parameters == 1
+        ):
+            raise _refusal(
+                net, f"{path or 'the network itself'}, a {type(module).__name__}, has weights of its own"
+            )
     try:
-        with resting(net):
-            answers = net(probe.images).shape
+        with in_eval_mode(net):
+            shape = net(probe.images).shape
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
         raise _refusal(net, str(error)) from error
-    if answers != probe.student.logits.shape:
-        raise _refusal(net, f"it would answer {tuple(answers)} instead of {tuple(probe.student.logits.shape)}")
+    if shape != probe.student.logits.shape:
+        raise _refusal(
+            net, f"its logits would be {tuple(shape)} instead of {tuple(probe.student.logits.shape)}"
+        )
     for hook in hooks:
         hook.remove()
     return net
 
 
 def _widen(done: set[nn.Module], factor: int, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-    """Once a layer, however often it's called."""
+    """Widen a layer at its first call. `done` is the set of layers that are wide already."""
     if layer in done:
         return
     done.add(layer)
@@ -121,7 +149,7 @@ def _widen(done: set[nn.Module], factor: int, layer: nn.Module, args: tuple[Tens
         layer.in_features, layer.out_features = width, factor * layer.out_features
         shape = (layer.out_features, width)
     elif isinstance(layer, nn.Conv2d):
-        if layer.groups == layer.in_channels > 1:  # depthwise stays so
+        if layer.groups == layer.in_channels > 1:  # a depthwise convolution stays one
             layer.out_channels, layer.groups = width * (layer.out_channels // layer.groups), width
         else:
             layer.out_channels *= factor
@@ -138,6 +166,7 @@ def _widen(done: set[nn.Module], factor: int, layer: nn.Module, args: tuple[Tens
 
 def _refusal(net: nn.Module, why: str) -> InputError:
     return InputError(
-        f"method.name: hkd needs an auxiliary teacher, the student with twice the width, but {type(net).__name__} can't be widened: {why}. "
-        "Choose another student, or a method without an auxiliary teacher, such as pkt."
+        "method.name: hkd needs an auxiliary teacher, which is the student with twice the width, but "
+        f"{type(net).__name__} cannot be widened: {why}. Choose another student, or a method without an "
+        "auxiliary teacher, such as pkt."
     )

@@ -1,17 +1,23 @@
 """Jacobian matching (Srinivas & Fleuret, "Knowledge Transfer with Jacobian Matching", 2018).
 
-`mean over the batch of ||n(dT/dx) - n(dS/dx)||^2`, where n brings one image's whole gradient to length one and T, S are one number an
-image: `of: logit` the teacher's strongest logit and the same logit of the student; `of: attention` the place where the teacher's attention
-map (mean over channels of the squared last map) is strongest, and the same place of the student's. The paper takes one output, since a
-gradient for each is too dear, and derives the squared distance from distillation under noise on the input. 0 if the student is the
-teacher; at most 4.
+The term is `mean over the batch of ||n(dT/dx) - n(dS/dx)||^2`, where n scales the whole gradient of one image
+x to length one. T and S are one number for each image:
 
-Our reading: both networks are asked about the teacher's choice of logit or place; each one's own may differ, and then nothing comparable is
-matched. Images in a training-mode student share batch statistics, so its gradient is that of the sum over the batch. Maps of different
-size are pooled to the smaller one. No public table gives a weight: ours are 1 for the term, the labels and KD, since the paper matches
-Jacobians together with labels and activations, never alone.
+- `of: logit`: the teacher's largest logit, and the student's logit of the same class
+- `of: attention`: the teacher's attention (mean over channels of the squared last map) at the place where it
+  is largest, and the student's at the same place
 
-The step needs its networks, or views whose graph leads back to the images: a stored view has no gradient.
+One output is enough in the paper, since a gradient for each would cost too much. The paper derives the
+squared distance from distillation with noise on the images. The term is between 0 (the student is the
+teacher) and 4.
+
+Our reading: the teacher chooses the logit or the place for both networks. If each network chose its own,
+outputs that mean different things would be compared. In training mode, the images of a batch share the
+statistics of the student's batch norms, so the student's gradient is that of the sum over the batch. Maps of
+different size are pooled to the smaller size. No public table has a weight. Ours is 1 for labels, KD and the
+term, since the paper always matches Jacobians together with labels and activations.
+
+Both answers must have a graph back to the images. A stored answer has none.
 """
 
 from typing import Literal
@@ -22,51 +28,63 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.functional import match_size
-from pipeline.inputs import InputError
-from pipeline.methods.base import Method, MethodConfig, Terms
-from pipeline.taps import Step, View
+from pipeline.methods import Method, MethodConfig, Terms
+from pipeline.settings import InputError
+from pipeline.taps import Answer, Step
 
 
-class JacobianMatching(Method):
+class Config(MethodConfig):
+    kd_weight: float = Field(1.0, ge=0)
+    of: Literal["logit", "attention"] = Field(
+        "logit", description="the output whose gradient with respect to the image is matched"
+    )
+
+
+class JacobianMatching(Method[Config]):
     needs_image_gradients = True
-
-    class Config(MethodConfig):
-        kd_weight: float = Field(1.0, ge=0)
-        of: Literal["logit", "attention"] = Field("logit", description="the output whose gradient with respect to the image is matched")
 
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
-        self.cfg: JacobianMatching.Config = cfg
-        if cfg.of == "logit" and probe.teacher.logits.shape[1] != probe.student.logits.shape[1]:
+        classes, teacher_classes = probe.student.logits.shape[1], probe.teacher.logits.shape[1]
+        if cfg.of == "logit" and teacher_classes != classes:
             raise InputError(
-                f"method.of is 'logit', but the teacher tells {probe.teacher.logits.shape[1]} classes apart and the student "
-                f"{probe.student.logits.shape[1]}: no logit of one is a logit of the other. Set method.of to attention."
+                f"method.of is 'logit', but the teacher has {teacher_classes} classes and the student "
+                f"{classes}, so their logits cannot be matched. Set method.of to attention."
             )
-        last = (list(probe.student.stages)[-1:], list(probe.teacher.stages)[-1:])
+        last = (list(probe.student.maps)[-1:], list(probe.teacher.maps)[-1:])
         self.pairs = list(zip(*last, strict=True)) if cfg.of == "attention" else [("logits", "logits")]
 
     def terms(self, step: Step) -> Terms:
-        student, teacher = _attentions(step) if self.cfg.of == "attention" else (step.student.logits, step.teacher.logits)
-        for view, outputs in (("student", student), ("teacher", teacher)):
-            assert outputs.requires_grad, f"the {view}'s view doesn't lead back to the images"
+        student, teacher = (
+            _attentions(step) if self.cfg.of == "attention" else (step.student.logits, step.teacher.logits)
+        )
+        for network, outputs in (("student", student), ("teacher", teacher)):
+            assert outputs.requires_grad, f"the {network}'s answer has no graph back to the images"
         strongest = teacher.argmax(1, keepdim=True)
-        return {"jacobian": gradient_distance(student.gather(1, strongest), teacher.gather(1, strongest), step.images)}
+        return {
+            "jacobian": gradient_distance(
+                student.gather(1, strongest), teacher.gather(1, strongest), step.images
+            )
+        }
 
 
 def gradient_distance(student: Tensor, teacher: Tensor, images: Tensor) -> Tensor:
-    """Mean squared distance of the images' normalised gradients; only the student's can be trained through."""
-    # the teacher's graph is kept, since plain KD reads the same logits
+    """Mean squared distance of the normalised gradients with respect to the images; only the student's is
+    differentiable. Both outputs have one number for each image."""
+    # the teacher's graph must stay, since plain KD reads the same logits
     (of_teacher,) = torch.autograd.grad(teacher.sum(), images, retain_graph=True)
     (of_student,) = torch.autograd.grad(student.sum(), images, create_graph=True)
-    of_student, of_teacher = (F.normalize(gradient.flatten(1), dim=1) for gradient in (of_student, of_teacher))
+    of_student, of_teacher = (
+        F.normalize(gradient.flatten(1), dim=1) for gradient in (of_student, of_teacher)
+    )
     return (of_student - of_teacher).pow(2).sum(1).mean()
 
 
 def _attentions(step: Step) -> tuple[Tensor, Tensor]:
-    """B x HW, of the last stages."""
+    """The attention of both networks in their last maps, pooled to one size: B x HW each."""
     student, teacher = match_size(_attention(step.student), _attention(step.teacher))
     return student.flatten(1), teacher.flatten(1)
 
 
-def _attention(view: View) -> Tensor:
-    return list(view.stages.values())[-1].pow(2).mean(1, keepdim=True)
+def _attention(answer: Answer) -> Tensor:
+    return list(answer.maps.values())[-1].pow(2).mean(1, keepdim=True)

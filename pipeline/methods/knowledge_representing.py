@@ -1,34 +1,44 @@
-"""Knowledge Representing (Liu et al., "Knowledge Representing: Efficient, Sparse Representation of Prior Knowledge for Knowledge
-Distillation", 2019).
+"""Knowledge Representing (Liu et al., "Knowledge Representing: Efficient, Sparse Representation of Prior
+Knowledge for Knowledge Distillation", 2019).
 
-Phase `aggregate` (Eq. 9) reads the teacher alone: every `layers` neighbouring convolutions of it become one layer of a shallower network
-W~ (`aggregate`), `KL(teacher || W~) + gamma * sum over groups of std(W_group) * ||F_group - F_W~||_2`; the spread of a group's weights
-weighs groups where errors pile up. Phase `distill` (Eq. 2 and 10): beside labels and KD, the base's, the student's stages meet layers of
-W~, `||F_W~ - r(F_s)||_2` with r a 1x1 convolution and batch norm, and its gradients g are recoded by the sparse penalty
-`phi(g) = (|g| + g^2) / eps if |g| >= eps else 0`: the optimiser sees `g + lambda * sign(g) * phi(g)`, so that dominant weights move
-further and the others no more than before. eps is learned with the weights, from the mean magnitude of the tensor's. `sparse: false` is
-the paper's Dense variant.
+Phase `aggregate` (Eq. 9) reads only the teacher. Each group of `layers` consecutive convolutions of the
+teacher becomes one layer of a shallower network W~, the aggregate, which is trained with
+`KL(teacher || W~) + gamma * sum over groups of std(W_group) * ||F_group - F_W~||_2`.
+F is the map (B x C x H x W) at the end of a group, W are the weights of its convolutions. The norm is that of
+one image, mean over the batch. The standard deviation gives more weight to groups where errors add up.
+
+Phase `distill` (Eq. 2 and 10) matches maps of the student with maps of W~, beside labels and KD. Term
+`layers` is the sum over the matched maps of `||F_W~ - r(F_s)||_2`, where r is a 1x1 convolution and a batch
+norm. The student's gradients g are recoded with the sparse penalty:
+`phi(g) = (|g| + g^2) / eps if |g| >= eps else 0`.
+The optimizer gets `g + lambda * sign(g) * phi(g)`. So dominant weights move further, and the others no more
+than before. The threshold eps is trained too, and starts at the mean absolute value of the weights of a
+tensor. `sparse: false` is the paper's Dense variant.
+
+Default weights of labels, KD and term: 0.1, 0.9 and 0.1. The paper does not give gamma, lambda or the weight
+of the term.
 
 Our reading, where the text is silent:
-- A group ends where everything the teacher knows passes: after a block, a stage or a layer outside any block, never inside a residual
-  branch. So groups have `layers` convolutions or the fewest more that end so; parallel ones (shortcuts, branches) count once. A ResNet of
-  26 layers becomes seven layers and a classifier, the 8 of the paper's student.
-- A layer of W~ is a 3x3 convolution, batch norm and ReLU; depthwise and 1x1 where the 3x3 would be larger than the whole group
-  (bottlenecks, depthwise blocks), wider than 3 where it shrinks a map more than twice. Where the group's map has negative values the
-  ReLU stands at the head of the next layer. W is the convolutions' weights. The phases follow each other; the paper alternates them.
-- Student and W~ need no equal depth: from the deepest on, each stage of the student (all but the stem) meets the deepest layer of W~, above
-  the one just taken, whose map is nearest to its in size.
-- Minimising phi literally (through second derivatives) would shrink large gradients, but the text has them enhanced and the update boosted:
-  so phi is added to the gradient. It recodes the weights of the convolutions and linear layers, one eps a tensor, kept as its logarithm.
-  eps descends on `lambda * mean phi` (Eq. 10): it rises, fast while many gradients are above it, so that the boost fades by itself.
-- Gradients of a mean over a batch are far below weights: with a ResNet-8 on CIFAR-10 no convolution had more than 0.3 % of its gradients
-  above its mean weight (0 in most), so that eps would never move. `gradients: relative`, the default, brings a tensor's gradients to its
-  weights' mean magnitude before phi, and back; at the start those above average are dominant. `raw` is the letter.
 
-gamma, lambda and the weight of the layers aren't in the text. Seen with 500 images of CIFAR-10, resnet14 (77.3 %) to resnet8, one seed,
-validation: both phases want steps. 200 of AdamW at 0.003 left W~ 54-73 % off the teacher's maps and at 42 %; 480 at 0.01 brought it to
-57.7 %. From the latter the student after 200 steps is where KD is (41.4 and 41.6 %); after 480 at 0.01: KD 52.3 %, Dense 58.7 %, sparse
-58.0 %. By 480 steps of SGD at 0.02, which undoes less of what is done to a gradient's size: Dense 48.0 %, sparse 50.8 %.
+- A group ends where the whole signal passes through one module: after a block, a sequence of blocks, or a
+  layer outside of any block, never inside a residual branch. So a group has `layers` convolutions, or as few
+  more as this allows. Parallel convolutions (shortcuts, branches) count as one. A ResNet of 26 layers becomes
+  seven layers and a classifier, the 8 of the paper's student.
+- A layer of W~ is a 3x3 convolution, a batch norm and a ReLU. If the 3x3 convolution would have more weights
+  than the whole group (bottlenecks, depthwise blocks), it is a depthwise and a 1x1 convolution instead. The
+  kernel is wider than 3 if a map shrinks more than twice. If the group's map has negative values, the ReLU is
+  at the start of the next layer instead. The phases follow each other; the paper alternates them.
+- The student and W~ may differ in depth. From the deepest on, each map of the student (all but the stem) is
+  matched with the layer of W~ whose map is nearest in size, the deepest if there are several. Only layers
+  that are shallower than the one matched before are considered.
+- To minimise phi itself (with second derivatives) would make large gradients smaller, but the text wants them
+  enhanced. So phi is added to the gradient. This is done for the weights of convolutions and linear layers,
+  with one eps for each tensor, stored as its logarithm. eps descends on `lambda * mean phi` (Eq. 10). It
+  rises, and faster while many gradients are above it, so the boost fades by itself.
+- Gradients of a mean over a batch are far smaller than weights, so eps would hardly ever move.
+  `gradients: relative`, the default, brings a tensor's gradients to the mean absolute value of its weights
+  before phi, and back after it. So at the start the gradients above their mean are the dominant ones.
+  `gradients: raw` is the formula to the letter.
 """
 
 import math
@@ -43,92 +53,122 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.functional import match_size, softened_kl
-from pipeline.inputs import InputError
-from pipeline.methods.base import Loss, Method, MethodConfig, Phase, Terms, Weighted
-from pipeline.taps import Step, Tapped, resting
+from pipeline.methods import Loss, Method, MethodConfig, Phase, Terms, Weighted
+from pipeline.settings import InputError
+from pipeline.taps import Step, Tapped, in_eval_mode
 
-SMALLEST = 1e-30
+TINY = 1e-30  # smaller values count as this in a division or a logarithm
 
 
-class KnowledgeRepresenting(Method):
-    class Config(MethodConfig):
-        ce_weight: float = Field(0.1, ge=0)
-        kd_weight: float = Field(0.9, ge=0)
-        term_weight: float = Field(0.1, ge=0)
-        layers: int = Field(3, ge=1, description="of the teacher that become one; the paper's c (4 for ImageNet)")
-        gamma: float = Field(1.0, ge=0, description="of the groups' distances in phase aggregate")
-        sparse: bool = Field(True, description="recode the student's gradients; false: the paper's Dense variant")
-        sparse_weight: float = Field(0.03, gt=0, description="lambda, of the sparse recoding penalty")
-        gradients: Literal["relative", "raw"] = Field("relative", description="what is held against eps: on the weights' scale, or as is")
-        student_stages: tuple[str, ...] = Field((), description="empty: all but the stem")
+class Config(MethodConfig):
+    ce_weight: float = Field(0.1, ge=0)
+    kd_weight: float = Field(0.9, ge=0)
+    term_weight: float = Field(0.1, ge=0)
+    layers: int = Field(
+        3,
+        ge=1,
+        description="convolutions of the teacher that become one layer; the paper's c (4 for ImageNet)",
+    )
+    gamma: float = Field(1.0, ge=0, description="weight of the distances of the groups in phase aggregate")
+    sparse: bool = Field(True, description="recode the student's gradients; false: the paper's Dense variant")
+    sparse_weight: float = Field(0.03, gt=0, description="lambda, weight of the sparse penalty")
+    gradients: Literal["relative", "raw"] = Field(
+        "relative", description="gradients are compared with eps on the scale of the weights, or as they are"
+    )
+    student_maps: tuple[str, ...] = Field(
+        (), description="names of the student's maps; empty: all but the stem"
+    )
 
+
+class KnowledgeRepresenting(Method[Config]):
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
-        self.cfg: KnowledgeRepresenting.Config = cfg
         assert probe.teacher_net is not None, "W~ is made from the teacher's layers"
         assert probe.student_net is not None, "the thresholds are made from the student's weights"
-        self.teacher: Tapped = probe.teacher_net  # no module, so the teacher isn't saved with the method
+        self.teacher: Tapped = probe.teacher_net  # not a module, so it is not saved with the method
         self.groups = grouped(self.teacher, probe.images, cfg.layers)
         self.aggregate = Aggregate(self.groups, probe.images.shape, classes=probe.teacher.logits.shape[1])
-        for name in cfg.student_stages:
-            probe.student.stage(name, "method.student_stages")
-        stages = cfg.student_stages or [name for name in probe.student.stages if name != "stem"]
-        met = matched([probe.student.stages[name] for name in stages], [group.map for group in self.groups])
-        self.meetings = [(stages[n], layer) for n, layer in met]  # (of the student, of W~)
-        self.pairs = [(stage, end) for stage, layer in self.meetings if (end := _stage_of(self.groups[layer], probe.teacher.stages))]
-        self.adapters = nn.ModuleList(adapter_of(probe.student.stages[stage], self.groups[layer].map) for stage, layer in self.meetings)
+        for name in cfg.student_maps:
+            probe.student.named_map(name, "method.student_maps")
+        names = cfg.student_maps or probe.student.body
+        maps = [probe.student.maps[name] for name in names]
+        matches = match_layers(maps, [group.map for group in self.groups])
+        self.matches = [(names[n], layer) for n, layer in matches]  # (map of the student, layer of W~)
+        self.pairs = [
+            (name, end)
+            for name, layer in self.matches
+            if (end := _map_of(self.groups[layer], probe.teacher.maps))
+        ]
+        self.adapters = nn.ModuleList(
+            adapter_of(probe.student.maps[name], self.groups[layer].map) for name, layer in self.matches
+        )
         self.thresholds = Thresholds(weights_of(probe.student_net.net)) if cfg.sparse else None
 
     def terms(self, step: Step) -> Terms:
         with torch.no_grad(), step.autocast():
             maps, _ = self.aggregate(step.images)
-        meetings = zip(self.adapters, self.meetings, strict=True)
-        far = [distance(adapter(step.student.stages[stage]), maps[layer].float()) for adapter, (stage, layer) in meetings]
-        return {"layers": torch.stack(far).sum()}
+        distances = [
+            distance(adapter(step.student.maps[name]), maps[layer].float())
+            for adapter, (name, layer) in zip(self.adapters, self.matches, strict=True)
+        ]
+        return {"layers": torch.stack(distances).sum()}
 
     def phases(self, student: Tapped) -> list[Phase]:
-        own = (self.adapters,) if self.thresholds is None else (self.adapters, self.thresholds)
+        adapters = (self.adapters,) if self.thresholds is None else (self.adapters, self.thresholds)
+        settings = ("layers", "gamma", "temperature")
         return [
-            Phase("aggregate", self.aggregate_loss, (self.aggregate,), of_teacher=("layers", "gamma", "temperature")),
-            Phase("distill", self.loss, (student.net, *own)),
+            Phase("aggregate", self.aggregate_loss, (self.aggregate,), of_teacher=settings),
+            Phase("distill", self.loss, (student.net, *adapters)),
         ]
 
     def aggregate_loss(self, step: Step) -> Loss:
         with torch.no_grad(), step.autocast():
-            wanted, answers = maps_of(self.teacher, [group.path for group in self.groups], step.images)
+            teacher_maps, teacher_logits = maps_of(self.teacher, [g.path for g in self.groups], step.images)
         with step.autocast():
             maps, logits = self.aggregate(step.images)
-        loss = {"kd": Weighted(softened_kl(logits.float(), answers, self.cfg.temperature), 1.0)}
+        loss = {"kd": Weighted(softened_kl(logits.float(), teacher_logits, self.cfg.temperature), 1.0)}
         if self.cfg.gamma:
-            far = [group.spread * distance(a.float(), t) for group, a, t in zip(self.groups, maps, wanted, strict=True)]
-            loss["groups"] = Weighted(torch.stack(far).sum(), self.cfg.gamma)
+            distances = [
+                group.spread * distance(a.float(), t)
+                for group, a, t in zip(self.groups, maps, teacher_maps, strict=True)
+            ]
+            loss["groups"] = Weighted(torch.stack(distances).sum(), self.cfg.gamma)
         return loss
 
     @torch.no_grad()
     def after_backward(self, step: Step, student: Tapped) -> None:
-        """In phase distill, the student's gradients become the recoded ones, and eps gets its own."""
+        """In phase `distill`: recode the student's gradients, and set that of eps."""
         if self.thresholds is not None and self.thresholds.log.requires_grad:
             relative = self.cfg.gradients == "relative"
-            self.notes["dominant gradients"] = self.thresholds.recode(weights_of(student.net), self.cfg.sparse_weight, relative=relative)
+            self.notes["dominant gradients"] = self.thresholds.recode(
+                weights_of(student.net), self.cfg.sparse_weight, relative=relative
+            )
 
 
 class Thresholds(nn.Module):
-    """eps of the sparse recoding penalty, one a tensor of weights."""
+    """eps of the sparse penalty, one for each tensor of weights."""
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         super().__init__()
-        self.log = nn.Parameter(torch.stack([weight.detach().abs().mean().clamp_min(SMALLEST).log() for weight in weights]))
+        self.log = nn.Parameter(
+            torch.stack([weight.detach().abs().mean().clamp_min(TINY).log() for weight in weights])
+        )
 
     def recode(self, weights: Sequence[Tensor], strength: float, *, relative: bool) -> Tensor:
-        """Change the gradients of `weights` and set that of the thresholds; the share of gradients above them comes back."""
+        """Change the gradients of `weights`, and set that of the thresholds.
+
+        Return the share of gradients that are above their threshold.
+        """
         penalties, dominant = [], []
         for weight, eps in zip(weights, self.log.exp(), strict=True):
-            if weight.grad is None:  # nothing in the loss depends on it
+            if weight.grad is None:  # the loss does not depend on it
                 penalties.append(torch.zeros_like(eps))
                 continue
-            scale = weight.abs().mean() / weight.grad.abs().mean().clamp_min(SMALLEST) if relative else torch.ones_like(eps)
+            scale = torch.ones_like(eps)
+            if relative:
+                scale = weight.abs().mean() / weight.grad.abs().mean().clamp_min(TINY)
             phi = penalty(scale * weight.grad, eps)
-            weight.grad += strength * weight.grad.sign() * phi / scale.clamp_min(SMALLEST)
+            weight.grad += strength * weight.grad.sign() * phi / scale.clamp_min(TINY)
             penalties.append(phi.mean())
             dominant.append((phi > 0).sum())
         self.log.grad = -strength * torch.stack(penalties)  # d phi / d log eps = -phi
@@ -136,33 +176,41 @@ class Thresholds(nn.Module):
 
 
 def penalty(gradient: Tensor, eps: Tensor) -> Tensor:
-    """The sparse recoding penalty of every gradient (Eq. 4)."""
+    """The sparse penalty phi of each gradient (Eq. 4)."""
     size = gradient.abs()
     return torch.where(size >= eps, (size + size.square()) / eps, 0)
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distance of two maps of an image, mean over the batch."""
+    """Euclidean distance of two maps, B x C x H x W, for each image; mean over the batch."""
     a, b = match_size(a, b)
-    return torch.linalg.vector_norm((a - b).flatten(1), dim=1).mean()
+    distances: Tensor = torch.linalg.vector_norm((a - b).flatten(1), dim=1)
+    return distances.mean()
 
 
 def weights_of(net: nn.Module) -> list[Tensor]:
-    """The kernels and matrices that connect neurons."""
+    """The weights of all convolutions and linear layers, without biases."""
     return [module.weight for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
 
 
 def adapter_of(student: Tensor, aggregate: Tensor) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(student.shape[1], aggregate.shape[1], 1, bias=False), nn.BatchNorm2d(aggregate.shape[1]))
+    """r: from a map of the student to the width of a map of W~."""
+    return nn.Sequential(
+        nn.Conv2d(student.shape[1], aggregate.shape[1], 1, bias=False), nn.BatchNorm2d(aggregate.shape[1])
+    )
 
 
-def matched(student: Sequence[Tensor], layers: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Which layer of W~ each of the student's maps meets; the shallowest maps meet none where there are fewer layers."""
+def match_layers(student: Sequence[Tensor], layers: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Pairs of a map of the student and a layer of W~, by their indices, shallow to deep.
+
+    If W~ has too few layers, the shallowest maps of the student are left out.
+    """
     pairs: list[tuple[int, int]] = []
     for n in reversed(range(len(student))):
         above = range(pairs[-1][1] if pairs else len(layers))
         if above:
-            pairs.append((n, min(reversed(above), key=lambda layer: abs(math.log(_size(layers[layer]) / _size(student[n]))))))
+            ratios = {layer: abs(math.log(_size(layers[layer]) / _size(student[n]))) for layer in above}
+            pairs.append((n, min(reversed(above), key=ratios.__getitem__)))
     return pairs[::-1]
 
 
@@ -172,16 +220,19 @@ def _size(x: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Group:
-    """Neighbouring layers of the teacher."""
+    """Consecutive convolutions of the teacher."""
 
-    path: str  # of the module that ends it
-    map: Tensor  # what that module made of the probe
-    spread: float  # standard deviation of its weights
-    weights: int
+    path: str  # of the module that ends the group
+    map: Tensor  # output of that module for the probe
+    spread: float  # standard deviation of the weights
+    weights: int  # their number
 
 
 class Aggregate(nn.Module):
-    """W~: a layer a group, and a linear classifier on the mean of the last map."""
+    """W~: one layer for each group, and a linear classifier on the mean of the last map.
+
+    `images` is the shape of a batch of images.
+    """
 
     def __init__(self, groups: Sequence[Group], images: Sequence[int], *, classes: int) -> None:
         super().__init__()
@@ -190,12 +241,17 @@ class Aggregate(nn.Module):
         for group in groups:
             layer: list[nn.Module] = [nn.ReLU()] if signed else []
             layer += convolutions(channels, group.map.shape[1], size, group.map.shape[2:], most=group.weights)
-            channels, size, signed = group.map.shape[1], tuple(group.map.shape[2:]), bool((group.map < 0).any())
+            channels, size, signed = (
+                group.map.shape[1],
+                tuple(group.map.shape[2:]),
+                bool((group.map < 0).any()),
+            )
             layer += [nn.BatchNorm2d(channels)] + ([] if signed else [nn.ReLU()])
             self.layers.append(nn.Sequential(*layer))
         self.classifier = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The map of each layer, and the logits."""
         maps = []
         for layer in self.layers:
             x = layer(x)
@@ -203,65 +259,93 @@ class Aggregate(nn.Module):
         return maps, self.classifier(x.mean((2, 3)))
 
 
-def convolutions(inputs: int, outputs: int, size: Sequence[int], wanted: Sequence[int], *, most: int) -> list[nn.Module]:
-    """One convolution from a map's size to another's, or a depthwise and a 1x1 one where that has more than `most` weights."""
-    stride = max(1, round(size[0] / wanted[0])), max(1, round(size[1] / wanted[1]))
-    kernel = max(3, 2 * stride[0] - 1), max(3, 2 * stride[1] - 1)  # no pixel is skipped
+def convolutions(
+    inputs: int, outputs: int, size: Sequence[int], new_size: Sequence[int], *, most: int
+) -> list[nn.Module]:
+    """One convolution from a map of `size` to one of `new_size`; they are its height and width.
+
+    If it would have more than `most` weights, a depthwise and a 1x1 convolution.
+    """
+    stride = max(1, round(size[0] / new_size[0])), max(1, round(size[1] / new_size[1]))
+    kernel = max(3, 2 * stride[0] - 1), max(3, 2 * stride[1] - 1)  # wide enough to skip no position
     padding = kernel[0] // 2, kernel[1] // 2
     if inputs * outputs * kernel[0] * kernel[1] <= most:
         return [nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)]
-    return [nn.Conv2d(inputs, inputs, kernel, stride, padding, groups=inputs, bias=False), nn.Conv2d(inputs, outputs, 1, bias=False)]
+    return [
+        nn.Conv2d(inputs, inputs, kernel, stride, padding, groups=inputs, bias=False),
+        nn.Conv2d(inputs, outputs, 1, bias=False),
+    ]
 
 
 def grouped(teacher: Tapped, images: Tensor, layers: int) -> list[Group]:
-    """The teacher's convolutions in the order they run, in groups of at least `layers` that end where a whole module has answered.
+    """The teacher's convolutions in the order in which they run, in groups of at least `layers`.
 
-    Only modules whose parents are all nn.Sequential, or the network itself, end a group: what they answer is all that later ones see.
+    A group ends with a module whose parents are all nn.Sequential, or the network itself. So its output is
+    all that later modules get.
     """
-    net = teacher.net
-    read: dict[int, Tensor] = {}  # what convolutions read: several that read the same count as one layer
-    convolutions: list[tuple[int, Tensor]] = []  # the layers so far, and the weights
-    ends: list[tuple[int, str, Tensor]] = []
-
-    def note(path: str, module: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
-        if isinstance(module, nn.Conv2d) and path != teacher.classifier:
-            read[id(args[0])] = args[0]
-            convolutions.append((len(read), module.weight))
-        if isinstance(output, Tensor) and output.ndim == 4 and read and _in_line(net, path):
-            ends.append((len(read), path, output))
-
-    hooks = [module.register_forward_hook(partial(note, path)) for path, module in net.named_modules() if path]
-    with resting(net):
-        teacher(images)
-    for hook in hooks:
-        hook.remove()
-    times = Counter(path for _, path, _ in ends)
-    last: dict[int, tuple[str, Tensor]] = {}
-    for count, path, output in ends:
-        if times[path] == 1 and (count not in last or last[count][1].shape == output.shape):  # not what is pooled for the next layer
-            last[count] = path, output
-    depth = max(last, default=0)
+    convolutions, ends = _observe(teacher, images)
+    depth = max(ends, default=0)
     if depth < layers:
         raise InputError(
-            f"method.layers: {layers} convolutions of the teacher are to become one layer, but {type(net).__name__} shows {depth} "
-            "one after the other. Lower method.layers, or choose a convolutional teacher or a method that needs no layers, such as kd."
+            f"method.layers: {layers} convolutions of the teacher are to become one layer, but "
+            f"{type(teacher.net).__name__} has {depth} one after the other. Lower method.layers. Or choose a "
+            "convolutional teacher, or a method that does not need one, such as kd."
         )
     groups, start = [], 0
-    for count, (path, output) in last.items():
-        if count - start >= layers or count == depth:
-            weights = torch.cat([weight.flatten() for n, weight in convolutions if start < n <= count])
+    for end, (path, output) in ends.items():
+        if end - start >= layers or end == depth:
+            weights = torch.cat([weight.flatten() for n, weight in convolutions if start < n <= end])
             groups.append(Group(path, output, weights.std().item(), weights.numel()))
-            start = count
+            start = end
     return groups
 
 
+def _observe(
+    teacher: Tapped, images: Tensor
+) -> tuple[list[tuple[int, Tensor]], dict[int, tuple[str, Tensor]]]:
+    """The teacher's convolutions and the possible ends of groups, from one pass of the images.
+
+    Depth is the number of convolutions so far. Returned are depth and weights of each convolution; and for
+    each depth the path and the output of the module that can end a group there.
+    """
+    net = teacher.net
+    inputs: dict[int, Tensor] = {}  # of convolutions; those that read the same tensor count as one layer
+    convolutions: list[tuple[int, Tensor]] = []
+    outputs: list[tuple[int, str, Tensor]] = []
+
+    def note(path: str, module: nn.Module, args: tuple[Tensor, ...], output: object) -> None:
+        if isinstance(module, nn.Conv2d) and path != teacher.classifier:
+            inputs[id(args[0])] = args[0]
+            convolutions.append((len(inputs), module.weight))
+        if isinstance(output, Tensor) and output.ndim == 4 and inputs and _in_line(net, path):
+            outputs.append((len(inputs), path, output))
+
+    hooks = [
+        module.register_forward_hook(partial(note, path)) for path, module in net.named_modules() if path
+    ]
+    with in_eval_mode(net):
+        teacher(images)
+    for hook in hooks:
+        hook.remove()
+    calls = Counter(path for _, path, _ in outputs)
+    ends: dict[int, tuple[str, Tensor]] = {}
+    for depth, path, output in outputs:
+        # an output of another size at the same depth is already pooled for the next layer
+        if calls[path] == 1 and (depth not in ends or ends[depth][1].shape == output.shape):
+            ends[depth] = path, output
+    return convolutions, ends
+
+
 def _in_line(net: nn.Module, path: str) -> bool:
+    """Whether the parents of the module, below the network itself, are all nn.Sequential."""
     parents = path.split(".")[:-1]
-    return all(isinstance(net.get_submodule(".".join(parents[: n + 1])), nn.Sequential) for n in range(len(parents)))
+    return all(
+        isinstance(net.get_submodule(".".join(parents[: n + 1])), nn.Sequential) for n in range(len(parents))
+    )
 
 
 def maps_of(teacher: Tapped, paths: Sequence[str], images: Tensor) -> tuple[list[Tensor], Tensor]:
-    """What these modules answer, and the logits."""
+    """The outputs of these modules, and the logits."""
     maps: dict[str, Tensor] = {}
     modules = [teacher.net.get_submodule(path) for path in paths]
     hooks = [
@@ -276,6 +360,6 @@ def maps_of(teacher: Tapped, paths: Sequence[str], images: Tensor) -> tuple[list
     return [maps[path].float() for path in paths], logits
 
 
-def _stage_of(group: Group, stages: Mapping[str, Tensor]) -> str:
-    """The teacher's stage that the group ends in: the deepest one of its shape, or none."""
-    return next((name for name, stage in reversed(list(stages.items())) if stage.shape == group.map.shape), "")
+def _map_of(group: Group, maps: Mapping[str, Tensor]) -> str:
+    """The name of the teacher's map that the group ends in: the deepest one of its shape, or empty."""
+    return next((name for name, x in reversed(list(maps.items())) if x.shape == group.map.shape), "")

@@ -1,19 +1,31 @@
 """Matching guided distillation (Yue, Deng & Zhou, "Matching Guided Distillation", 2020).
 
-Maps are compared before their activation, without a regressor: every channel of the teacher is assigned to one of the student's by
-the Hungarian algorithm, and those assigned to the same channel are reduced to one. `sparse`: each channel of the student gets the one of
-the teacher's that suits it best, the rest is ignored; `random_drop`: one of those assigned to it, drawn anew each step; `absolute_max`:
-the value furthest from 0 among them, with its sign. The student's map goes through a batch norm, the teacher's through a margin ReLU
-`max(t, m)` with `m = E[t | t < 0]` a channel; the loss is the partial distance `sum of (0 if S <= T <= 0 else (T - S)^2)` over channels and
-positions, mean over the batch. The assignment is solved anew every second epoch. Weights 1, 0 and 1e-4, the interval and
-`absolute_max` are those of the authors' runs on ImageNet, which match one stage.
+Maps are compared before their activation, without a regressor. The Hungarian algorithm assigns each channel
+of the teacher to a channel of the student. The teacher's channels that are assigned to the same channel are
+reduced to one:
 
-Our reading: what an assignment costs is the squared distance of the very maps that are compared (the partial one has no Gram form), over
-the first batch of the epoch instead of a pass over the training set; before training, channels are dealt out in turn. Where the teacher's
-width is no multiple of the student's, channels of the student may stay without a match, and out of the loss, as when it's the wider one.
-The stages are all but the stem (where one network has more, its deepest ones); the deepest counts 1 and each one before it half of the
-next. m is the formula of the batch norm that alone feeds the activation, else (no batch norm, or a residual sum) the mean of all negative
-values seen in the first epoch, starting with the probe's.
+- `sparse`: each channel of the student gets the one channel of the teacher that suits it best; the others are
+  ignored
+- `random_drop`: one of the assigned channels, drawn anew at each step
+- `absolute_max`: at each place the assigned value that is furthest from 0, with its sign
+
+The student's map goes through a batch norm, the teacher's through a margin ReLU, `max(t, m)` with
+`m = E[t | t < 0]` for each channel. The loss is the partial distance, a sum over channels and positions and a
+mean over the batch:
+`sum of (0 if S <= T <= 0 else (T - S)^2)`.
+The assignment is solved anew every second epoch.
+
+Default weights of labels, KD and term: 1, 0 and 1e-4. These, the interval and `absolute_max` are from the
+authors' runs on ImageNet, which match one map.
+
+Our reading: the cost of an assignment is the squared distance of the maps that are compared, because the
+partial distance cannot be computed from a Gram matrix. It is taken over the first batch of the epoch, not
+over the training set. Before training, channels are assigned in turn. If the teacher's width is not a
+multiple of the student's, channels of the student may get no match; they have no part in the loss. All maps
+but the stem are matched. If one network has more of them, only its deepest ones are. The deepest map has
+factor 1, and each one before it half the factor of the next. m follows from the batch norm if the activation
+reads its output and nothing else. Otherwise (no batch norm, or a residual sum) it is the mean of all negative
+values of the probe and of the first epoch.
 """
 
 from collections.abc import Sequence
@@ -24,48 +36,54 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.functional import match_size
-from pipeline.margin import Margin, feeding_norms, partial_distance
-from pipeline.methods.base import Method, StagesConfig, Terms, preactivation_pairs
+from pipeline.methods import MapsConfig, Method, Terms, preactivation_pairs
+from pipeline.methods._margin import Margin, feeding_norms, partial_distance
 from pipeline.taps import Step
 
 Reducer = Literal["sparse", "random_drop", "absolute_max"]
 
 
-class MatchingGuided(Method):
-    class Config(StagesConfig):
-        term_weight: float = Field(1e-4, ge=0)
-        reducer: Reducer = Field("absolute_max", description="how the channels assigned to one channel become one")
-        solve_every: int = Field(2, ge=1, description="epochs between two assignments")
+class Config(MapsConfig):
+    term_weight: float = Field(1e-4, ge=0)
+    reducer: Reducer = Field(
+        "absolute_max", description="how channels assigned to the same channel become one"
+    )
+    solve_every: int = Field(2, ge=1, description="epochs from one assignment to the next")
 
+
+class MatchingGuided(Method[Config]):
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
-        self.cfg: MatchingGuided.Config = cfg
-        self.pairs = preactivation_pairs(probe, cfg.student_stages, cfg.teacher_stages)
-        before = [(probe.student.preactivations[s], probe.teacher.preactivations[t]) for s, t in self.pairs]
-        feeding = feeding_norms(probe)
-        self.margins = nn.ModuleList(Margin(t, feeding.get(name)) for (_, t), (_, name) in zip(before, self.pairs, strict=True))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(s.shape[1]) for s, _ in before)
-        self.matchings = nn.ModuleList(Matching(s.shape[1], t.shape[1], cfg.reducer) for s, t in before)
-        self.solved_in = -1  # epoch; a phase that goes on starts at the beginning of one
+        self.pairs = preactivation_pairs(probe, cfg.student_maps, cfg.teacher_maps)
+        maps = [(probe.student.preactivations[s], probe.teacher.preactivations[t]) for s, t in self.pairs]
+        norms = feeding_norms(probe)
+        self.margins = nn.ModuleList(
+            Margin(t, norms.get(name)) for (_, t), (_, name) in zip(maps, self.pairs, strict=True)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(s.shape[1]) for s, _ in maps)
+        self.matchings = nn.ModuleList(Matching(s.shape[1], t.shape[1], cfg.reducer) for s, t in maps)
+        self.solved_in = -1  # the epoch; not saved, because a stopped phase goes on at the start of an epoch
 
     def terms(self, step: Step) -> Terms:
         student, teacher = step.student.preactivations, step.teacher.preactivations
         due = self.training and step.epoch % self.cfg.solve_every == 0 and step.epoch != self.solved_in
         total = torch.zeros((), device=step.student.logits.device)
-        for (s, t), margin, norm, matching in zip(self.pairs, self.margins, self.norms, self.matchings, strict=True):
-            reached, wanted = match_size(student[s], margin(teacher[t], step.epoch))
-            reached = norm(reached)
+        for (s, t), margin, norm, matching in zip(
+            self.pairs, self.margins, self.norms, self.matchings, strict=True
+        ):
+            student_map, target = match_size(student[s], margin(teacher[t], step.epoch))
+            student_map = norm(student_map)
             if due:
                 assert isinstance(matching, Matching)
-                matching.solve(reached.detach(), wanted)
-            total = total / 2 + partial_distance(*matching(reached, wanted))
+                matching.solve(student_map.detach(), target)
+            total = total / 2 + partial_distance(*matching(student_map, target))
         if due:
             self.solved_in = step.epoch
         return {"channels": total}
 
 
 class Matching(nn.Module):
-    """Which channels of a teacher's map belong to which of a student's."""
+    """Which channels of the teacher's map are assigned to each channel of the student's map."""
 
     table: Tensor
     count: Tensor
@@ -74,21 +92,27 @@ class Matching(nn.Module):
         super().__init__()
         self.reducer = reducer
         width = 1 if reducer == "sparse" else -(-teacher // student)
-        self.complete = teacher >= student if reducer == "sparse" else teacher % student == 0  # no channel of the student goes without
-        self.register_buffer("table", torch.zeros(student, width, dtype=torch.int64))  # the teacher's channels, the first one repeated
-        self.register_buffer("count", torch.zeros(student, dtype=torch.int64))  # of those that aren't repetitions
+        # whether each channel of the student has a match, whatever the assignment is
+        self.complete = teacher >= student if reducer == "sparse" else teacher % student == 0
+        # row s: the teacher's channels assigned to channel s, filled up with the first of them; their number
+        self.register_buffer("table", torch.zeros(student, width, dtype=torch.int64))
+        self.register_buffer("count", torch.zeros(student, dtype=torch.int64))
         self.assign([(n % student, n) for n in range(min(teacher, student * width))])
 
     def assign(self, matches: Sequence[tuple[int, int]]) -> None:
-        found: list[list[int]] = [[] for _ in self.count]
+        """Set the assignment to these pairs of channels: the student's, the teacher's."""
+        rows: list[list[int]] = [[] for _ in self.count]
         for student, teacher in matches:
-            found[student].append(teacher)
+            rows[student].append(teacher)
         width = self.table.shape[1]
-        self.table.copy_(torch.tensor([own + (own or [0])[:1] * (width - len(own)) for own in found]))
-        self.count.copy_(torch.tensor([len(own) for own in found]))
+        self.table.copy_(torch.tensor([row + (row or [0])[:1] * (width - len(row)) for row in rows]))
+        self.count.copy_(torch.tensor([len(row) for row in rows]))
 
     def solve(self, student: Tensor, teacher: Tensor) -> None:
-        """The assignment with the least sum of squared distances; the student's channels stand in line once for each they may get."""
+        """Set the assignment with the smallest sum of squared distances between channels of the two maps.
+
+        Each channel of the student is repeated as often as it may get a channel of the teacher.
+        """
         from scipy.optimize import linear_sum_assignment
 
         x, y = (maps.transpose(0, 1).flatten(1) for maps in (student, teacher))
@@ -97,7 +121,7 @@ class Matching(nn.Module):
         self.assign([(s % len(x), t) for s, t in zip(students.tolist(), teachers.tolist(), strict=True)])
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """The student's map and the reduced one of the teacher, of equal width."""
+        """The student's map and the teacher's reduced map, both of the student's width."""
         teacher = self.reduce(teacher)
         if self.complete:
             return student, teacher
@@ -105,10 +129,15 @@ class Matching(nn.Module):
         return student * matched, teacher * matched
 
     def reduce(self, teacher: Tensor) -> Tensor:
+        """The teacher's map with one channel for each channel of the student."""
         if self.table.shape[1] == 1:
             return teacher.index_select(1, self.table[:, 0])
         if self.reducer == "random_drop":
-            draw = torch.rand(len(self.count), device=teacher.device) if self.training else torch.zeros_like(self.count)
+            draw = (
+                torch.rand(len(self.count), device=teacher.device)
+                if self.training
+                else torch.zeros_like(self.count)
+            )
             column = (draw * self.count).long()
             return teacher.index_select(1, self.table.gather(1, column[:, None])[:, 0])
         low, high = teacher[:, self.table].aminmax(dim=2)

@@ -1,12 +1,17 @@
 """Relational knowledge distillation (Park et al., "Relational Knowledge Distillation", 2019).
 
-On pooled embeddings x, with the Huber loss h (smooth L1, beta 1):
-distance: `h(d^T_ij, d^S_ij)`, d the Euclidean distances of one network's batch divided by their mean over its pairs;
-angle: `h(a^T_ijk, a^S_ijk)`, a_ijk the cosine of the angle at x_j between x_i and x_k.
-Weights 25 and 50 are the paper's and stand inside the terms; the CRD paper's tables weigh their sum 1, with CE 1 and KD 0.
+The terms compare pooled embeddings x (B x D), with the Huber loss h (smooth L1 with beta 1):
 
-Our reading: means over the pairs i != j and the triples i != j != k != i (public code divides by B^2 and B^3, where the others add
-nothing, so its values are 1.6 % and 4.7 % lower at batch 64). The law of cosines gives every angle from the distances alone.
+- `distance`: mean of `h(d^T_ij, d^S_ij)`, where d are the Euclidean distances in the batch, divided by their
+  mean
+- `angle`: mean of `h(a^T_ijk, a^S_ijk)`, where a_ijk is the cosine of the angle at x_j between x_i and x_k
+
+The weights of the paper, 25 and 50, are part of the terms. Default weights of labels, KD and terms: 1, 0 and
+1, as in the tables of the CRD paper.
+
+Our reading: the means are over pairs with i != j and over triples with i, j and k all different. Public code
+divides by B^2 and B^3 instead; the other pairs and triples add nothing. All angles follow from the distances
+alone, by the law of cosines.
 """
 
 import torch
@@ -15,20 +20,17 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.functional import squared_distances
-from pipeline.methods.base import Method, MethodConfig, Pairs, Terms
+from pipeline.methods import Method, MethodConfig, Pairs, Terms
 from pipeline.taps import Step
 
 
-class RelationalDistillation(Method):
+class Config(MethodConfig):
+    distance_weight: float = Field(25.0, ge=0, description="factor of the term `distance`")
+    angle_weight: float = Field(50.0, ge=0, description="factor of the term `angle`")
+
+
+class RelationalDistillation(Method[Config]):
     pairs: Pairs = (("pooled", "pooled"),)
-
-    class Config(MethodConfig):
-        distance_weight: float = Field(25.0, ge=0)
-        angle_weight: float = Field(50.0, ge=0)
-
-    def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
-        super().__init__(cfg, probe, labels)
-        self.cfg: RelationalDistillation.Config = cfg
 
     def terms(self, step: Step) -> Terms:
         student, teacher = squared_distances(step.student.pooled), squared_distances(step.teacher.pooled)
@@ -39,20 +41,24 @@ class RelationalDistillation(Method):
 
 
 def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """From squared distances, B x B."""
+    """The mean Huber loss of the distances, from the squared distances of both networks, B x B."""
     pairs = max(len(student) * (len(student) - 1), 1)
     s, t = (d / (d.sum() / pairs).clamp_min(1e-12) for d in (_root(student), _root(teacher)))
     return F.smooth_l1_loss(s, t, reduction="sum") / pairs
 
 
 def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """From squared distances, B x B."""
+    """The mean Huber loss of the cosines, from the squared distances of both networks, B x B."""
     n = len(student)
-    return F.smooth_l1_loss(cosines(student), cosines(teacher), reduction="sum") / max(n * (n - 1) * (n - 2), 1)
+    triples = max(n * (n - 1) * (n - 2), 1)
+    return F.smooth_l1_loss(cosines(student), cosines(teacher), reduction="sum") / triples
 
 
 def cosines(squared: Tensor) -> Tensor:
-    """`[j, i, k]` is the cosine at j between i and k; 0 where one of them is j."""
+    """B x B to B x B x B: `[j, i, k]` is the cosine of the angle at j between i and k.
+
+    It is 0 if i or k has the same embedding as j.
+    """
     far = squared > 0
     inverse = torch.where(far, squared, 1).rsqrt() * far
     opposite = squared[:, :, None] + squared[:, None, :] - squared

@@ -1,30 +1,43 @@
-"""Semantic calibration (Chen et al., "Cross-Layer Distillation with Semantic Calibration", AAAI 2021 and its longer version).
+"""Semantic calibration (Chen et al., "Cross-Layer Distillation with Semantic Calibration", AAAI 2021 and its
+longer version).
 
-Every stage s of the student learns from every stage t of the teacher, and how much of each is learned too, for every instance i (Eq. 7):
-`sum over s and t of mean over i of a[i, s, t] * MSE(T_t[i], P_st(S_s)[i])`. P_st is a projection, 1x1, 3x3 and 1x1 convolutions, once both
-maps are pooled to the smaller size. The weights are an attention over similarities (Eq. 8-10): `A = R(F) R(F)^T`, B x B, of each stage;
-its row i becomes a query (student) or a key (teacher) of length one by an MLP; `a = softmax over t of q.k / tau`. Weights 1, 1 and 400
-and tau 1 are the paper's (its code has 50 for ImageNet); its softened attention, SemCKD_tau, has tau 2 or 4. `preactivation` takes the maps
-before their activation (+Pre). The stages are all but the stem. `note/<student stage>~<teacher stage>` in the curves is a pair's mean
-weight.
+Each map S_s of the student learns from each map T_t of the teacher, and how much it learns from each is
+trained too, for each image i (Eq. 7):
+`sum over s and t of mean over i of a[i, s, t] * MSE(T_t[i], P_st(S_s)[i])`.
+The projection P_st has convolutions of 1x1, 3x3 and 1x1; before it, both maps are pooled to the smaller size.
+The weights a (B x maps of the student x maps of the teacher) are an attention over similarities (Eq. 8-10).
+For a map F, `A = R(F) R(F)^T` is B x B, where R flattens the map of each image. An MLP makes row i of A a
+query (student) or a key (teacher) of length one, and `a = softmax over t of q.k / tau`. `preactivation` takes
+the maps before their activation (+Pre). In the curves, `note/<student's map>~<teacher's map>` is the mean
+weight of a pair.
 
-Ablations, the paper's table 6: `equal`, all weights the same; `shared`, learned weights, the same for all instances; `no_projection`, the
-MSE of rows of the similarities after one more MLP, one for all stages, instead of that of the maps; `no_mlp`, one linear layer instead of
-Linear-ReLU-Linear; `no_similarity`, the maps go into the MLPs instead of A.
+Default weights of labels, KD and term: 1, 1 and 400, and tau 1, as in the paper (its code has 50 for
+ImageNet). Its softened attention, SemCKD_tau, has tau 2 or 4. All maps but the stem take part.
 
-Our reading. The published MLP is sized by the batch. Here its first layer has a column for each of `LONGEST` places in a batch and B
-images use the first B: for one B that is the published layer exactly, and no other B breaks it. Places are dealt at random, so what the
-columns learn in a full batch holds in a short last one, in the parts of a batch that is cut up and in the share of a process. A batch
-beyond LONGEST starts again at the first column. Validation runs no method. The text leaves open, and we chose: an MLP a stage (ablation 4
-puts maps of different length in, so there can't be one for all) of width `SUBSPACE`; projections inside as wide as the narrower of the two
-stages, with batch norm and ReLU after the first and second convolution; vectors of length one in `no_mlp` too, without which the softmax
-is of numbers so large that training soon gives NaN; gradients reach the student through its similarities as well. Eq. 3 sums cross-entropy
-and term alike over the batch; here both are means. The authors' code also divides by the number of student stages, the paper doesn't.
+`ablation`, as in the paper's table 6:
 
-What we found (CIFAR-10, resnet14 to resnet8, 50 images a class, three seeds, term_weight 5): 48.0 % against 40.2 % for KD in the same
-steps. But the attention is a vote and no map: every student stage gives the teacher's first stage .79, which is all that vectors of length
-one allow at tau 1 with three stages, e / (e + 2 / e). The weighted error is least where all weight is on the easiest target, and nothing in
-the loss speaks for another. At 400 the term drowns labels and KD (34.7 %, one seed, validation).
+- `equal`: all weights are the same
+- `shared`: the weights are trained, but they are the same for all images
+- `no_projection`: not the MSE of the maps, but of rows of their similarities, after one more MLP for all maps
+- `no_mlp`: one linear layer instead of Linear-ReLU-Linear
+- `no_similarity`: the MLPs read the maps instead of A
+
+Our reading: the published MLP has the size of the batch. Here its first layer has a column for each of
+`LONGEST` places in a batch, and B images use the first B columns. So for one B it is the published layer, and
+batches of other sizes work too. A longer batch starts again at the first column. Images have random places,
+so what the columns learn from full batches also holds for a short last batch, for the parts of a batch that
+is accumulated, and for the share of one process. Validation does not run the method.
+
+The text leaves these points open, and we chose:
+
+- Each map has its own MLP, since in `no_similarity` the maps differ in length. All MLPs have the width
+  `SUBSPACE`.
+- Inside, a projection is as wide as the narrower of the two maps. A batch norm and a ReLU follow its first
+  and its second convolution.
+- Queries and keys have length one in `no_mlp` too.
+- Gradients also reach the student through its similarities.
+- Eq. 3 sums cross-entropy and term over the batch; here both are means. The authors' code also divides by the
+  number of the student's maps; the paper does not.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,39 +50,43 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.functional import match_size
-from pipeline.methods.base import Method, StagesConfig, Terms, preactivation_pairs, stage_pairs
-from pipeline.taps import Step, View
+from pipeline.methods import MapsConfig, Method, Terms, map_pairs, preactivation_pairs
+from pipeline.taps import Step
 
-Maps = Sequence[Tensor]  # one B x C x H x W a stage
-LONGEST = 1024  # batch whose places all have columns of their own
-PUBLISHED = 64  # batch of the paper's tables: a column starts as if there were that many
+Maps = Sequence[Tensor]  # B x C x H x W each
+LONGEST = 1024  # images in the longest batch in which each has a column of its own
+PUBLISHED = 64  # batch size of the paper's tables; a column is initialised as if there were this many
 SUBSPACE = 32  # length of queries, keys and values
 
 
-class SemanticCalibration(Method):
-    class Config(StagesConfig):
-        kd_weight: float = Field(1.0, ge=0)
-        term_weight: float = Field(400.0, ge=0)
-        attention_temperature: float = Field(1.0, gt=0, description="above 1: softened attention")
-        preactivation: bool = Field(False, description="maps before their activation")
-        ablation: Literal["", "equal", "shared", "no_projection", "no_mlp", "no_similarity"] = Field(
-            "", description="what is taken away, as in the paper's table 6; empty: nothing"
-        )
+class Config(MapsConfig):
+    kd_weight: float = Field(1.0, ge=0)
+    term_weight: float = Field(400.0, ge=0)
+    attention_temperature: float = Field(1.0, gt=0, description="tau; above 1: softened attention")
+    preactivation: bool = Field(False, description="take the maps before their activation")
+    ablation: Literal["", "equal", "shared", "no_projection", "no_mlp", "no_similarity"] = Field(
+        "", description="what is left out, as in the paper's table 6; empty: nothing"
+    )
 
+
+class SemanticCalibration(Method[Config]):
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
-        self.cfg: SemanticCalibration.Config = cfg
-        checked = preactivation_pairs if cfg.preactivation else stage_pairs
-        checked(probe, cfg.student_stages[:1], cfg.teacher_stages[:1])  # refuses a network that shows no stage
-        self.students = cfg.student_stages or _all_but_stem(probe.student)
-        self.teachers = cfg.teacher_stages or _all_but_stem(probe.teacher)
-        self.pairs = [pair for s, t in product(self.students, self.teachers) for pair in checked(probe, (s,), (t,))]
+        checked_pairs = preactivation_pairs if cfg.preactivation else map_pairs
+        checked_pairs(probe, cfg.student_maps[:1], cfg.teacher_maps[:1])  # refuses a network without maps
+        self.students = list(cfg.student_maps or probe.student.body)
+        self.teachers = list(cfg.teacher_maps or probe.teacher.body)
+        everything = product(self.students, self.teachers)
+        self.pairs = [pair for s, t in everything for pair in checked_pairs(probe, (s,), (t,))]
         students, teachers = self.maps(probe)
         self.weights = _weights(cfg, students, teachers)
         self.errors = RowErrors() if cfg.ablation == "no_projection" else MapErrors(students, teachers)
 
     def maps(self, step: Step) -> tuple[Maps, Maps]:
-        student, teacher = (view.preactivations if self.cfg.preactivation else view.stages for view in (step.student, step.teacher))
+        student, teacher = (
+            answer.preactivations if self.cfg.preactivation else answer.maps
+            for answer in (step.student, step.teacher)
+        )
         return [student[name] for name in self.students], [teacher[name] for name in self.teachers]
 
     def terms(self, step: Step) -> Terms:
@@ -80,14 +97,11 @@ class SemanticCalibration(Method):
         return {"features": (weights * self.errors(students, teachers)).sum((1, 2)).mean()}
 
 
-def _all_but_stem(view: View) -> tuple[str, ...]:
-    return tuple(name for name in view.stages if name != "stem")
-
-
-def _weights(cfg: SemanticCalibration.Config, students: Maps, teachers: Maps) -> nn.Module:
+def _weights(cfg: Config, students: Maps, teachers: Maps) -> nn.Module:
     if cfg.ablation in ("equal", "shared"):
-        return Table(len(students), len(teachers), cfg.attention_temperature, learned=cfg.ablation == "shared")
-    seen = _instances if cfg.ablation == "no_similarity" else similarities
+        trained = cfg.ablation == "shared"
+        return SharedWeights(len(students), len(teachers), cfg.attention_temperature, trained=trained)
+    rows_of = _flattened if cfg.ablation == "no_similarity" else similarities
 
     def embeddings(maps: Maps) -> nn.ModuleList:
         match cfg.ablation:
@@ -97,21 +111,21 @@ def _weights(cfg: SemanticCalibration.Config, students: Maps, teachers: Maps) ->
                 return nn.ModuleList(_mlp(nn.Linear(each[0].numel(), SUBSPACE)) for each in maps)
         return nn.ModuleList(_mlp(Places()) for _ in maps)
 
-    return Attention(seen, embeddings(students), embeddings(teachers), cfg.attention_temperature)
+    return Attention(rows_of, embeddings(students), embeddings(teachers), cfg.attention_temperature)
 
 
-def _instances(features: Tensor) -> Tensor:
+def _flattened(features: Tensor) -> Tensor:
     return features.flatten(1)
 
 
 def similarities(features: Tensor) -> Tensor:
-    """Of every two instances of a batch, B x B (Eq. 8)."""
+    """A of a map, B x B: the products of each two images of the batch (Eq. 8)."""
     rows = features.flatten(1)
     return rows @ rows.T
 
 
 class Places(nn.Linear):
-    """A linear layer over rows of similarities, whatever the size of the batch: a column for each place in it."""
+    """A linear layer for rows of similarities, B x B to B x SUBSPACE: a column for each place in a batch."""
 
     def __init__(self) -> None:
         super().__init__(LONGEST, SUBSPACE)
@@ -123,36 +137,51 @@ class Places(nn.Linear):
 
 
 class Unit(nn.Module):
+    """Scales each row to length one."""
+
     def forward(self, rows: Tensor) -> Tensor:
         return F.normalize(rows)
 
 
 def _mlp(first: nn.Linear) -> nn.Sequential:
-    """Linear-ReLU-Linear-normalisation (Eq. 9)."""
+    """The MLP of Eq. 9: linear, ReLU, linear, then length one."""
     return nn.Sequential(first, nn.ReLU(), nn.Linear(SUBSPACE, SUBSPACE), Unit())
 
 
 class Attention(nn.Module):
-    """How much every instance's student stages heed the teacher's stages: B x students x teachers, 1 over the teachers (Eq. 10 and 16)."""
+    """The weights a (Eq. 10 and 16), B x maps of the student x maps of the teacher.
 
-    def __init__(self, seen: Callable[[Tensor], Tensor], queries: nn.ModuleList, keys: nn.ModuleList, temperature: float) -> None:
+    They sum to 1 over the teacher's maps.
+    """
+
+    def __init__(
+        self,
+        rows_of: Callable[[Tensor], Tensor],
+        queries: nn.ModuleList,
+        keys: nn.ModuleList,
+        temperature: float,
+    ) -> None:
         super().__init__()
-        self.seen, self.queries, self.keys, self.temperature = seen, queries, keys, temperature
+        self.rows_of, self.queries, self.keys = rows_of, queries, keys
+        self.temperature = temperature
 
     def forward(self, students: Maps, teachers: Maps) -> Tensor:
-        queries = torch.stack([embed(self.seen(each)) for embed, each in zip(self.queries, students, strict=True)], 1)
-        keys = torch.stack([embed(self.seen(each)) for embed, each in zip(self.keys, teachers, strict=True)], 1)
+        queries, keys = self.embed(self.queries, students), self.embed(self.keys, teachers)
         return (queries @ keys.mT / self.temperature).softmax(2)
 
+    def embed(self, embeddings: nn.ModuleList, maps: Maps) -> Tensor:
+        """A vector for each image and each map: B x maps x SUBSPACE."""
+        return torch.stack([embed(self.rows_of(x)) for embed, x in zip(embeddings, maps, strict=True)], 1)
 
-class Table(nn.Module):
-    """Weights that are the same for every instance: 1 x students x teachers."""
 
-    def __init__(self, students: int, teachers: int, temperature: float, *, learned: bool) -> None:
+class SharedWeights(nn.Module):
+    """Weights that are the same for all images: 1 x maps of the student x maps of the teacher."""
+
+    def __init__(self, students: int, teachers: int, temperature: float, *, trained: bool) -> None:
         super().__init__()
         self.temperature = temperature
         logits = torch.zeros(1, students, teachers)
-        if learned:
+        if trained:
             self.logits = nn.Parameter(logits)
         else:
             self.register_buffer("logits", logits)
@@ -162,24 +191,33 @@ class Table(nn.Module):
 
 
 class MapErrors(nn.Module):
-    """How far every instance's projected student maps are from the teacher's: B x students x teachers (Eq. 6 and 7)."""
+    """The MSE of each projected map and each map of the teacher, for each image (Eq. 6 and 7).
+
+    B x maps of the student x maps of the teacher.
+    """
 
     def __init__(self, students: Maps, teachers: Maps) -> None:
         super().__init__()
-        self.projections = nn.ModuleList(_projection(s.shape[1], t.shape[1]) for s, t in product(students, teachers))
+        self.projections = nn.ModuleList(
+            _projection(s.shape[1], t.shape[1]) for s, t in product(students, teachers)
+        )
 
     def forward(self, students: Maps, teachers: Maps) -> Tensor:
-        # with channels last, convolutions of one position are plain matrix products, up to twice as fast on a CPU
-        students, teachers = ([each.contiguous(memory_format=torch.channels_last) for each in maps] for maps in (students, teachers))
+        # with channels last, 1x1 convolutions are plain matrix products, which are faster on a CPU
+        students, teachers = (
+            [each.contiguous(memory_format=torch.channels_last) for each in maps]
+            for maps in (students, teachers)
+        )
         sized = [match_size(*pair) for pair in product(students, teachers)]
         errors = [
-            F.mse_loss(project(reached), wanted, reduction="none").mean((1, 2, 3))
-            for project, (reached, wanted) in zip(self.projections, sized, strict=True)
+            F.mse_loss(project(s), t, reduction="none").mean((1, 2, 3))
+            for project, (s, t) in zip(self.projections, sized, strict=True)
         ]
-        return torch.stack(errors, 1).unflatten(1, (len(students), len(teachers)))
+        return torch.stack(errors, 1).view(-1, len(students), len(teachers))
 
 
 def _projection(student: int, teacher: int) -> nn.Sequential:
+    """P_st, from the student's width to the teacher's."""
     inside = min(student, teacher)
     return nn.Sequential(
         nn.Conv2d(student, inside, 1, bias=False),
@@ -193,12 +231,18 @@ def _projection(student: int, teacher: int) -> nn.Sequential:
 
 
 class RowErrors(nn.Module):
-    """How far the rows of the student's similarities are from the teacher's in a space of their own: B x students x teachers."""
+    """The MSE of rows of the similarities of both networks after an MLP, for each image.
+
+    B x maps of the student x maps of the teacher.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.values = _mlp(Places())
 
     def forward(self, students: Maps, teachers: Maps) -> Tensor:
-        reached, wanted = (torch.stack([self.values(similarities(each)) for each in maps], 1) for maps in (students, teachers))
-        return (reached[:, :, None] - wanted[:, None]).square().mean(3)
+        ours, theirs = (
+            torch.stack([self.values(similarities(each)) for each in maps], 1)
+            for maps in (students, teachers)
+        )
+        return (ours[:, :, None] - theirs[:, None]).square().mean(3)

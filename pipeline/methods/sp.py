@@ -1,45 +1,53 @@
 """Similarity-preserving distillation (Tung & Mori, "Similarity-Preserving Knowledge Distillation", 2019).
 
-`G(F) = n(R(F) R(F)^T)` is the B x B similarity of a batch, R flattening each instance's map and n scaling each row to length one; the
-term is `||G(T) - G(S)||_F^2 / B^2` on the last map of both networks. Weights 1, 0 and 3000 are those of the CRD paper's tables.
-Maps of any size and width can be compared, so none is pooled.
+The similarities in a batch are `G(F) = n(R(F) R(F)^T)`, B x B, where R flattens the map of each image and n
+scales each row to length one. The term is `||G(T) - G(S)||_F^2 / B^2` for the last map of each network. Maps
+of any size and width can be compared, so none is pooled.
+
+Default weights of labels, KD and term: 1, 0 and 3000, as in the tables of the CRD paper.
 """
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.inputs import InputError
-from pipeline.methods.base import Method, MethodConfig, Terms
-from pipeline.taps import Step, View
+from pipeline.methods import Method, MethodConfig, Terms
+from pipeline.settings import InputError
+from pipeline.taps import Answer, Step
 
 
-class SimilarityPreserving(Method):
-    class Config(MethodConfig):
-        term_weight: float = Field(3000.0, ge=0)
-        student_stage: str = Field("", description="empty: the last stage")
-        teacher_stage: str = Field("", description="empty: the last stage")
+class Config(MethodConfig):
+    term_weight: float = Field(3000.0, ge=0)
+    student_map: str = Field("", description="the student's map; empty: its last one")
+    teacher_map: str = Field("", description="the teacher's map; empty: its last one")
 
+
+class SimilarityPreserving(Method[Config]):
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
-        student = _last_or(cfg.student_stage, probe.student, "method.student_stage")
-        teacher = _last_or(cfg.teacher_stage, probe.teacher, "method.teacher_stage")
+        student = _named_or_last(cfg.student_map, probe.student, "student")
+        teacher = _named_or_last(cfg.teacher_map, probe.teacher, "teacher")
         self.pairs = [(student, teacher)]
 
     def terms(self, step: Step) -> Terms:
         ((student, teacher),) = self.pairs
-        return {"similarity": F.mse_loss(similarity(step.student.stages[student]), similarity(step.teacher.stages[teacher]))}
+        ours, theirs = similarity(step.student.maps[student]), similarity(step.teacher.maps[teacher])
+        return {"similarity": F.mse_loss(ours, theirs)}
 
 
 def similarity(features: Tensor) -> Tensor:
+    """G of a map: B x C x H x W to B x B."""
     flat = features.flatten(1)
     return F.normalize(flat @ flat.T)
 
 
-def _last_or(named: str, view: View, field: str) -> str:
-    if named:
-        view.stage(named, field)
-        return named
-    if not view.stages:
-        raise InputError(f"{field}: the network shows no stage. Name the module whose output is one under `taps` of the network.")
-    return list(view.stages)[-1]
+def _named_or_last(name: str, answer: Answer, network: str) -> str:
+    if name:
+        answer.named_map(name, f"method.{network}_map")
+        return name
+    if not answer.maps:
+        raise InputError(
+            f"The {network} has no map to match. Under `taps` of that network, name a module whose output is "
+            "a map."
+        )
+    return list(answer.maps)[-1]

@@ -1,29 +1,34 @@
 """Sparse Representation Matching (SRM, "Knowledge Distillation by Sparse Representation Matching", 2021).
 
-Phase `dictionary` (teacher alone): for each chosen stage an overcomplete dictionary D of M = mu * C atoms and one scalar bias c.
-A pixel t of the teacher's map is similar to atom m by `k_m = sigmoid(t . d_m + c)`; its sparse code keeps the k = lambda * M largest
-similarities and zeroes the rest; the squared error between t and `D code` is minimised. Phase `match`: the student and dictionaries
-of its own learn the teacher's codes: `pixel`, cross-entropy of the student's similarities against the atom that won the teacher's pixel;
-`image`, binary cross-entropy of their spatial mean against the mean of the teacher's codes; both summed over stages. Phase `distill`:
-ordinary KD of the whole student; its dictionaries are dropped.
+A pixel of a map is the vector t of its C values at one position.
 
-Our reading: mu, lambda and tau are what the paper chose on its transfer tasks; which of the two losses its alpha weighs it doesn't say, so
-labels and KD count as in its rivals here. k is rounded, at least 1. The stages are all but the stem; where two maps differ in size, codes
-and the student's pixels are averaged to the smaller one, and the label is the atom that is largest then. In the rbf kernel,
-`exp(-e^c ||t - d||^2 / C)`, the scalar is its sharpness. The linear kernel has no `image`, for its similarities aren't in [0, 1]. The terms
-`pixel` and `image` count 1 each. The dictionary knows nothing of the student, so that it can be learned once for a teacher.
+Phase `dictionary` reads only the teacher. Each chosen map gets an overcomplete dictionary D (M x C) of
+`M = mu * C` atoms d_m, and one scalar bias c. The similarity of a pixel and an atom is
+`k_m = sigmoid(t . d_m + c)`. The sparse code of a pixel (M numbers) keeps the k = `lambda * M` largest
+similarities and has 0 elsewhere. What is minimised is the squared error between t and `D^T code`, mean over
+pixels and channels, sum over maps.
 
-What we found (CIFAR-10, resnet14 to resnet8, 50 images a class, 160 steps of the dictionary): the formula by itself leaves a dead one.
-Pixels after a ReLU share a large mean; the atom that points along it has the largest product with every one of them, and a scalar bias
-can't help the others. 7 of 32, 4 of 64 and 24 of 128 atoms win any pixel in stages 1 to 3, and the codes miss all, 95 % and 76 % of the
-pixels' variance. Rates from .001 to .1, pixels or k-means centres as first atoms, and re-seeding don't cure it. `centre` does: without
-their mean and with unit power, 32, 64 and 122 atoms win and 53 %, 61 % and 46 % of the variance are missed; other first atoms do no
-better. It is the default; `centre: false` is the paper's form. Over 1,000 steps some atoms die again (101 of 128 live in stage 3, 112 with
-`reseed`, 127 with rbf). `labels_on: scores` made no difference once atoms lived (56.7 % against 56.5 %, one seed, validation; the paper's
-form 50.5 %, FitNet then KD 51.4 %, KD 44.2 %): with Adam the weak gradient of bounded similarities does no harm.
-On 3,000 test images, three seeds, 120 / 150 / 240 steps a phase with 5 / 10 / 50 images a class: SRM then KD 36.0 +- 0.1, 38.7 +- 1.0,
-53.3 +- 1.4; FitNet then KD 35.3 +- 0.9, 36.6 +- 1.1, 50.2 +- 0.5; KD 27.8 +- 1.4, 29.4 +- 1.4, 40.3 +- 0.6 (at 50 for twice
-as many steps, so that the student moves as often: 49.6, one seed, where SRM has 53.9).
+Phase `match` trains the student's layers up to its last matched map, and dictionaries of its own, to give the
+teacher's codes. Both terms are sums over maps:
+
+- `pixel`: the cross-entropy of the student's similarities; the label is the atom that wins the teacher's
+  pixel, which means that it has the largest similarity
+- `image`: the binary cross-entropy of the student's similarities, mean over positions; the target is the mean
+  of the teacher's codes
+
+Phase `distill` is ordinary KD of the whole student, without its dictionaries.
+
+`centre`, the default, takes away the mean of the teacher's pixels and scales them to unit power before they
+are coded. `centre: false` is the paper's form.
+
+Our reading: mu, lambda and tau are the paper's choices on its transfer tasks. It does not say which of its
+two losses alpha weighs, so labels and KD have the weights that they have in the methods it is compared with,
+0.1 and 0.9. The terms `pixel` and `image` count 1 each. k is rounded, and at least 1. All maps but the stem
+are matched. If two maps differ in size, codes and the student's pixels are averaged to the smaller size, and
+the label is the atom with the largest mean. Kernel `rbf` is `exp(-e^c ||t - d_m||^2 / C)`, where the scalar c
+sets the sharpness. Kernel `linear` is `t . d_m + c`. It cannot have the term `image`, because its
+similarities are not between 0 and 1. The teacher's dictionaries do not depend on the student, so they can be
+learned once for many students.
 """
 
 from collections.abc import Iterable
@@ -35,46 +40,71 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.functional import match_size
-from pipeline.inputs import InputError
-from pipeline.methods.base import Loss, Method, Phase, StagesConfig, Terms, Weighted, stage_pairs
-from pipeline.taps import Step, Tapped, View
+from pipeline.methods import Loss, MapsConfig, Method, Phase, Terms, Weighted, map_pairs
+from pipeline.settings import InputError
+from pipeline.taps import Answer, Step, Tapped
 
 Kernel = Literal["sigmoid", "rbf", "linear"]
-RESEED_UNTIL = 0.5  # share of the phase; atoms that are put in later would have no time to settle
+RESEED_UNTIL = 0.5  # share of the phase; atoms that are moved later would have no time to settle
 TINY = 1e-12
-LEARNED_WITH = ("mu", "sparsity", "kernel", "teacher_stages", "centre", "reseed")
+OF_TEACHER = ("mu", "sparsity", "kernel", "teacher_maps", "centre", "reseed")
 
 
-class SparseRepresentationMatching(Method):
-    class Config(StagesConfig):
-        ce_weight: float = Field(0.1, ge=0)
-        kd_weight: float = Field(0.9, ge=0)
-        mu: float = Field(2.0, gt=0, description="atoms of a dictionary for each channel of the teacher's stage; 1.5 to 4 in the paper")
-        sparsity: float = Field(0.02, gt=0, le=1, description="lambda, share of the atoms in a pixel's code; 0.01 to 0.03 in the paper")
-        kernel: Kernel = Field("sigmoid", description="how similar a pixel and an atom are")
-        pixel: bool = Field(True, description="match each pixel's winning atom")
-        image: bool = Field(True, description="match each image's mean code")
-        centre: bool = Field(True, description="the teacher's pixels lose their mean and get unit power first; false: the paper's form")
-        labels_on: Literal["similarities", "scores"] = Field(
-            "similarities", description="what the cross-entropy of pixels reads; scores: what the kernel squashes"
-        )
-        reseed: int = Field(0, ge=0, description="epochs after which atoms that won no pixel are put on one; 0: never, the paper's form")
+class Config(MapsConfig):
+    ce_weight: float = Field(0.1, ge=0)
+    kd_weight: float = Field(0.9, ge=0)
+    mu: float = Field(
+        2.0, gt=0, description="atoms for each channel of the teacher's map; 1.5 to 4 in the paper"
+    )
+    sparsity: float = Field(
+        0.02,
+        gt=0,
+        le=1,
+        description="lambda, share of the atoms that the code of a pixel uses; 0.01 to 0.03 in the paper",
+    )
+    kernel: Kernel = Field("sigmoid", description="how similarity is computed")
+    pixel: bool = Field(True, description="match the atom that wins each pixel")
+    image: bool = Field(True, description="match the mean code of each image")
+    centre: bool = Field(
+        True, description="give the teacher's pixels mean 0 and unit power first; false: the paper's form"
+    )
+    labels_on: Literal["similarities", "scores"] = Field(
+        "similarities",
+        description="what the term `pixel` reads; scores: similarities before they are squashed",
+    )
+    reseed: int = Field(
+        0,
+        ge=0,
+        description="epochs after which atoms that won no pixel are moved to one; 0: never, the paper's form",
+    )
 
+
+class SparseRepresentationMatching(Method[Config]):
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
-        self.cfg: SparseRepresentationMatching.Config = cfg
-        self.pairs = stage_pairs(probe, cfg.student_stages, cfg.teacher_stages)
+        self.pairs = map_pairs(probe, cfg.student_maps, cfg.teacher_maps)
         if not (cfg.pixel or cfg.image):
-            raise InputError("method.pixel and method.image are both false, so there's nothing to match. Set one of them to true.")
+            raise InputError(
+                "method.pixel and method.image are both false, so there is nothing to match. Set one of them "
+                "to true."
+            )
         if cfg.image and cfg.kernel == "linear":
-            raise InputError("method.image needs similarities from 0 to 1, which kernel linear doesn't give. Set method.image to false.")
-        coded = cfg.teacher_stages or [name for name in probe.teacher.stages if name != "stem"]  # whoever the student is
-        widths = {name: probe.teacher.stages[name].shape[1] for name in coded}
+            raise InputError(
+                "method.image needs similarities from 0 to 1, but those of kernel linear have no limits. Set "
+                "method.image to false."
+            )
+        names = cfg.teacher_maps or probe.teacher.body  # all of them, so that they fit any student
+        widths = {name: probe.teacher.maps[name].shape[1] for name in names}
         atoms = {name: max(1, round(cfg.mu * width)) for name, width in widths.items()}
-        self.kept = {name: max(1, round(cfg.sparsity * count)) for name, count in atoms.items()}
-        self.dictionary = nn.ModuleDict({key(name): Dictionary(widths[name], atoms[name], cfg.kernel) for name in coded})
-        students = {s: probe.student.stages[s].shape[1] for s, _ in self.pairs}
-        self.student_dictionary = nn.ModuleDict({key(s): Dictionary(students[s], atoms[t], cfg.kernel) for s, t in self.pairs})
+        # k by map: how many numbers of a code are not 0
+        self.code_sizes = {name: max(1, round(cfg.sparsity * count)) for name, count in atoms.items()}
+        self.dictionary = nn.ModuleDict(
+            {_key(name): Dictionary(widths[name], atoms[name], cfg.kernel) for name in names}
+        )
+        students = {s: probe.student.maps[s].shape[1] for s, _ in self.pairs}
+        self.student_dictionary = nn.ModuleDict(
+            {_key(s): Dictionary(students[s], atoms[t], cfg.kernel) for s, t in self.pairs}
+        )
 
     def terms(self, step: Step) -> Terms:
         return {}
@@ -82,89 +112,101 @@ class SparseRepresentationMatching(Method):
     def phases(self, student: Tapped) -> list[Phase]:
         layers = dict.fromkeys(layer for s, _ in self.pairs for layer in student.upto(s))
         return [
-            Phase("dictionary", self.dictionary_loss, (self.dictionary,), of_teacher=LEARNED_WITH),
+            Phase("dictionary", self.dictionary_loss, (self.dictionary,), of_teacher=OF_TEACHER),
             Phase("match", self.match_loss, (*layers, self.student_dictionary)),
             Phase("distill", self.loss, (student.net,)),
         ]
 
     def dictionary_loss(self, step: Step) -> Loss:
-        """Squared error of every stage's reconstruction, mean over pixels and channels."""
+        """Squared error of the reconstruction of each map, mean over pixels and channels."""
         loss = {}
-        for stage, kept in self.kept.items():
-            dictionary, pixels = at(self.dictionary, stage), pixels_of(step.teacher.stages[stage])
+        for name, size in self.code_sizes.items():
+            dictionary, pixels = dictionary_of(self.dictionary, name), pixels_of(step.teacher.maps[name])
             if dictionary.training:
-                dictionary.follow(pixels, kept, step, centre=self.cfg.centre, reseed=self.cfg.reseed)
+                dictionary.start_epoch(pixels, size, step, centre=self.cfg.centre, reseed=self.cfg.reseed)
             prepared = dictionary.prepared(pixels)
-            code, winners = dictionary.code(prepared, kept)
+            code, winners = dictionary.code(prepared, size)
             error = F.mse_loss(code @ dictionary.atoms, prepared)
             if dictionary.training:
                 dictionary.wins += count(winners, len(dictionary.wins))
-                self.notes[f"used {stage}"] = (dictionary.wins > 0).float().mean()
-                self.notes[f"error {stage}"] = error.detach() / prepared.var((0, 1), correction=0).mean().clamp_min(TINY)
-            loss[stage] = Weighted(error, 1.0)
+                variance = prepared.var((0, 1), correction=0).mean().clamp_min(TINY)
+                self.notes[f"used {name}"] = (dictionary.wins > 0).float().mean()
+                self.notes[f"error {name}"] = error.detach() / variance
+            loss[name] = Weighted(error, 1.0)
         return loss
 
     def match_loss(self, step: Step) -> Loss:
         losses: dict[str, list[Tensor]] = {name: [] for name in ("pixel", "image") if getattr(self.cfg, name)}
         for s, t in self.pairs:
-            codes, labels, reached = self.targets(step, s, t)
-            own = at(self.student_dictionary, s)
-            scores = own.scores(reached)
-            similarities = own.similarities(scores)
+            codes, labels, pixels = self.targets(step, s, t)
+            dictionary = dictionary_of(self.student_dictionary, s)
+            scores = dictionary.scores(pixels)
+            similarities = dictionary.similarities(scores)
             if self.cfg.pixel:
-                answers = scores if self.cfg.labels_on == "scores" else similarities
-                losses["pixel"].append(F.cross_entropy(answers.flatten(0, 1), labels.flatten()))
+                logits = scores if self.cfg.labels_on == "scores" else similarities
+                losses["pixel"].append(F.cross_entropy(logits.flatten(0, 1), labels.flatten()))
             if self.cfg.image:
-                losses["image"].append(F.binary_cross_entropy(similarities.mean(1).clamp(0, 1), codes.mean(1).clamp(0, 1)))
+                means = similarities.mean(1).clamp(0, 1)
+                losses["image"].append(F.binary_cross_entropy(means, codes.mean(1).clamp(0, 1)))
             self.notes[f"agreement {s}"] = (scores.detach().argmax(2) == labels).float().mean()
         return {name: Weighted(torch.stack(values).sum(), 1.0) for name, values in losses.items()}
 
     def targets(self, step: Step, s: str, t: str) -> tuple[Tensor, Tensor, Tensor]:
         """The teacher's codes, the atoms that win its pixels, and the student's pixels, all of one size."""
-        student, teacher = step.student.stages[s], step.teacher.stages[t]
-        dictionary = at(self.dictionary, t)
+        student, teacher = step.student.maps[s], step.teacher.maps[t]
+        dictionary = dictionary_of(self.dictionary, t)
         with torch.no_grad():
-            codes, labels = dictionary.code(dictionary.prepared(pixels_of(teacher)), self.kept[t])
+            codes, labels = dictionary.code(dictionary.prepared(pixels_of(teacher)), self.code_sizes[t])
         if student.shape[2:] == teacher.shape[2:]:
             return codes, labels, pixels_of(student)
-        student, pooled = match_size(student, codes.transpose(1, 2).unflatten(2, teacher.shape[2:]))
+        student, pooled = match_size(student, codes.mT.view(len(codes), -1, *teacher.shape[2:]))
         codes = pixels_of(pooled)
         return codes, codes.argmax(2), pixels_of(student)
 
     @torch.no_grad()
-    def health(self, views: Iterable[View]) -> "dict[str, Health]":
-        """How well the dictionary of each stage of the teacher codes what the teacher says of some images."""
+    def health(self, answers: Iterable[Answer]) -> "dict[str, Health]":
+        """How well each dictionary codes the maps in these answers of the teacher, by name of the map."""
         totals: dict[str, list[Tensor]] = {}
-        for view in views:
-            for stage, kept in self.kept.items():
-                dictionary = at(self.dictionary, stage)
-                pixels = dictionary.prepared(pixels_of(view.stages[stage]))
-                code, winners = dictionary.code(pixels, kept)
-                missed = (code @ dictionary.atoms - pixels).square()
-                wide = pixels.flatten(0, 1).double()
-                new = [count(winners, len(dictionary.wins)), missed.sum().double(), wide.sum(0), wide.square().sum()]
-                totals[stage] = [old + more for old, more in zip(totals[stage], new, strict=True)] if stage in totals else new
-        return {stage: Health.of(*sums) for stage, sums in totals.items()}
+        for answer in answers:
+            for name, size in self.code_sizes.items():
+                dictionary = dictionary_of(self.dictionary, name)
+                pixels = dictionary.prepared(pixels_of(answer.maps[name]))
+                code, winners = dictionary.code(pixels, size)
+                missed = (code @ dictionary.atoms - pixels).square().sum().double()
+                flat = pixels.flatten(0, 1).double()
+                sums = [count(winners, len(dictionary.wins)), missed, flat.sum(0), flat.square().sum()]
+                if name in totals:
+                    sums = [old + new for old, new in zip(totals[name], sums, strict=True)]
+                totals[name] = sums
+        return {name: Health.of(*sums) for name, sums in totals.items()}
 
 
 class Health(NamedTuple):
-    """Of a dictionary; a dead one has few atoms in use, or an error near 1."""
+    """How well a dictionary codes some pixels."""
 
     atoms: int
     used: int  # atoms that win at least one pixel
-    effective: float  # as many atoms that win equally often would be as hard to guess
-    error: float  # of the reconstruction: share of the pixels' variance
+    effective: float  # exp of the entropy of the wins: equal to `atoms` if all win equally often
+    error: float  # of the reconstruction, as a share of the pixels' variance
+    wins: list[int]  # pixels, by atom
 
     @classmethod
     def of(cls, wins: Tensor, missed: Tensor, total: Tensor, squares: Tensor) -> "Health":
+        """From sums over pixels: wins of each atom, squared errors, values by channel, squared values."""
         pixels = wins.sum()
         power = squares - total.square().sum() / pixels
         effective = torch.special.entr(wins / pixels).sum().exp()
-        return cls(len(wins), int((wins > 0).sum()), effective.item(), (missed / power.clamp_min(TINY)).item())
+        return cls(
+            len(wins),
+            int((wins > 0).sum()),
+            effective.item(),
+            (missed / power.clamp_min(TINY)).item(),
+            wins.tolist(),
+        )
 
 
 class Dictionary(nn.Module):
-    """Atoms M x C and a scalar bias; pixels are B x HW x C."""
+    """Atoms, M x C, and a scalar bias. Pixels are B x HW x C."""
 
     mean: Tensor
     scale: Tensor
@@ -178,19 +220,23 @@ class Dictionary(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("wins", torch.zeros(atoms, dtype=torch.int64))  # pixels won in this epoch
-        self.followed = -1  # epoch; a phase that goes on starts at the beginning of one
+        self.epoch = -1  # not saved, because a stopped phase goes on at the start of an epoch
 
     def prepared(self, pixels: Tensor) -> Tensor:
+        """The pixels without their mean and with unit power; as they are in the paper's form."""
         return (pixels - self.mean) / self.scale
 
     def scores(self, pixels: Tensor) -> Tensor:
-        """What the kernel squashes, B x HW x M; for rbf the bias is the logarithm of its sharpness."""
+        """Similarities before they are squashed, B x HW x M; in rbf the bias is the log of the sharpness."""
         if self.kernel != "rbf":
             return F.linear(pixels, self.atoms, self.bias.expand(len(self.atoms)))
-        distances = pixels.square().sum(2, keepdim=True) + self.atoms.square().sum(1) - 2 * pixels @ self.atoms.T
+        distances = (
+            pixels.square().sum(2, keepdim=True) + self.atoms.square().sum(1) - 2 * pixels @ self.atoms.T
+        )
         return distances.clamp_min(0) * (-self.bias.exp() / pixels.shape[2])
 
     def similarities(self, scores: Tensor) -> Tensor:
+        """What the kernel makes of the scores, B x HW x M."""
         match self.kernel:
             case "sigmoid":
                 return scores.sigmoid()
@@ -199,53 +245,57 @@ class Dictionary(nn.Module):
             case "linear":
                 return scores
 
-    def code(self, pixels: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-        """The sparse codes, B x HW x M, and the atom that wins each pixel, B x HW."""
+    def code(self, pixels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """The sparse codes, B x HW x M with `size` of M not 0, and the atom that wins each pixel, B x HW."""
         scores = self.scores(pixels)
-        best, places = scores.topk(kept, dim=2)
+        best, places = scores.topk(size, dim=2)
         return torch.zeros_like(scores).scatter(2, places, self.similarities(best)), places[:, :, 0]
 
     @torch.no_grad()
-    def follow(self, pixels: Tensor, kept: int, step: Step, *, centre: bool, reseed: int) -> None:
-        """At the beginning of an epoch: what is taken from data and not learned."""
-        if self.followed == step.epoch:
+    def start_epoch(self, pixels: Tensor, size: int, step: Step, *, centre: bool, reseed: int) -> None:
+        """At the first step of an epoch: set what comes from the pixels and is not trained."""
+        if self.epoch == step.epoch:
             return
-        self.followed = step.epoch
+        self.epoch = step.epoch
         if step.epoch == 0 and centre:
             self.mean.copy_(pixels.mean((0, 1)))
             self.scale.copy_((pixels - self.mean).square().mean().sqrt().clamp_min(TINY))
         if step.epoch and reseed and step.epoch % reseed == 0 and step.progress < RESEED_UNTIL:
-            self.revive(self.prepared(pixels), kept)
+            self.revive(self.prepared(pixels), size)
         self.wins.zero_()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():  # every process has seen other pixels
+        # each process has other pixels, so all of them take what the first one has found
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
             for tensor in (self.mean, self.scale, self.atoms):
                 torch.distributed.broadcast(tensor, 0)
 
-    def revive(self, pixels: Tensor, kept: int) -> None:
-        """Atoms that won nothing are put on pixels that the others code badly."""
-        code, _ = self.code(pixels, kept)
+    def revive(self, pixels: Tensor, size: int) -> None:
+        """Move atoms that won no pixel to pixels that the others code badly."""
+        code, _ = self.code(pixels, size)
         errors = (code @ self.atoms - pixels).square().sum(2).flatten()
         dead = (self.wins == 0).nonzero()[: len(errors), 0]
         if len(dead):
             chosen = torch.multinomial(errors + TINY, len(dead))
-            self.atoms[dead] = pixels.flatten(0, 1)[chosen] / kept
+            self.atoms[dead] = pixels.flatten(0, 1)[chosen] / size
 
 
-def at(dictionaries: nn.ModuleDict, stage: str) -> Dictionary:
-    found = dictionaries[key(stage)]
-    assert isinstance(found, Dictionary)
-    return found
+def dictionary_of(dictionaries: nn.ModuleDict, name: str) -> Dictionary:
+    """The dictionary of the map called `name`."""
+    dictionary = dictionaries[_key(name)]
+    assert isinstance(dictionary, Dictionary)
+    return dictionary
 
 
-def key(stage: str) -> str:
-    return stage.replace(".", "/")  # no module is named with a dot
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # the name of a module must not have a dot
 
 
-def pixels_of(maps: Tensor) -> Tensor:
-    """B x C x H x W to B x HW x C."""
-    return maps.flatten(2).transpose(1, 2)
+def pixels_of(features: Tensor) -> Tensor:
+    """The pixels of a map: B x C x H x W to B x HW x C."""
+    return features.flatten(2).transpose(1, 2)
 
 
 def count(winners: Tensor, atoms: int) -> Tensor:
-    """How often each atom is named."""
-    return torch.zeros(atoms, dtype=torch.int64, device=winners.device).index_add_(0, winners.flatten(), torch.ones_like(winners).flatten())
+    """How many pixels each atom wins."""
+    return torch.zeros(atoms, dtype=torch.int64, device=winners.device).index_add_(
+        0, winners.flatten(), torch.ones_like(winners).flatten()
+    )

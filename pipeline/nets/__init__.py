@@ -1,8 +1,9 @@
-"""Networks by name: CIFAR families, anything of torchvision, anything importable.
+"""Networks by name: CIFAR families, all networks of torchvision, anything importable.
 
-A family is a file here that offers `NAMES` and `build(name, classes, channels)`, which answers None to a name that isn't its own.
-Every network is a plain `forward(images) -> logits`. Those of our own families also say where their stages end (`net.taps`:
-stage name -> path of the module whose output is that stage's map, shallow to deep) and which linear layer classifies (`net.classifier`).
+A family is a file of this folder with `NAMES` and `build(name, classes, channels)`, which returns None for a
+name that is not its own. Every network is a plain `forward(images) -> logits`. Networks of our own families
+also say where their maps are (`net.taps`: name -> path of the module whose output is the map, from shallow to
+deep) and which linear layer classifies (`net.classifier`).
 """
 
 import importlib
@@ -13,19 +14,26 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from pipeline.inputs import InputError, Settings, unknown
+from pipeline.settings import InputError, Settings, unknown
 
-if TYPE_CHECKING:  # `import pipeline.nets` stays cheap
+if TYPE_CHECKING:  # so that `import pipeline.nets` does not load torch
     from torch import nn
 
 
 class NetConfig(Settings):
-    net: str = Field(description="a name of pipeline.nets.names(), torchvision:NAME or package.module:factory")
-    taps: dict[str, str] = Field(default_factory=dict, description="stage name -> module path, instead of the network's own")
+    """A network, and where its maps are."""
+
+    net: str = Field(
+        description="a name of pipeline.nets.names(), torchvision:NAME or package.module:factory"
+    )
+    taps: dict[str, str] = Field(
+        default_factory=dict,
+        description="name of a tap -> path of a module, instead of the network's own taps",
+    )
 
 
 def names() -> tuple[str, ...]:
-    """Every plain name, and a pattern such as `wrn_<depth>_<width>` where a family has endless members."""
+    """Every name, and a pattern such as `wrn_<depth>_<width>` for a family with any number of members."""
     return tuple(name for family in _families() for name in family.NAMES)
 
 
@@ -34,13 +42,16 @@ def build(name: str, classes: int, channels: int = 3) -> "nn.Module":
     assert classes > 0, classes
     assert channels > 0, channels
     for family in _families():
-        net = family.build(name, classes, channels)
+        net: nn.Module | None = family.build(name, classes, channels)
         if net is not None:
             return net
     from pipeline.nets import torchvision_zoo
 
-    if name in torchvision_zoo.available():  # the nearest of our names would be the wrong advice
-        raise InputError(f"net: there is no {name!r} among the CIFAR networks, but torchvision has one: write 'torchvision:{name}'.")
+    if name in torchvision_zoo.available():  # the nearest of our own names would be wrong advice
+        raise InputError(
+            f"net: there is no {name!r} among the CIFAR networks, but torchvision has one. Write "
+            f"'torchvision:{name}'."
+        )
     raise unknown("net", name, names())
 
 

@@ -1,15 +1,22 @@
-"""The variant of AllCNN (Springenberg et al., 2015) that SRM's experiments use as their student, at any width (theirs on CIFAR is 0.66)."""
+"""AllCNN (Springenberg et al., 2015) in the variant that SRM uses as its student, at any width.
+
+SRM's width on CIFAR is 0.66.
+"""
 
 from torch import nn
 
 from pipeline.nets.layers import Chain, scaled, width_in
 
-STAGES = {"stage1": 96, "stage2": 192, "stage3": 256, "stage4": 384}
+WIDTHS = {"stage1": 96, "stage2": 192, "stage3": 256, "stage4": 384}
 NAMES = ("allcnn", "allcnn_x0.66", "allcnn_x<width>")
 
 
 def _layer(inputs: int, outputs: int, kernel: int, *, stride: int = 1) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2), nn.BatchNorm2d(outputs), nn.LeakyReLU(0.1)]
+    return [
+        nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2),
+        nn.BatchNorm2d(outputs),
+        nn.LeakyReLU(0.1),
+    ]
 
 
 def build(name: str, classes: int, channels: int) -> nn.Module | None:
@@ -18,9 +25,10 @@ def build(name: str, classes: int, channels: int) -> nn.Module | None:
         return None
     parts: dict[str, nn.Module] = {}
     inputs = channels
-    for stage, full in STAGES.items():
+    for part, full in WIDTHS.items():
         outputs = scaled(full, width)
-        last = _layer(outputs, outputs, 1) if stage == "stage4" else _layer(outputs, outputs, 3, stride=2)
-        parts[stage] = nn.Sequential(*_layer(inputs, outputs, 3), *_layer(outputs, outputs, 3), *last)
+        last = _layer(outputs, outputs, 1) if part == "stage4" else _layer(outputs, outputs, 3, stride=2)
+        parts[part] = nn.Sequential(*_layer(inputs, outputs, 3), *_layer(outputs, outputs, 3), *last)
         inputs = outputs
-    return Chain(parts, {"stem": "stage1.2"} | {stage: f"{stage}.8" for stage in STAGES}, features=inputs, classes=classes)
+    taps = {"stem": "stage1.2"} | {part: f"{part}.8" for part in WIDTHS}
+    return Chain(parts, taps, features=inputs, classes=classes)

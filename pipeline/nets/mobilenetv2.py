@@ -1,14 +1,14 @@
 """MobileNetV2 for small images, as in the CRD tables: `mobilenetv2` has expansion 6 and half the width.
 
-Its blocks end without an activation (linear bottlenecks), so the taps are the blocks' sums themselves.
+Its blocks end without an activation (linear bottlenecks), so the taps are the sums at the end of blocks.
 """
 
 from torch import Tensor, nn
 
 from pipeline.nets.layers import Chain, conv_norm, conv_norm_relu, scaled, width_in
 
-# stage -> rows of (expansion, channels, blocks, stride of the first)
-STAGES = {
+# part -> rows of (expansion, channels, blocks, stride of the first block)
+PARTS = {
     "stage1": ((1, 16, 1, 1), (6, 24, 2, 1)),
     "stage2": ((6, 32, 3, 2),),
     "stage3": ((6, 64, 4, 2), (6, 96, 3, 1)),
@@ -27,7 +27,7 @@ class Block(nn.Module):
         self.adds = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.project(self.depthwise(self.expand(x)))
+        out: Tensor = self.project(self.depthwise(self.expand(x)))
         return x + out if self.adds else out
 
 
@@ -37,14 +37,15 @@ def build(name: str, classes: int, channels: int) -> nn.Module | None:
         return None
     inputs = scaled(32, width)
     parts: dict[str, nn.Module] = {"stem": conv_norm_relu(channels, inputs, 3, stride=2)}
-    for stage, rows in STAGES.items():
+    for part, rows in PARTS.items():
         blocks = []
         for expansion, full, count, stride in rows:
             for n in range(count):
                 outputs = scaled(full, width)
                 blocks.append(Block(inputs, outputs, expansion=expansion, stride=stride if n == 0 else 1))
                 inputs = outputs
-        parts[stage] = nn.Sequential(*blocks)
+        parts[part] = nn.Sequential(*blocks)
     features = scaled(1280, max(width, 1.0))
     parts["last"] = conv_norm_relu(inputs, features, 1)
-    return Chain(parts, {"stem": "stem.2"} | {stage: stage for stage in STAGES}, features=features, classes=classes)
+    taps = {"stem": "stem.2"} | {part: part for part in PARTS}
+    return Chain(parts, taps, features=features, classes=classes)

@@ -1,4 +1,4 @@
-"""ResNets for small images (He et al., 2016, section 4.2), and their four times wider form of the CRD tables."""
+"""ResNets for small images (He et al., 2016, section 4.2), and the wider ones (x4) of the CRD tables."""
 
 from torch import Tensor, nn
 
@@ -20,7 +20,8 @@ class Block(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu2(self.conv2(self.relu1(self.conv1(x))) + self.shortcut(x))
+        out: Tensor = self.relu2(self.conv2(self.relu1(self.conv1(x))) + self.shortcut(x))
+        return out
 
 
 def build(name: str, classes: int, channels: int) -> nn.Module | None:

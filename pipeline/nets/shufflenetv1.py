@@ -1,4 +1,7 @@
-"""ShuffleNet (Zhang et al., 2018) with three groups for small images, as in the CRD tables: a 1 x 1 stem that keeps the size."""
+"""ShuffleNet (Zhang et al., 2018) with three groups for small images, as in the CRD tables.
+
+The stem is 1 x 1 and keeps the size.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -7,11 +10,11 @@ from pipeline.nets.layers import Chain, ChannelShuffle, conv_norm, conv_norm_rel
 
 NAMES = ("shufflenetv1",)
 GROUPS = 3
-STAGES = {"stage1": (240, 4), "stage2": (480, 8), "stage3": (960, 4)}  # channels, blocks
+PARTS = {"stage1": (240, 4), "stage2": (480, 8), "stage3": (960, 4)}  # channels, blocks
 
 
 class Block(nn.Module):
-    """With `shrinks` the pooled input is joined on as further channels instead of being added."""
+    """With `shrinks`, the pooled input is concatenated as further channels; otherwise the input is added."""
 
     def __init__(self, inputs: int, outputs: int, *, shrinks: bool, groups_in: int) -> None:
         super().__init__()
@@ -26,8 +29,9 @@ class Block(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        out, shortcut = self.expand(self.depthwise(self.shuffle(self.squeeze(x)))), self.shortcut(x)
-        return self.relu(torch.cat([out, shortcut], dim=1) if self.shrinks else out + shortcut)
+        new, shortcut = self.expand(self.depthwise(self.shuffle(self.squeeze(x)))), self.shortcut(x)
+        out: Tensor = self.relu(torch.cat([new, shortcut], dim=1) if self.shrinks else new + shortcut)
+        return out
 
 
 def build(name: str, classes: int, channels: int) -> nn.Module | None:
@@ -36,10 +40,11 @@ def build(name: str, classes: int, channels: int) -> nn.Module | None:
     inputs = 24
     parts: dict[str, nn.Module] = {"stem": conv_norm_relu(channels, inputs, 1)}
     taps = {"stem": "stem.2"}
-    for stage, (outputs, count) in STAGES.items():
-        first = Block(inputs, outputs, shrinks=True, groups_in=1 if stage == "stage1" else GROUPS)  # 24 channels are too few to split
+    for part, (outputs, count) in PARTS.items():
+        groups_in = 1 if part == "stage1" else GROUPS  # 24 channels are too few to split
+        first = Block(inputs, outputs, shrinks=True, groups_in=groups_in)
         rest = [Block(outputs, outputs, shrinks=False, groups_in=GROUPS) for _ in range(count - 1)]
-        parts[stage] = nn.Sequential(first, *rest)
-        taps[stage] = f"{stage}.{count - 1}.relu"
+        parts[part] = nn.Sequential(first, *rest)
+        taps[part] = f"{part}.{count - 1}.relu"
         inputs = outputs
     return Chain(parts, taps, features=inputs, classes=classes)

@@ -1,6 +1,6 @@
-"""ShuffleNetV2 (Ma et al., 2018) for small images, as in the CRD tables: a 1 x 1 stem that keeps the size.
+"""ShuffleNetV2 (Ma et al., 2018) for small images, as in the CRD tables.
 
-A stage ends in a shuffle of activated halves, so the taps are the stages themselves.
+The stem is 1 x 1 and keeps the size. A part ends in a shuffle of two halves, so its tap is the part itself.
 """
 
 import torch
@@ -23,7 +23,7 @@ def _branch(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
 
 
 class Block(nn.Module):
-    """Half of the channels pass, the other half is worked on."""
+    """Half of the channels pass unchanged; the other half goes through the branch."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -31,19 +31,25 @@ class Block(nn.Module):
         self.shuffle = ChannelShuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        passed, worked = x.chunk(2, dim=1)
-        return self.shuffle(torch.cat([passed, self.branch(worked)], dim=1))
+        unchanged, changed = x.chunk(2, dim=1)
+        out: Tensor = self.shuffle(torch.cat([unchanged, self.branch(changed)], dim=1))
+        return out
 
 
 class Down(nn.Module):
+    """The first block of a part: halves height and width."""
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.left = nn.Sequential(conv_norm(inputs, inputs, 3, stride=2, groups=inputs), conv_norm_relu(inputs, outputs // 2, 1))
+        self.left = nn.Sequential(
+            conv_norm(inputs, inputs, 3, stride=2, groups=inputs), conv_norm_relu(inputs, outputs // 2, 1)
+        )
         self.right = _branch(inputs, outputs // 2, stride=2)
         self.shuffle = ChannelShuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.shuffle(torch.cat([self.left(x), self.right(x)], dim=1))
+        out: Tensor = self.shuffle(torch.cat([self.left(x), self.right(x)], dim=1))
+        return out
 
 
 def build(name: str, classes: int, channels: int) -> nn.Module | None:

@@ -1,8 +1,8 @@
-"""Which classes the exported student takes for which others."""
+"""Which classes the exported student confuses."""
 
 from typing import NamedTuple
 
-from pipeline.report.results import Run
+from pipeline.records.results import RunResults
 
 
 class Pair(NamedTuple):
@@ -12,16 +12,16 @@ class Pair(NamedTuple):
     share: float  # of the images of the actual class
 
 
-def pairs(run: Run) -> list[Pair]:
-    """Every pair of classes, also those that never occur and a class with itself."""
-    tested, found = run.records["evaluate"].details, []
-    for actual, counts in zip(tested["classes"], run.confusion, strict=True):
-        for predicted, count in zip(tested["classes"], counts, strict=True):
+def class_pairs(run: RunResults) -> list[Pair]:
+    """Every pair of classes, also pairs that never occur and each class with itself."""
+    names, found = run.records["evaluate"].details["classes"], []
+    for actual, counts in zip(names, run.confusion, strict=True):
+        for predicted, count in zip(names, counts, strict=True):
             found.append(Pair(actual, predicted, count, count / max(1, sum(counts))))
     return found
 
 
-def frequent(run: Run, most: int) -> list[Pair]:
+def frequent_errors(run: RunResults, most: int) -> list[Pair]:
     """The errors that occur, the most frequent first."""
-    errors = [pair for pair in pairs(run) if pair.images and pair.actual != pair.predicted]
+    errors = [pair for pair in class_pairs(run) if pair.images and pair.actual != pair.predicted]
     return sorted(errors, key=lambda pair: -pair.images)[:most]

@@ -1,10 +1,10 @@
-"""What the training of a run or a teacher cost, from the records of its training stages."""
+"""What it cost to train a run or a teacher, from the records of its training stages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.record import Record
-from pipeline.report.results import Results
+from pipeline.records.record import Record
+from pipeline.records.results import Results
 
 HEADER = ["minutes", "images/s", "energy, Wh", "device"]
 
@@ -13,50 +13,63 @@ HEADER = ["minutes", "images/s", "energy, Wh", "device"]
 class Cost:
     name: str
     seconds: float
-    images_per_s: float | None  # seen in training; None where nothing was trained
-    energy_wh: float | None  # None where the system told none
-    counted: str  # what alone the system told it of, CPU or GPU; empty where nothing else computed
+    images_per_s: float | None  # in training; None if nothing was trained
+    energy_wh: float | None  # None if the machine did not count it
+    counted: str  # "CPU" or "GPU" if only this part of the energy is known, else empty
     device: str
 
 
-def training(results: Results) -> list[Cost]:
-    """Teachers first, then what they learned once for several runs; a run's seeds and phases together."""
+def training_costs(results: Results) -> list[Cost]:
+    """Of the teachers, then of their knowledge, then of the runs, with all seeds and phases together."""
     images = results.prepare.details["manifest"]["splits"]["train"]
-    told = [_cost(name, {record.stage: record}, images) for name, record in results.teachers.items()]
+    costs = [_cost(name, {record.stage: record}, images) for name, record in results.teachers.items()]
     for name, record in results.knowledge.items():
-        told.append(_cost(f"{name} (knowledge)", {record.stage: record}, record.details["sample"]["images"]))
+        costs.append(_cost(f"{name} (knowledge)", {record.stage: record}, record.details["subset"]["images"]))
     for run in results.ranked:
         stages = {stage: run.records[stage] for stage in ("pretrain", "distill")}
-        told.append(_cost(run.name, stages, run.records["distill"].details["sample"]["images"]))
-    return told
+        costs.append(_cost(run.name, stages, run.records["distill"].details["subset"]["images"]))
+    return costs
 
 
-def words(cost: Cost) -> list[str]:
-    """Under HEADER; empty where nobody measured it."""
+def cells(cost: Cost) -> list[str]:
+    """The cells under HEADER; empty where nothing was measured."""
     rate = "" if cost.images_per_s is None else f"{cost.images_per_s:,.0f}"
-    energy = "" if cost.energy_wh is None else f"{cost.energy_wh:.2f}{cost.counted and f' ({cost.counted} alone)'}"
-    return [f"{cost.seconds / 60:.1f}", rate, energy, cost.device]
+    energy = "" if cost.energy_wh is None else f"{cost.energy_wh:.2f}"
+    only = f" ({cost.counted} only)" if cost.counted else ""
+    return [f"{cost.seconds / 60:.1f}", rate, energy + only, cost.device]
 
 
-def note(told: Sequence[Cost]) -> str:
-    seen = "All seeds and phases of a run together; images/s counts training images seen, over the time of training and validation."
-    if all(cost.energy_wh is None for cost in told):
-        return f"{seen} Energy is told where the system counts it; here it doesn’t."
-    energy = "Energy is what the counters of processors and GPUs say, other work on them included, memory and cooling not."
-    if any(cost.counted for cost in told):
-        energy += " Where one of the two could not be read, its share is missing, and the other is named."
-    return f"{seen} {energy}"
+def note(costs: Sequence[Cost]) -> str:
+    """How to read the table."""
+    times = (
+        "All seeds and phases of a run are added up. images/s is the number of training images that the "
+        "network was shown, divided by the time of training and validation."
+    )
+    if all(cost.energy_wh is None for cost in costs):
+        return f"{times} Energy is shown if the machine counted it in the whole training. Here it did not."
+    energy = (
+        "Energy is what the counters of processors and GPUs report. It includes other work on them, but not "
+        "memory and cooling."
+    )
+    if any(cost.counted for cost in costs):
+        energy += " “CPU only” and “GPU only” mean that the other one's share is missing: it was not counted."
+    return f"{times} {energy}"
 
 
 def _cost(name: str, records: Mapping[str, Record], images: int) -> Cost:
-    curves = [curve for record in records.values() for curve in record.curves.values() if curve.get("seconds")]
-    seen, busy = sum(images * curve["epoch"][-1] for curve in curves), sum(curve["seconds"][-1] for curve in curves)
+    curves = [
+        curve for record in records.values() for curve in record.curves.values() if curve.get("seconds")
+    ]
+    shown = sum(images * curve["epoch"][-1] for curve in curves)
+    seconds = sum(curve["seconds"][-1] for curve in curves)
     energy_wh, counted = _energy(list(records.values()))
-    devices = dict.fromkeys(str(record.environment.get("device", "")) for record in records.values() if record.curves)
+    devices = dict.fromkeys(
+        str(record.environment.get("device", "")) for record in records.values() if record.curves
+    )
     return Cost(
         name,
         seconds=sum(record.seconds for record in records.values()),
-        images_per_s=seen / busy if busy else None,
+        images_per_s=shown / seconds if seconds else None,
         energy_wh=energy_wh,
         counted=counted,
         device=", ".join(filter(None, devices)),
@@ -64,7 +77,10 @@ def _cost(name: str, records: Mapping[str, Record], images: int) -> Cost:
 
 
 def _energy(records: Sequence[Record]) -> tuple[float | None, str]:
-    """Watt hours of all of them, and what alone they are of: a sum that leaves a stage out would be taken for the cost of training."""
+    """Watt hours of all stages, and the part if they are only those of the CPU or the GPU.
+
+    None unless every stage has it: a sum without one of them would be taken for the cost of the training.
+    """
     if all("energy_j" in record.metrics for record in records):
         return sum(record.metrics["energy_j"] for record in records) / 3600, ""
     for part in ("GPU", "CPU"):

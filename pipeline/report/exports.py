@@ -1,46 +1,47 @@
-"""What the exported files of a run are worth: lines of tables, under their heads."""
+"""How good the exported files of a run are: lines of tables, under their heads."""
 
-from pipeline.report.results import Run
+from typing import Any
+
+from pipeline.records.results import RunResults
 from pipeline.report.words import percent
 
-PARITY = ["format", "file", "seed", "largest difference", "of the largest logit", "same top-1 %", "images"]
-INT8 = ["file", "is it good enough", "points lost", "95 % interval", "same top-1 %", "logits over error, dB", "images"]
+PARITY = ["format", "file", "seed", "largest difference", "relative difference", "same top-1 %", "images"]
+INT8 = ["file", "accepted", "points lost", "95 % interval", "same top-1 %", "signal to noise, dB", "images"]
 SPEED = ["variant", "format", "batch", "median ms", "p95 ms", "images/s", "MB"]
 
 
-def parity(run: Run) -> list[list[str]]:
+def parity(run: RunResults) -> list[list[str]]:
     """A line for each file that computes what the trained network computes."""
     lines = []
-    for form, written in _formats(run).items():
-        if same := written.get("parity"):
-            numbers = [f"{same['max_abs']:.2g}", f"{same['rel']:.2g}", percent(same["agreement"]), f"{same['images']}"]
-            lines.append([form, written["file"], f"{run.exported_seed}", *numbers])
+    for form, facts in _formats(run).items():
+        if same := facts.get("parity"):
+            differences = [f"{same['max_abs']:.2g}", f"{same['rel']:.2g}"]
+            numbers = [*differences, percent(same["agreement"]), f"{same['images']}"]
+            lines.append([form, facts["file"], f"{run.exported_seed}", *numbers])
     return lines
 
 
-def int8(run: Run) -> list[list[str]]:
-    """The quantized file beside the float one on test images, where there is one."""
+def int8(run: RunResults) -> list[list[str]]:
+    """A line for the int8 file, if there is one: how it differs from the float file on test images."""
     lines = []
-    for written in _formats(run).values():
-        if told := written.get("test"):
-            gate = "yes" if written["accepted"] else f"no: {'; '.join(written['refused'])}"
-            numbers = [percent(told["agreement"]), f"{told['snr_db']:.1f}", f"{told['images']}"]
-            lines.append([written["file"], gate, f"{told['drop']:.2f}", f"{told['low']:.2f} to {told['high']:.2f}", *numbers])
+    for facts in _formats(run).values():
+        if tested := facts.get("test"):
+            accepted = "yes" if facts["accepted"] else f"no: {'; '.join(facts['refused'])}"
+            lost = [f"{tested['drop']:.2f}", f"{tested['low']:.2f} to {tested['high']:.2f}"]
+            same = [percent(tested["agreement"]), f"{tested['snr_db']:.1f}", f"{tested['images']}"]
+            lines.append([facts["file"], accepted, *lost, *same])
     return lines
 
 
-def speed(run: Run) -> list[list[str]]:
-    """A line for each variant, format and batch that was timed."""
+def speed(run: RunResults) -> list[list[str]]:
+    """A line for each variant, format and batch size that was timed."""
+    numbers = ("median_ms", "p95_ms", "images_per_s", "size_mb")
     return [
-        [
-            row["variant"],
-            row["format"],
-            f"{row['batch']}",
-            *(f"{row[key]:.2f}" for key in ("median_ms", "p95_ms", "images_per_s", "size_mb")),
-        ]
+        [row["variant"], row["format"], f"{row['batch']}", *(f"{row[key]:.2f}" for key in numbers)]
         for row in run.records["benchmark"].details["rows"]
     ]
 
 
-def _formats(run: Run) -> dict[str, dict]:
-    return run.records["export"].details["formats"]
+def _formats(run: RunResults) -> dict[str, dict[str, Any]]:
+    formats: dict[str, dict[str, Any]] = run.records["export"].details["formats"]
+    return formats

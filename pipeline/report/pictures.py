@@ -1,4 +1,4 @@
-"""Pixels as pictures that a page can hold in itself: data URIs."""
+"""Pictures that a page can hold in itself, as data URIs."""
 
 import base64
 import io
@@ -11,19 +11,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LARGEST = 112  # side of a picture in the page
-LOSSLESS = 16  # up to this side
+LOSSLESS = 16  # pictures up to this side are PNG
 
 
-def pixels(data: Path) -> np.ndarray | None:
-    """The prepared images, on disk until touched; None where they are not."""
+def open_images(data: Path) -> np.ndarray | None:
+    """The prepared images, on disk until they are used; None if there are none."""
     try:
-        return np.load(data / "images.npy", mmap_mode="r")
+        images: np.ndarray = np.load(data / "images.npy", mmap_mode="r")
     except FileNotFoundError:
         return None
+    return images
 
 
 def first_of_each(data: Path, images: int, classes: int, each: int) -> list[np.ndarray]:
-    """The rows of the first `each` images of every class among the first `images`, which are the training split."""
+    """For every class the rows of its first `each` images among the first `images`, the training images."""
     labels = np.load(data / "labels.npy", mmap_mode="r")[:images]
     return [np.flatnonzero(labels == label)[:each] for label in range(classes)]
 
@@ -37,8 +38,9 @@ def picture(image: np.ndarray) -> str:
     return _uri(tile, "PNG" if tile.width <= LOSSLESS else "JPEG")
 
 
-def heat(shares: np.ndarray, colour: tuple[int, int, int]) -> str:
-    """A matrix of values from 0 to 1 as the opacity of one colour, a pixel a value, so that it stands on light and dark ground."""
+def heat_map(shares: np.ndarray, colour: tuple[int, int, int]) -> str:
+    """A matrix of values from 0 to 1, a pixel for each. The value is the opacity of one colour, which can be
+    seen on light and on dark ground."""
     from PIL import Image
 
     plane = np.empty((*shares.shape, 4), np.uint8)
@@ -47,16 +49,16 @@ def heat(shares: np.ndarray, colour: tuple[int, int, int]) -> str:
     return _uri(Image.fromarray(plane), "PNG")
 
 
-def whole(file: Path) -> str:
-    """A PNG file as it is."""
-    return _encoded(file.read_bytes(), "PNG")
+def whole_file(file: Path) -> str:
+    """A PNG file, unchanged."""
+    return _encode(file.read_bytes(), "PNG")
 
 
 def _uri(image: "Image", form: str) -> str:
     stream = io.BytesIO()
     image.save(stream, form, quality=90)
-    return _encoded(stream.getvalue(), form)
+    return _encode(stream.getvalue(), form)
 
 
-def _encoded(content: bytes, form: str) -> str:
+def _encode(content: bytes, form: str) -> str:
     return f"data:image/{form.lower()};base64,{base64.b64encode(content).decode()}"

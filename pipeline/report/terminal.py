@@ -1,9 +1,9 @@
-"""The table that the terminal shows at the end: everybody's numbers, the best marked, and where things are."""
+"""The table that the terminal shows at the end: all networks, the best one, and where the files are."""
 
 from pathlib import Path
 
-from pipeline.report.results import Results
-from pipeline.report.words import COSTS, HEADER, fewest_seeds, percent, rows
+from pipeline.records.results import Results
+from pipeline.report.words import COSTS, HEADER, fewest_seeds, percent, result_rows
 
 WIDTH = 110
 GAP = "  "
@@ -11,36 +11,35 @@ GAP = "  "
 
 def table(results: Results, *, bundles: Path, report: Path) -> str:
     best = results.best
-    return "\n".join(
-        [
-            *_columns([HEADER, *rows(results)]),
-            "",
-            f"* best on validation: {best.name} ({percent(best.validation)} % there). Accuracy, gain and agreement are on the test set.",
-            "  ± is the spread over n seeds; the gain over the student alone has its 95 % interval"
-            f"{'' if fewest_seeds(results) > 1 else ' (none from one seed)'}.",
-            f"  {COSTS}",
-            "",
-            f"bundles   {bundles}/RUN   (best: {bundles / best.name})",
-            f"report    {report}",
-            "MLflow    make ui",
-            "",
-        ]
-    )
+    no_interval = "" if fewest_seeds(results) > 1 else " (none from one seed)"
+    lines = [
+        *_align([HEADER, *result_rows(results)]),
+        "",
+        f"* best on validation: {best.name} ({percent(best.validation)} % there). "
+        "Accuracy, gain and agreement are on the test set.",
+        f"  ± is the spread over n seeds; the gain over the baseline has its 95 % interval{no_interval}.",
+        f"  {COSTS}",
+        "",
+        f"bundles   {bundles}/RUN   (best: {bundles / best.name})",
+        f"report    {report}",
+        "MLflow    make ui",
+        "",
+    ]
+    return "\n".join(lines)
 
 
-def _columns(lines: list[list[str]]) -> list[str]:
-    """Aligned text at most WIDTH wide; the two columns of names give way."""
+def _align(lines: list[list[str]]) -> list[str]:
+    """Aligned text, at most WIDTH wide: the two columns of names are cut if necessary."""
     numbers = sum(max(len(line[i]) for line in lines) + len(GAP) for i in range(2, len(lines[0])))
     room = WIDTH - numbers - len(GAP)
     net = min(max(len(line[1]) for line in lines), room // 2)
     lines = [[_cut(line[0], room - net), _cut(line[1], net), *line[2:]] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    aligned = [
-        GAP.join(
-            cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
+    aligned = []
+    for line in lines:
+        names = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
+        cells = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
+        aligned.append(GAP.join([*names, *cells]).rstrip())
     return [aligned[0], "-" * max(map(len, aligned)), *aligned[1:]]
 
 

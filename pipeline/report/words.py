@@ -1,15 +1,18 @@
-"""How numbers and findings are said, so that the table, the page and the card say the same."""
+"""How numbers and findings are worded, so that the table, the page and the Markdown report say the same."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pipeline.record import Record
-from pipeline.report.results import Results, Run, gains
+from pipeline.records.record import Record
+from pipeline.records.results import Results, RunResults
+from pipeline.report.run_gains import gains_over_baseline
 
 if TYPE_CHECKING:
-    from pipeline.evaluate import Gain
+    from pipeline.evaluation.gains import Gain
 
-COSTS = "MB and latency (one image, CPU): students as exported ONNX files, teachers as plain PyTorch networks."
+COSTS = (
+    "MB and latency (one image, CPU): students as exported ONNX files, teachers as plain PyTorch networks."
+)
 HEADER = ["", "net", "accuracy %", "n", "gain, points", "agree %", "params M", "MB", "latency ms"]
 
 
@@ -21,53 +24,69 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.2f}"
 
 
-def accuracy(run: Run) -> str:
+def accuracy_with_spread(run: RunResults) -> str:
     scores = run.records["evaluate"].metrics
     return percent(scores["accuracy"]) + (f" ± {percent(scores['spread'])}" if scores["n"] > 1 else "")
 
 
-def gained(gain: "Gain") -> str:
-    return points(gain.mean) + ("" if gain.low is None or gain.high is None else f" [{points(gain.low)}, {points(gain.high)}]")
+def gain_with_interval(gain: "Gain") -> str:
+    if gain.low is None or gain.high is None:
+        return points(gain.mean)
+    return f"{points(gain.mean)} [{points(gain.low)}, {points(gain.high)}]"
 
 
-def cost(speed: Mapping[str, float]) -> list[str]:
+def cost_cells(speed: Mapping[str, float]) -> list[str]:
     """Parameters, size and latency; empty where they were not measured."""
-    shown = (("parameters_m", ".3f"), ("size_mb", ".2f"), ("latency_ms", ".2f"))
-    return [format(speed[key], form) if key in speed else "" for key, form in shown]
+    formats = {"parameters_m": ".3f", "size_mb": ".2f", "latency_ms": ".2f"}
+    return [format(speed[key], form) if key in speed else "" for key, form in formats.items()]
 
 
-def rows(results: Results) -> list[list[str]]:
-    """A line for each teacher, then for each student, under HEADER; the best student is marked."""
-    won = gains(results)
-    told = [_teacher(name, record, results.taught_by(name)) for name, record in results.teachers.items()]
-    for run in results.runs.values():
+def result_rows(results: Results) -> list[list[str]]:
+    """A line for each teacher, then for each student, under HEADER. The best student is marked."""
+    gains = gains_over_baseline(results)
+    lines = [
+        _teacher_row(name, record, results.run_of_teacher(name)) for name, record in results.teachers.items()
+    ]
+    for name, run in results.runs.items():
         scores = run.records["evaluate"].metrics
-        told.append(
+        lines.append(
             [
-                f"{'*' if run is results.best else ' '} {run.name}",
+                f"{'*' if run is results.best else ' '} {name}",
                 run.student,
-                accuracy(run),
+                accuracy_with_spread(run),
                 f"{scores['n']:.0f}",
-                gained(won[run.name]) if run.name in won else "",
+                gain_with_interval(gains[name]) if name in gains else "",
                 percent(scores.get("agreement")),
-                *cost(run.records["benchmark"].metrics),
+                *cost_cells(run.records["benchmark"].metrics),
             ]
         )
-    return told
+    return lines
+
+
+def _teacher_row(name: str, record: Record, run: RunResults | None) -> list[str]:
+    scores = run.records["evaluate"].details["teacher"] if run else {}
+    speed = run.records["benchmark"].details["teacher"] if run else {}
+    net, accuracy = record.params["teacher"]["net"], percent(scores.get("accuracy"))
+    return [f"  {name} (teacher)", net, accuracy, "1", "", "", *cost_cells(speed)]
 
 
 def verdict(results: Results) -> str:
-    """What the best student is worth, ready to follow its name and a colon."""
-    best, won = results.best, gains(results)
+    """How good the best student is, to be written after its name and a colon."""
+    best, gains = results.best, gains_over_baseline(results)
     if best.method == "ce":
-        return "a student trained alone; no method earned its cost here."
-    if best.name not in won:
-        return "no run trains this student alone on the same data, so its gain is not known (add one with method ce)."
-    gain = won[best.name]
-    told = f"on the test set it gains {gained(gain)} points over the student alone ({best.baseline})"
+        return "it was trained without a teacher, so no method was worth its cost here."
+    if best.name not in gains:
+        return (
+            "its gain is not known, because no run trains the same student on the same data without a "
+            "teacher (add a run with method ce)."
+        )
+    gain = gains[best.name]
+    text = (
+        f"on the test images it gains {gain_with_interval(gain)} points over the baseline ({best.baseline})"
+    )
     if gain.low is None:
-        return f"{told}; one seed gives no interval, so this may be chance."
-    return f"{told}, {'more than chance.' if gain.low > 0 else 'which chance alone could explain.'}"
+        return f"{text}. One seed gives no interval, so this may be chance."
+    return f"{text}, which {'is more than chance' if gain.low > 0 else 'may be chance'}."
 
 
 def fewest_seeds(results: Results) -> int:
@@ -75,31 +94,38 @@ def fewest_seeds(results: Results) -> int:
 
 
 def caveats(results: Results) -> list[str]:
-    """What the numbers don't say."""
-    kinds = sorted({"paired by seed" if gain.paired else "unpaired" for gain in gains(results).values()})
+    """What a reader of the numbers must know."""
+    gains = gains_over_baseline(results).values()
+    kinds = sorted({"paired by seed" if gain.paired else "unpaired" for gain in gains})
+    which = f" ({' and '.join(kinds)})" if kinds else ""
     counts = sorted({len(run.accuracy) for run in results.runs.values()})
     return [
-        "The best run is chosen on the validation set; each trained network was read on the test set once, in evaluate.",
-        f"Seeds a run: {', '.join(map(str, counts))}. An interval from few seeds is wide and rests on an assumption of normality.",
-        f"Intervals of the gain are 95 %{', ' + ' and '.join(kinds) if kinds else ''}; "
-        "they cover seeds on this one split, not other data, and are not corrected for comparing many runs.",
-        "Latency is of the machine that ran the graph; compare it within this report only.",
-        "The student knows only the classes it was trained on: an image of anything else gets one of them too.",
+        "The best run is chosen on the validation images. Each trained network was evaluated on the test "
+        "images only once, by the stage evaluate.",
+        f"Seeds per run: {', '.join(map(str, counts))}. An interval from few seeds is wide, and it assumes "
+        "that accuracies are normally distributed.",
+        f"The 95 % intervals of the gains{which} are about other seeds on "
+        "this split, not about other data. They are not corrected for the comparison of many runs.",
+        "Latency is that of the machine that ran the graph. Compare it within this report only.",
+        "The student knows only the classes it was trained on. It also gives one of them to an image of "
+        "anything else.",
         *warnings(results),
     ]
 
 
 def warnings(results: Results) -> list[str]:
-    """What looked wrong inside the students that were looked into."""
-    return [f"{run.name}: {warning}" for run in results.ranked if run.analysis for warning in run.analysis.details["warnings"]]
+    """What the analyses found wrong inside the students."""
+    return [
+        f"{run.name}: {warning}"
+        for run in results.ranked
+        if run.analysis
+        for warning in run.analysis.details["warnings"]
+    ]
 
 
 def environments(results: Results) -> list[str]:
-    """Each kind of machine and versions that a stage ran with, once."""
-    return sorted({", ".join(f"{key} {value}" for key, value in record.environment.items()) for record in results.records})
-
-
-def _teacher(name: str, record: Record, run: Run | None) -> list[str]:
-    measured = run.records["evaluate"].details["teacher"] if run else {}
-    speed = run.records["benchmark"].details["teacher"] if run else {}
-    return [f"  {name} (teacher)", record.params["teacher"]["net"], percent(measured.get("accuracy")), "1", "", "", *cost(speed)]
+    """The machines and versions that stages ran with, each once."""
+    lines = {
+        ", ".join(f"{key} {value}" for key, value in record.environment.items()) for record in results.records
+    }
+    return sorted(lines)

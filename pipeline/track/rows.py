@@ -1,4 +1,4 @@
-"""What a row says, from records alone: names, numbers, curves and hashes in the words that MLflow accepts."""
+"""What a row says, from records alone: names, numbers, curves and hashes, in a form that MLflow accepts."""
 
 import hashlib
 import json
@@ -8,20 +8,32 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pipeline import report
-from pipeline.record import Record
+from pipeline.records.record import Curves, Record
+from pipeline.records.results import Results, RunResults
+from pipeline.report.run_gains import gains_over_baseline
+
+MEANINGS = {
+    "by_val": "accuracy on validation (the best run is chosen by it)",
+    "top1": "accuracy on the test images",
+    "spread": "its standard deviation over seeds",
+    "gain": "gain over the baseline",
+    "latency_ms": "milliseconds an image, ONNX on the CPU",
+    "size_mb": "MB",
+    "params_m": "million parameters",
+}
+Point = tuple[str, float, int, int]  # key, value, milliseconds since 1970, step
 
 
 @dataclass(frozen=True)
 class Row:
-    """What becomes one MLflow run: a student or a teacher, with everything known of it."""
+    """What becomes one MLflow run: a student or a teacher."""
 
-    kind: str
+    kind: str  # "run" or "teacher"
     name: str
-    shared: list[Record]  # of the stages that other rows rest on too: prepare, a student's teacher and what that has learned for several
-    own: list[Record]  # of the stages that worked for this row alone, in the order of the graph
-    headline: dict[str, float]
-    versus: list[str]  # ids of further records that the headline depends on
+    shared: list[Record]  # of stages that other rows need too: prepare, a student's teacher and its knowledge
+    own: list[Record]  # of the stages that worked for this row only, in the order of the graph
+    headline: dict[str, float]  # the numbers to compare rows by
+    compared_with: list[str]  # ids of further records that the headline depends on
 
     @property
     def records(self) -> list[Record]:
@@ -29,8 +41,8 @@ class Row:
 
     @property
     def key(self) -> str:
-        """The same executions give the same row, whenever and wherever it is logged."""
-        ids = [self.kind, self.name, *(record.id for record in self.records), *self.versus]
+        """Equal for rows from the same executions of stages, whenever and wherever they are logged."""
+        ids = [self.kind, self.name, *(record.id for record in self.records), *self.compared_with]
         return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:32]
 
     @property
@@ -39,114 +51,130 @@ class Row:
 
     @property
     def start(self) -> int:
-        """So that the duration is that of its own work, not of the shared stages'."""
+        """Such that the duration is the time of its own stages only."""
         return self.end - round(1000 * sum(record.seconds for record in self.own))
 
 
-def of(results: report.Results) -> list[Row]:
+def build_rows(results: Results) -> list[Row]:
     """The teachers' rows, then the runs'."""
-    gains = report.gains(results)
-    return [
-        *(_of_a_teacher(results, name) for name in results.teachers),
-        *(_of_a_run(results, run, gains[run.name].mean if run.name in gains else None) for run in results.runs.values()),
+    gains = gains_over_baseline(results)
+    of_teachers = [_teacher_row(results, name) for name in results.teachers]
+    of_runs = [
+        _run_row(results, run, gains[name].mean if name in gains else None)
+        for name, run in results.runs.items()
     ]
+    return of_teachers + of_runs
 
 
-def _of_a_run(results: report.Results, run: report.Run, gain: float | None) -> Row:
+def _run_row(results: Results, run: RunResults, gain: float | None) -> Row:
     scores = run.records["evaluate"].metrics
     headline = {"by_val": run.validation, "top1": scores["accuracy"], "spread": scores["spread"]}
-    headline |= ({} if gain is None else {"gain": gain}) | _cost(run.records["benchmark"].metrics)
-    versus = [results.runs[run.baseline].records["evaluate"].id] if run.baseline else []
-    shared = [results.prepare, results.teachers[run.teacher], *([results.knowledge[run.knowledge]] if run.knowledge else [])]
-    return Row("run", run.name, shared, list(run.records.values()), headline, versus)
+    headline |= ({} if gain is None else {"gain": gain}) | _costs(run.records["benchmark"].metrics)
+    baseline = [results.runs[run.baseline].records["evaluate"].id] if run.baseline else []
+    knowledge = [results.knowledge[run.knowledge]] if run.knowledge else []
+    shared = [results.prepare, results.teachers[run.teacher], *knowledge]
+    return Row("run", run.name, shared, list(run.records.values()), headline, baseline)
 
 
-def _of_a_teacher(results: report.Results, name: str) -> Row:
-    headline: dict[str, float] = {}  # nothing to rank it by: the view ends with the teachers
-    run = results.taught_by(name)
+def _teacher_row(results: Results, name: str) -> Row:
+    """Without accuracy on validation in the headline: the page sorts by that, and shows teachers last."""
+    headline: dict[str, float] = {}
+    run = results.run_of_teacher(name)
     if run is not None:
-        headline = {"top1": run.records["evaluate"].details["teacher"]["accuracy"]} | _cost(run.records["benchmark"].details["teacher"])
-        headline.pop("latency_ms", None)  # measured in PyTorch: beside the students' ONNX files it would flatter them
+        headline["top1"] = run.records["evaluate"].details["teacher"]["accuracy"]
+        headline |= _costs(run.records["benchmark"].details["teacher"])
+        # its latency is PyTorch's, which cannot be compared with that of the students' ONNX files
+        headline.pop("latency_ms", None)
     return Row("teacher", name, [results.prepare], [results.teachers[name]], headline, [])
 
 
-def _cost(speed: Mapping[str, float]) -> dict[str, float]:
+def _costs(speed: Mapping[str, float]) -> dict[str, float]:
     names = {"latency_ms": "latency_ms", "size_mb": "size_mb", "params_m": "parameters_m"}
     return {ours: speed[theirs] for ours, theirs in names.items() if theirs in speed}
 
 
 def params(row: Row) -> dict[str, str]:
-    """What the stages read; where two read different values under one name, the later stage's is named after it."""
-    told: dict[str, str] = {}
+    """The settings that the stages read. Of two values with one name, the later is named after its stage."""
+    found: dict[str, str] = {}
     for record in row.records:
-        for key, value in flat(record.params):
-            if told.setdefault(named(key), value) != value:
-                told[named(f"{record.stage}.{key}")] = value
-    return told
+        for key, value in flatten(record.params):
+            if found.setdefault(mlflow_name(key), value) != value:
+                found[mlflow_name(f"{record.stage}.{key}")] = value
+    return found
 
 
-def flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in params.items():
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
-def points(row: Row) -> Iterator[tuple[str, float, int, int]]:
-    """Name, value, milliseconds and step: one point for each final number, then the curves, but for those that a teacher's row has.
+def points(row: Row) -> Iterator[Point]:
+    """The headline, every metric of every stage, and the curves, except those that the teacher's row has.
 
     MLflow's pages keep this order, and compare runs by the metric that comes first.
     """
     for key, value in row.headline.items():
-        yield f"best/{key}", round(value, 5), row.end, 0  # as `dvc metrics show` has them: a column of the list is narrow
+        # as many digits as `dvc metrics show` prints: the column of the list is narrow
+        yield f"best/{key}", round(value, 5), row.end, 0
     for record in reversed(row.records):
         for key, value in record.metrics.items():
-            yield named(f"{record.stage}/{key}"), value, milliseconds(record.finished), 0
+            yield mlflow_name(f"{record.stage}/{key}"), value, milliseconds(record.finished), 0
     for record in row.records:
         if record.stage == "teacher" and row.kind == "run":
             continue
-        before = 0.0
+        seconds = 0.0  # of the curves before
         for key, curve in record.curves.items():
-            yield from series(key, curve, begin=milliseconds(record.started) + 1000 * before)
-            before += curve["seconds"][-1]
+            yield from curve_points(key, curve, start=milliseconds(record.started) + 1000 * seconds)
+            seconds += curve["seconds"][-1]
 
 
-def series(key: str, curve: Mapping[str, list[float]], *, begin: float, first: int = 0) -> Iterator[tuple[str, float, int, int]]:
-    """The points of a curve that began at this millisecond, from the first asked for."""
-    # a teacher's curve is named as its stage; its last value must not be mistaken for the final number
+def curve_points(key: str, curve: Curves, *, start: float, first: int = 0) -> Iterator[Point]:
+    """The points of a curve that began at the millisecond `start`, from the point `first` on."""
+    # a teacher's curve has the name of its stage: its last value must not be taken for the final number
     prefix = key if "/" in key else f"{key}/epochs"
     for i in range(first, len(curve["epoch"])):
+        moment, step = round(start + 1000 * curve["seconds"][i]), round(curve["epoch"][i])
         for column in curve.keys() - {"epoch"}:
-            yield named(f"{prefix}/{column}"), curve[column][i], round(begin + 1000 * curve["seconds"][i]), round(curve["epoch"][i])
+            yield mlflow_name(f"{prefix}/{column}"), curve[column][i], moment, step
 
 
 def tags(row: Row) -> dict[str, str]:
-    """Which executions, of which data, networks and code, on what kind of machine."""
-    said = {"kind": row.kind, "pipeline_key": row.key}
-    said |= {f"hash.{key}": value for key, value in hashes(row).items()}
-    said |= {f"stage.{record.stage}": record.id for record in row.records}
-    return said | {f"environment.{named(key)}": str(value) for key, value in row.own[0].environment.items()}
+    """Which executions of stages, which data, networks and code, and what kind of machine."""
+    return {
+        "kind": row.kind,
+        "pipeline_key": row.key,
+        **{f"hash.{key}": value for key, value in hashes(row).items()},
+        **{f"stage.{record.stage}": record.id for record in row.records},
+        **{f"environment.{mlflow_name(key)}": str(value) for key, value in row.own[0].environment.items()},
+    }
 
 
 def hashes(row: Row) -> dict[str, str]:
-    """Of the data and of what was made of it: the same hash is the same thing."""
+    """Hashes of the data, of the code that trained the student, and of what was made."""
     records = {record.stage: record for record in row.records}
-    found = {"data": row.shared[0].details["manifest"]["content"], "teacher": _digest(records["teacher"].outputs)}
+    found = {
+        "data": row.shared[0].details["manifest"]["content"],
+        "teacher": _digest(records["teacher"].outputs),
+    }
     if row.kind == "run":
-        found |= {"student": _digest(records["distill"].outputs), "bundle": _digest(records["export"].outputs)}
-        if code := records["export"].details.get("provenance", {}).get("code"):
-            found["code"] = code
+        found["student"] = _digest(records["distill"].outputs)
+        found["bundle"] = _digest(records["export"].outputs)
+        found["code"] = records["distill"].inputs["code"]
     return found
 
 
 def _digest(outputs: Mapping[str, str]) -> str:
-    return next(iter(outputs.values())) if len(outputs) == 1 else hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
+    if len(outputs) == 1:
+        return next(iter(outputs.values()))
+    return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
 
 
 def description(row: Row, makers: Mapping[str, str]) -> str:
-    """What the page of a row begins with; `makers` says in Markdown which row the cached stages were made for."""
-    numbers = " · ".join(f"{WORDS[key]} **{value:.4g}**" for key, value in row.headline.items())
+    """The text above a row, in Markdown. `makers` links each cached stage to the row that it was made for."""
+    numbers = " · ".join(f"{MEANINGS[key]} **{value:.4g}**" for key, value in row.headline.items())
     stages = "\n".join(
         f"| {r.stage} {r.name} | {f'cached, made by {makers[r.stage]}' if r.stage in makers else 'this row'} "
         f"| {r.finished[:19].replace('T', ' ')} | {r.seconds:.1f} | `{r.id[:8]}` |"
@@ -158,19 +186,8 @@ def description(row: Row, makers: Mapping[str, str]) -> str:
     )
 
 
-WORDS = {
-    "by_val": "accuracy on validation (the best is chosen by it)",
-    "top1": "accuracy on the test set",
-    "spread": "its standard deviation over seeds",
-    "gain": "gain over the student alone",
-    "latency_ms": "milliseconds an image, ONNX on the CPU",
-    "size_mb": "MB",
-    "params_m": "million parameters",
-}
-
-
-def named(text: str) -> str:
-    """MLflow refuses other characters in the names of parameters, metrics and tags."""
+def mlflow_name(text: str) -> str:
+    """Replace the characters that MLflow refuses in names of parameters, metrics and tags."""
     return re.sub(r"[^\w\-./: ]", "_", text, flags=re.ASCII)[:250]
 
 

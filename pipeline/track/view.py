@@ -1,4 +1,4 @@
-"""The comparison of all rows, and what trains now, as addresses to open."""
+"""Links into MLflow's page, which it calls shared views: rows to compare, and what trains right now."""
 
 import base64
 import json
@@ -7,9 +7,9 @@ import zlib
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.track import store
+from pipeline.track import database
 
-COLUMNS = [  # in the order that MLflow shows them in; the page has room for few
+COLUMNS = [  # in the order that MLflow shows them in; its page has room for few
     *(f"metrics.`best/{name}`" for name in ("by_val", "gain", "latency_ms", "size_mb", "top1")),
     *(f"params.`{name}`" for name in ("run.method.name", "run.teacher", "student.net")),
     *(f"tags.`{name}`" for name in ("dvc.exp", "kind")),
@@ -17,7 +17,7 @@ COLUMNS = [  # in the order that MLflow shows them in; the page has room for few
 VIEWS: dict[str, dict[str, Any]] = {
     "students": {
         "searchFilter": "tags.pipeline_key LIKE '%' AND attributes.status = 'FINISHED'",
-        "orderByKey": "metrics.`best/by_val`",  # on validation: the test set decides nothing
+        "orderByKey": "metrics.`best/by_val`",  # accuracy on validation: the test images decide nothing
         "orderByAsc": False,
         "selectedColumns": COLUMNS,
     },
@@ -32,13 +32,15 @@ MODES = {"students": "", "training": "&compareRunsMode=CHART"}
 
 
 def view_link(port: int, view: str = "students") -> str:
-    """The address of one of VIEWS in the UI at this port (or at the server that is set): all rows, best first, or what trains now."""
-    with store.reachable():
-        client, experiment = store.opened()
+    """A link to one of VIEWS, at the server of MLFLOW_TRACKING_URI or else at a port of this machine."""
+    with database.explained_errors():
+        client, experiment = database.open_experiment()
         packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(VIEWS[view]).encode())).decode()
-        now = round(1000 * time.time())  # MLflow's page ignores a view whose time isn't a number
+        now = round(1000 * time.time())  # MLflow's page ignores a view whose time is not a number
         content = {"name": view.capitalize(), "createdAt": now, "updatedAt": now, "state": packed}
         client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{view}", json.dumps(content))
-    uri = store.tracking_uri()
-    server = store.without_credentials(uri).rstrip("/") if urlsplit(uri).scheme in ("http", "https") else f"http://127.0.0.1:{port}"
-    return f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={view}{MODES[view]}"
+    uri = database.tracking_uri()
+    is_server = urlsplit(uri).scheme in ("http", "https")
+    server = database.without_credentials(uri).rstrip("/") if is_server else f"http://127.0.0.1:{port}"
+    query = f"workflowType=machine_learning&viewStateShareKey={view}{MODES[view]}"
+    return f"{server}/#/experiments/{experiment}/runs?{query}"

@@ -4,23 +4,28 @@ from typing import Any
 import pytest
 
 from pipeline.analysis.associations import Weights, draw, fixed, learned, warnings
-from pipeline.record import Record
+from pipeline.records.record import Record
 
 
 def distilled(**content: Any) -> Record:
     return Record("distill", "r", {}, **content)
 
 
-def test_learned_weights_are_those_of_the_end_mean_over_seeds() -> None:
+def test_learned_weights_are_means_over_seeds_of_the_last_notes() -> None:
     curves = {
-        f"distill/seed-{seed}": {"epoch": [1.0, 2.0], "note/stage1~stage2": [0.9, value], "note/dead": [0.0, 0.0], "loss": [1.0, 1.0]}
+        f"distill/seed-{seed}": {
+            "epoch": [1.0, 2.0],
+            "note/stage1~stage2": [0.9, value],
+            "note/dead": [0.0, 0.0],
+            "loss": [1.0, 1.0],
+        }
         for seed, value in enumerate((0.2, 0.4))
     }
     assert learned(distilled(curves=curves)) == {("stage1", "stage2"): pytest.approx(0.3)}
     assert learned(distilled(curves={"distill/seed-0": {"loss": [1.0]}})) == {}
 
 
-def test_fixed_pairs_are_those_of_stages_alone() -> None:
+def test_fixed_pairs_are_pairs_of_maps_only() -> None:
     rows = [
         ["stem", "16 x 8 x 8", "", ""],
         ["stage1", "16 x 8 x 8", "16 x 8 x 8", "stage2, stage3"],
@@ -33,7 +38,7 @@ def test_fixed_pairs_are_those_of_stages_alone() -> None:
     assert fixed(distilled(details={"overview": rows})) == dict.fromkeys(pairs, 1.0)
 
 
-def test_a_map_is_drawn_where_pairs_are_missing(tmp_path: Path) -> None:
+def test_weights_are_drawn_although_pairs_are_missing(tmp_path: Path) -> None:
     draw({("a", "x"): 0.5, ("a", "y"): 0.5, ("b", "y"): 1.0}, tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 500
 
@@ -47,7 +52,10 @@ def test_a_map_is_drawn_where_pairs_are_missing(tmp_path: Path) -> None:
         ({("a", "x"): 1.0, ("b", "x"): 1.0}, False),
     ],
 )
-def test_it_is_told_when_all_heed_the_same_stage(weights: Weights, warned: bool) -> None:
+def test_a_warning_says_that_all_maps_learned_most_from_the_same_one(weights: Weights, warned: bool) -> None:
     assert bool(warnings(weights)) == warned
     if warned:
-        assert warnings(weights) == ["All 2 stages of the student learned most from x of the teacher (weights 0.60 to 0.79)."]
+        assert warnings(weights) == [
+            "All 2 maps of the student learned most from the teacher's x (weights 0.60 to 0.79), so the "
+            "weights do not say which maps correspond."
+        ]

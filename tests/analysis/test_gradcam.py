@@ -15,15 +15,20 @@ MEAN, STD = (0.5,) * 3, (0.25,) * 3
 CLASSES = ["dark", "bright"]
 
 
-def tapped(name: str = "resnet8", *, size: int = 16, channels: int = 3, classes: int = 3) -> tuple[Tapped, torch.Tensor]:
+def tapped(
+    name: str = "resnet8", *, size: int = 16, channels: int = 3, classes: int = 3
+) -> tuple[Tapped, torch.Tensor]:
     torch.manual_seed(0)
     images = torch.randn(3, channels, size, size)
     return Tapped(nets.build(name, classes, channels=channels), images), images
 
 
 def flat() -> nn.Sequential:
-    """Its classifier weighs every place of the map differently."""
-    return nn.Sequential(nn.Sequential(nn.Conv2d(3, 5, 3, stride=4), nn.ReLU()), nn.Sequential(nn.Flatten(), nn.Linear(5 * 16, 3)))
+    """A network whose classifier has a weight for each place of the map."""
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 5, 3, stride=4), nn.ReLU()),
+        nn.Sequential(nn.Flatten(), nn.Linear(5 * 16, 3)),
+    )
 
 
 def resnet() -> nn.Sequential:
@@ -40,25 +45,30 @@ def test_the_heat_equals_the_slow_loop(build: Callable[[], nn.Sequential]) -> No
     for n in range(3):
         x = body(images[n : n + 1]).detach().requires_grad_()
         logits = head(x)[0]
-        answer = int(logits.argmax())
-        (gradient,) = torch.autograd.grad(logits[answer], x)
+        predicted = int(logits.argmax())
+        (gradient,) = torch.autograd.grad(logits[predicted], x)
         a, g = x[0].tolist(), gradient[0].tolist()
         side = len(a[0])
         weights = [sum(map(sum, channel)) / side**2 for channel in g]
-        heat = [[max(0.0, sum(w * c[i][j] for w, c in zip(weights, a, strict=True))) for j in range(side)] for i in range(side)]
+        heat = [
+            [max(0.0, sum(w * c[i][j] for w, c in zip(weights, a, strict=True))) for j in range(side)]
+            for i in range(side)
+        ]
         hottest = max(map(max, heat))
         expected = [[value / hottest for value in row] for row in heat]
         assert found.heat[n].tolist() == [pytest.approx(row, rel=1e-3, abs=1e-4) for row in expected]
-        assert int(found.predicted[n]) == answer
-        assert found.probability[n].item() == pytest.approx(logits.softmax(0)[answer].item(), rel=1e-5)
+        assert int(found.predicted[n]) == predicted
+        assert found.probability[n].item() == pytest.approx(logits.softmax(0)[predicted].item(), rel=1e-5)
 
 
-def test_looking_changes_nothing() -> None:
+def test_the_network_and_the_images_do_not_change() -> None:
     net, images = tapped()
     net.net.train()
     before = {name: tensor.clone() for name, tensor in net.net.state_dict().items()}
     heat = grad_cam(net, images).heat
-    assert torch.allclose(heat[1], grad_cam(net, images[1:2]).heat[0], atol=1e-4)  # an image's heat is its own
+    assert torch.allclose(
+        heat[1], grad_cam(net, images[1:2]).heat[0], atol=1e-4
+    )  # other images do not matter
     assert all(torch.equal(before[name], tensor) for name, tensor in net.net.state_dict().items())
     assert all(module.training for module in net.net.modules())
     assert not images.requires_grad
@@ -68,7 +78,7 @@ def test_looking_changes_nothing() -> None:
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
-def test_a_map_that_speaks_against_the_answer_is_cold() -> None:
+def test_a_map_that_lowers_the_logit_has_no_heat() -> None:
     net = nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
     for parameter, value in zip(net.parameters(), (1.0, 0.0, -1.0, 5.0), strict=True):
         nn.init.constant_(parameter, value)
@@ -76,8 +86,13 @@ def test_a_map_that_speaks_against_the_answer_is_cold() -> None:
     assert not grad_cam(Tapped(net, images, taps={"stage1": "1"}), images).heat.any()
 
 
-@pytest.mark.parametrize(("name", "size", "channels", "side"), [("vgg8", 8, 3, 2), ("wrn_10_1", 9, 1, 3), ("mobilenet_x0.25", 16, 3, 2)])
-def test_the_deepest_map_that_has_places_is_looked_at(name: str, size: int, channels: int, side: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "size", "channels", "side"),
+    [("vgg8", 8, 3, 2), ("wrn_10_1", 9, 1, 3), ("mobilenet_x0.25", 16, 3, 2)],
+)
+def test_the_deepest_map_with_more_than_one_pixel_is_used(
+    name: str, size: int, channels: int, side: int
+) -> None:
     net, images = tapped(name, size=size, channels=channels)
     heat = grad_cam(net, images).heat
     assert heat.shape == (3, side, side)
@@ -86,7 +101,7 @@ def test_the_deepest_map_that_has_places_is_looked_at(name: str, size: int, chan
 
 
 class Brightness(nn.Module):
-    """Answers `bright` where the image's mean is above grey, and looks at its bright left half."""
+    """Predicts `bright` if the image's mean is above grey, so it looks at the bright half."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,21 +111,30 @@ class Brightness(nn.Module):
         self.fc.bias.data.zero_()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.look(x).mean((1, 2, 3))[:, None])
+        logits: torch.Tensor = self.fc(self.look(x).mean((1, 2, 3))[:, None])
+        return logits
 
 
 def brightness() -> Tapped:
     return Tapped(Brightness(), torch.zeros(1, 3, 8, 8), taps={"stage1": "look"})
 
 
-def picture(tmp_path: Path, labels: list[int], nets_: dict[str, Tapped], images: np.ndarray | None = None) -> np.ndarray:
+def picture(
+    tmp_path: Path, labels: list[int], networks: dict[str, Tapped], images: np.ndarray | None = None
+) -> np.ndarray:
     if images is None:
         images = np.zeros((len(labels), 8, 8, 3), dtype=np.uint8)
         images[:, :, :4] = 255
         images[:, :, 4:] = 30
     out = tmp_path / "cam.png"
-    known = {name: (net, CLASSES) for name, net in nets_.items()}
-    side_by_side(known, images, [CLASSES[label] for label in labels], out, mean=MEAN[: images.shape[3]], std=STD[: images.shape[3]])
+    side_by_side(
+        {name: (net, CLASSES) for name, net in networks.items()},
+        images,
+        [CLASSES[label] for label in labels],
+        out,
+        mean=MEAN[: images.shape[3]],
+        std=STD[: images.shape[3]],
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cam.png"]
     return np.asarray(Image.open(out)).astype(int)
 
@@ -144,7 +168,7 @@ def test_the_picture_has_the_image_and_the_heat_of_every_network(tmp_path: Path)
     assert (page[:LINE] < 128).any(axis=(0, 2)).sum() > 30  # the names
 
 
-def test_right_and_wrong_answers_are_told_apart(tmp_path: Path) -> None:
+def test_right_and_wrong_predictions_look_different(tmp_path: Path) -> None:
     page = picture(tmp_path, [1, 0], {"net": brightness()})  # both images are bright
     right, wrong = caption(page, 0, 1), caption(page, 1, 1)
     assert has(right, RIGHT)
@@ -152,8 +176,8 @@ def test_right_and_wrong_answers_are_told_apart(tmp_path: Path) -> None:
     assert has(wrong, WRONG)
     assert not has(wrong, RIGHT)
     middle = (11, 4)
-    assert tuple(right[middle]) == RIGHT  # full
-    assert tuple(wrong[middle]) == (255, 255, 255)  # hollow
+    assert tuple(right[middle]) == RIGHT  # a full dot
+    assert tuple(wrong[middle]) == (255, 255, 255)  # an empty one
 
 
 @pytest.mark.parametrize(("size", "channels"), [(9, 1), (300, 3)])

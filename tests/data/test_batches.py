@@ -2,30 +2,44 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data import batches as module
+from pipeline.data import batches as batches_module
 from pipeline.data.augment import AugmentConfig, augment
 from pipeline.data.batches import Batch, Batches, ordered
-from pipeline.data.protocol import Sample
+from pipeline.data.protocol import Subset
 from pipeline.functional import normalise
-from pipeline.inputs import InputError
+from pipeline.settings import InputError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
 def batches(
-    count: int, batch_size: int, *, seed: int = 0, augmented: AugmentConfig | None = None, shard: tuple[int, int] = (0, 1)
+    count: int,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    augmented: AugmentConfig | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> Batches:
     rows = np.arange(count) * 2 % 49
     return Batches(
-        IMAGES, Sample(rows, rows % 5), batch_size=batch_size, seed=seed, mean=MEAN, std=STD, augment=augmented, device="cpu", shard=shard
+        IMAGES,
+        Subset(rows, rows % 5),
+        batch_size=batch_size,
+        seed=seed,
+        mean=MEAN,
+        std=STD,
+        augment=augmented,
+        device="cpu",
+        shard=shard,
     )
 
 
 @pytest.mark.parametrize(
-    ("count", "batch_size"), [(20, 5), (20, 6), (21, 5), (21, 4), (3, 8), (1, 8), (9, 8), (10, 8), (7, 1), (2, 2), (8, 7)]
+    ("count", "batch_size"),
+    [(20, 5), (20, 6), (21, 5), (21, 4), (3, 8), (1, 8), (9, 8), (10, 8), (7, 1), (2, 2), (8, 7)],
 )
-def test_an_epoch_is_every_image_once(count: int, batch_size: int) -> None:
+def test_an_epoch_has_every_image_once(count: int, batch_size: int) -> None:
     data = batches(count, batch_size)
     found = list(data.epoch(0))
     assert sorted(torch.cat([batch.index for batch in found]).tolist()) == list(range(count))
@@ -41,15 +55,21 @@ def test_images_and_labels_belong_to_the_index() -> None:
     data = batches(20, 6)
     for batch in data.epoch(3):
         assert torch.equal(batch.labels, data.labels[batch.index])
-        assert torch.equal(batch.images, normalise(torch.from_numpy(IMAGES[data.rows[batch.index].numpy()]), MEAN, STD))
-        assert (batch.images.dtype, batch.labels.dtype, batch.index.dtype) == (torch.float32, torch.int64, torch.int64)
+        assert torch.equal(
+            batch.images, normalise(torch.from_numpy(IMAGES[data.rows[batch.index].numpy()]), MEAN, STD)
+        )
+        assert (batch.images.dtype, batch.labels.dtype, batch.index.dtype) == (
+            torch.float32,
+            torch.int64,
+            torch.int64,
+        )
 
 
 def order(data: Batches, epoch: int) -> list[int]:
     return torch.cat([batch.index for batch in data.epoch(epoch)]).tolist()
 
 
-def test_order_depends_on_seed_and_epoch_alone() -> None:
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     before = order(batches(20, 6), 1)
     torch.manual_seed(99)
     np.random.seed(99)
@@ -60,7 +80,7 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert order(batches(20, 6, seed=1), 1) != before
 
 
-def test_the_epoch_is_the_view_and_the_row_is_the_image() -> None:
+def test_a_view_depends_on_the_epoch_and_the_row_of_the_store() -> None:
     cfg = AugmentConfig(pad=2)
     data = batches(20, 6, seed=4, augmented=cfg)
     for batch in data.epoch(7):
@@ -70,19 +90,19 @@ def test_the_epoch_is_the_view_and_the_row_is_the_image() -> None:
         assert not torch.equal(batch.images, plain)
 
 
-def test_larger_data_stay_on_disk_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = list(batches(20, 6, augmented=AugmentConfig()).epoch(2))
-    monkeypatch.setattr(module, "RESIDENT_BYTES", 0)
+def test_images_that_stay_on_disk_give_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    resident = list(batches(20, 6, augmented=AugmentConfig()).epoch(2))
+    monkeypatch.setattr(batches_module, "RESIDENT_BYTES", 0)
     data = batches(20, 6, augmented=AugmentConfig())
     assert data.resident is None
-    for one, other in zip(kept, data.epoch(2), strict=True):
+    for one, other in zip(resident, data.epoch(2), strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.index, other.index)
 
 
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize(("count", "batch_size"), [(24, 6), (25, 6), (28, 6), (7, 20), (23, 7)])
-def test_processes_share_every_batch(count: int, batch_size: int, world: int) -> None:
+def test_processes_share_every_batch_evenly(count: int, batch_size: int, world: int) -> None:
     shards = [list(batches(count, batch_size, shard=(rank, world)).epoch(1)) for rank in range(world)]
     whole = order(batches(count, batch_size), 1)
     together = [torch.cat([part.index for part in parts]).tolist() for parts in zip(*shards, strict=True)]
@@ -98,12 +118,15 @@ def test_processes_share_every_batch(count: int, batch_size: int, world: int) ->
 
 def test_more_processes_than_images_are_refused() -> None:
     for count, batch_size in ((2, 8), (20, 2)):
-        with pytest.raises(InputError, match=r"3 processes .* 2 image"):
+        with pytest.raises(InputError, match=r"3 processes cannot share batches of 2 image"):
             batches(count, batch_size, shard=(0, 3))
 
 
-@pytest.mark.parametrize(("count", "parts", "sizes"), [(12, 3, [4, 4, 4]), (7, 3, [3, 2, 2]), (5, 4, [3, 2]), (1, 4, [1]), (6, 1, [6])])
-def test_a_batch_splits_into_parts_that_weigh_alike(count: int, parts: int, sizes: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("count", "parts", "sizes"),
+    [(12, 3, [4, 4, 4]), (7, 3, [3, 2, 2]), (5, 4, [3, 2]), (1, 4, [1]), (6, 1, [6])],
+)
+def test_the_parts_of_a_batch_weigh_as_much_as_the_batch(count: int, parts: int, sizes: list[int]) -> None:
     batch = Batch(torch.randn(count, 3, 2, 2), torch.arange(count), torch.arange(count) * 2, share=1.25)
     split = batch.split(parts)
     assert [len(part.index) for part in split] == sizes
@@ -114,7 +137,7 @@ def test_a_batch_splits_into_parts_that_weigh_alike(count: int, parts: int, size
     assert weighted == pytest.approx(1.25 * batch.images.mean().item(), abs=1e-6)
 
 
-def test_ordered_keeps_the_order() -> None:
+def test_ordered_keeps_the_order_of_the_rows() -> None:
     rows = np.array([5, 3, 30, 3, 1])
     found = list(ordered(IMAGES, rows, 2))
     assert [len(part) for part in found] == [2, 2, 1]

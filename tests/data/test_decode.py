@@ -2,6 +2,7 @@ import contextlib
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def test_a_picture_of_the_right_size_keeps_its_pixels() -> None:
     assert np.array_equal(decode.decode(encoded(image), 16, 3), np.asarray(image))
 
 
-def test_bytes_path_file_and_image_are_read_alike(tmp_path: Path) -> None:
+def test_bytes_path_file_and_image_give_the_same_pixels(tmp_path: Path) -> None:
     image = picture(1, size=(30, 20))
     (tmp_path / "a.png").write_bytes(encoded(image))
     expected = decode.decode(image, 8, 3)
@@ -45,7 +46,7 @@ def test_the_centre_square_is_resized(width: int, height: int) -> None:
     assert np.array_equal(decode.decode(image, 20, 3), np.asarray(expected))
 
 
-def test_shrinking_is_antialiased() -> None:
+def test_shrinking_is_anti_aliased() -> None:
     fine = np.indices((64, 64)).sum(0) % 2 * 255
     image = Image.fromarray(np.repeat(fine[:, :, None].astype(np.uint8), 3, axis=2))
     assert abs(decode.decode(image, 8, 3).astype(int) - 127).max() < 16
@@ -65,15 +66,21 @@ def test_grey_stays_grey_exactly(channels: int) -> None:
 
 
 @pytest.mark.parametrize("big_endian", [False, True])
-def test_sixteen_bits_are_scaled_not_clipped(big_endian: bool) -> None:
+def test_sixteen_bits_are_scaled_and_not_clipped(big_endian: bool) -> None:
     values = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
-    image, format = (Image.fromarray(values.astype(">u2")), "TIFF") if big_endian else (Image.fromarray(values), "PNG")
-    assert np.array_equal(decode.decode(encoded(image, format), 16, 1)[:, :, 0], np.arange(256).reshape(16, 16))
+    image, format = (
+        (Image.fromarray(values.astype(">u2")), "TIFF") if big_endian else (Image.fromarray(values), "PNG")
+    )
+    assert np.array_equal(
+        decode.decode(encoded(image, format), 16, 1)[:, :, 0], np.arange(256).reshape(16, 16)
+    )
 
 
-def test_palette_cmyk_and_bilevel() -> None:
+def test_palette_cmyk_and_bilevel_become_rgb() -> None:
     colours = Image.fromarray(np.tile(RED, (8, 8, 1)))
-    assert np.array_equal(decode.decode(encoded(colours.convert("P", palette=Image.Palette.ADAPTIVE)), 8, 3)[4, 4], RED)
+    assert np.array_equal(
+        decode.decode(encoded(colours.convert("P", palette=Image.Palette.ADAPTIVE)), 8, 3)[4, 4], RED
+    )
     cmyk = decode.decode(encoded(colours.convert("CMYK"), "JPEG"), 8, 3)[4, 4].astype(int)
     assert abs(cmyk - RED).max() <= 6
     assert np.array_equal(decode.decode(encoded(Image.new("1", (8, 8), 1)), 8, 3), np.full((8, 8, 3), 255))
@@ -81,7 +88,7 @@ def test_palette_cmyk_and_bilevel() -> None:
 
 def test_transparency_is_laid_on_white() -> None:
     half = np.zeros((8, 8, 4), dtype=np.uint8)
-    half[:, :, 0] = 255  # red, but the left half can't be seen
+    half[:, :, 0] = 255  # red, and the left half is transparent
     half[:, 4:, 3] = 255
     for format in ("PNG", "WEBP", "TIFF"):
         decoded = decode.decode(encoded(Image.fromarray(half), format), 8, 3)
@@ -100,17 +107,26 @@ def test_a_transparent_palette_entry_is_white_too() -> None:
     assert decoded[5, 5].tolist() == [255, 255, 255]
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+# how a camera stores an upright picture: the inverse of what the tag asks the reader to do
+STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda image: image,
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: np.rot90(image),
+    7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda image: np.rot90(image, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_orientation_is_applied(orientation: int, format: str) -> None:
     upright = np.full((16, 16, 3), 128, dtype=np.uint8)
     upright[:8, :8] = (255, 0, 0)
     upright[:8, 8:] = (0, 255, 0)
-    # how the camera stored it: the inverse of what the tag asks the reader to do
-    stored = {
-        1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1], 5: lambda a: a.transpose(1, 0, 2),
-        6: lambda a: np.rot90(a), 7: lambda a: a[::-1, ::-1].transpose(1, 0, 2), 8: lambda a: np.rot90(a, -1),
-    }[orientation](upright)  # fmt: skip
+    stored = STORED[orientation](upright)
     exif = Image.Exif()
     exif[0x0112] = orientation
     decoded = decode.decode(encoded(Image.fromarray(np.ascontiguousarray(stored)), format, exif), 16, 3)
@@ -118,7 +134,8 @@ def test_exif_orientation_is_applied(orientation: int, format: str) -> None:
     assert abs(decoded.astype(int) - upright)[2:6, 10:14].max() < 40
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")  # Pillow's TiffImagePlugin, which reads EXIF, remarks on it
+# Pillow's TiffImagePlugin, which reads EXIF, warns of it
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 def test_a_broken_exif_block_is_ignored() -> None:
     whole = encoded(picture(4), "JPEG")
     rubbish = b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff" + b"\x99" * 40
@@ -126,7 +143,7 @@ def test_a_broken_exif_block_is_ignored() -> None:
     assert np.array_equal(decode.decode(broken, 10, 3), decode.decode(whole, 10, 3))
 
 
-def test_the_first_frame_of_an_animation() -> None:
+def test_an_animation_gives_its_first_frame() -> None:
     frames = [Image.fromarray(np.full((8, 8, 3), value, dtype=np.uint8)) for value in (0, 255)]
     file = BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
@@ -146,7 +163,7 @@ def test_the_first_frame_of_an_animation() -> None:
         (encoded(picture(6).convert("L"), "EPS"), "known format"),
     ],
 )
-def test_what_is_no_picture_is_refused(source: bytes, why: str) -> None:
+def test_bytes_that_are_not_a_picture_are_refused(source: bytes, why: str) -> None:
     with pytest.raises(decode.Undecodable, match=why) as caught:
         decode.decode(source, 8, 3)
     assert str(caught.value)
@@ -154,7 +171,8 @@ def test_what_is_no_picture_is_refused(source: bytes, why: str) -> None:
 
 
 @pytest.mark.parametrize("side", [9_460, 9_500, 20_000])
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # Pillow's own word, besides our error
+# Pillow warns as well, besides our error
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_decompression_bomb_is_refused_before_it_is_read(side: int) -> None:
     header = encoded(Image.new("1", (1, 1)))
     bomb = bytearray(header)
@@ -164,7 +182,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_read(side: int) -> None:
         decode.decode(bytes(bomb), 8, 3)
 
 
-def test_random_damage_never_gives_another_error() -> None:
+def test_random_damage_gives_no_other_error() -> None:
     random = np.random.default_rng(0)
     for format in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
         whole = np.frombuffer(encoded(picture(7, size=(24, 24)), format), dtype=np.uint8)
@@ -175,9 +193,10 @@ def test_random_damage_never_gives_another_error() -> None:
                 assert decode.decode(broken.tobytes(), 8, 3).shape == (8, 8, 3)
 
 
-def test_it_imports_numpy_and_pillow_only() -> None:
+def test_decode_imports_numpy_and_pillow_only() -> None:
     code = (
-        "import sys; sys.modules['torch'] = sys.modules['pydantic'] = sys.modules['sklearn'] = sys.modules['torchvision'] = None\n"
+        "import sys\n"
+        "for name in ('torch', 'pydantic', 'sklearn', 'torchvision'): sys.modules[name] = None\n"
         "import pipeline.data.decode"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -1,4 +1,4 @@
-"""A large folder of real pictures, where one is at hand: DISTIL_IMAGES names it, with {train,test}/CLASS/*.jpg below it."""
+"""A large folder of real pictures, {train,test}/CLASS/*.jpg, if the variable DISTIL_IMAGES names one."""
 
 import os
 import time
@@ -17,7 +17,7 @@ ROOT = os.environ.get("DISTIL_IMAGES", "")
 
 @pytest.mark.slow
 @pytest.mark.skipif(not ROOT, reason="DISTIL_IMAGES names no folder of images")
-def test_a_large_folder(tmp_path: Path) -> None:
+def test_a_large_folder_is_prepared_quickly_and_faithfully(tmp_path: Path) -> None:
     started = time.perf_counter()
     manifest = prepare(DataConfig(source="folder", root=ROOT, size=32), tmp_path)
     seconds = time.perf_counter() - started

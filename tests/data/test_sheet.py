@@ -17,10 +17,10 @@ def test_each_class_shows_its_own_images() -> None:
         for column in range(PER_CLASS):
             left = GAP + column * (TILE + GAP)
             assert (page[top + 2 : top + TILE - 2, left + 2 : left + TILE - 2] == 50 + label * 80).all()
-        assert (page[top - LINE : top - 4] < 128).any()  # its name
+        assert (page[top - LINE : top - 4] < 128).any()  # the name of the class
 
 
-def test_odd_sizes_channels_names_and_few_images() -> None:
+def test_unusual_sizes_channels_names_and_few_images_are_drawn() -> None:
     for size, channels in ((8, 1), (33, 3), (96, 1), (500, 3)):
         images = np.zeros((3, size, size, channels), dtype=np.uint8)
         names = ["x" * 400 + "\n", "Привет 猫"]
@@ -29,9 +29,11 @@ def test_odd_sizes_channels_names_and_few_images() -> None:
         assert (page[GAP + LINE + TILE // 2, GAP + TILE + GAP + TILE // 2] == 255).all()
 
 
-def test_many_classes_end_in_a_count() -> None:
+def test_classes_that_are_not_shown_are_counted() -> None:
     def height(number: int) -> int:
         names = [str(n) for n in range(number)]
-        return sheet(np.zeros((number, 8, 8, 3), dtype=np.uint8), np.arange(number), names, counts(names)).height
+        return sheet(
+            np.zeros((number, 8, 8, 3), dtype=np.uint8), np.arange(number), names, counts(names)
+        ).height
 
     assert height(21) == height(100) == height(20) + LINE

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from pipeline.data import sources
 from pipeline.data.sources import DataConfig
-from pipeline.inputs import InputError
+from pipeline.settings import InputError
 
 
 def folder(root: Path) -> sources.Source:
@@ -42,7 +42,7 @@ def test_wrong_settings_name_the_field(given: dict[str, Any], field: str) -> Non
         DataConfig(**{"source": "digits", "size": 8, **given})
 
 
-def test_digits() -> None:
+def test_the_digits_are_read() -> None:
     source = sources.find(DataConfig(source="digits", size=8))
     assert len(source.items) == 1797
     assert source.classes == list("0123456789")
@@ -52,21 +52,33 @@ def test_digits() -> None:
     assert np.asarray(image).max() > 230
 
 
-def test_class_folders_at_any_depth(tmp_path: Path) -> None:
+def test_images_are_found_at_any_depth_below_a_class_folder(tmp_path: Path) -> None:
     root = tree(tmp_path, {"dog": 3, "cat/deep/er": 2, "cat": 1})
     for suffix in (".JPG", ".jpeg", ".Bmp", ".gif", ".webp", ".TIF"):
         fill(root / "dog", 1, start=50, suffix=suffix)
     source = folder(root)
     assert source.classes == ["cat", "dog"]
     assert listed(source)[0] == ("cat", None, "cat/0005.png")
-    assert [path for name, _, path in listed(source) if name == "cat"] == ["cat/0005.png", "cat/deep/er/0003.png", "cat/deep/er/0004.png"]
+    assert [path for name, _, path in listed(source) if name == "cat"] == [
+        "cat/0005.png",
+        "cat/deep/er/0003.png",
+        "cat/deep/er/0004.png",
+    ]
     assert len(source.items) == 12
     assert source.read(0) == (root / "cat/0005.png").read_bytes()
 
 
-def test_what_is_no_image_is_counted_and_passed_over(tmp_path: Path) -> None:
+def test_other_files_are_counted_and_skipped(tmp_path: Path) -> None:
     root = tree(tmp_path, {"dog": 3, "cat": 3})
-    for name in ("README.md", "dog/labels.csv", "cat/deep/x.txt", ".hidden.png", "cat/.DS_Store", ".git/a.png", "cat/.thumbs/a.png"):
+    for name in (
+        "README.md",
+        "dog/labels.csv",
+        "cat/deep/x.txt",
+        ".hidden.png",
+        "cat/.DS_Store",
+        ".git/a.png",
+        "cat/.thumbs/a.png",
+    ):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(b"x")
     source = folder(root)
@@ -75,17 +87,27 @@ def test_what_is_no_image_is_counted_and_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Valid"])
-def test_given_split_folders(tmp_path: Path, val: str) -> None:
-    root = tree(tmp_path, {"train/a": 2, "train/b": 1, f"{val}/a": 1, f"{val}/b": 1, "test/a": 1, "test/b": 1})
+def test_split_folders_give_the_splits(tmp_path: Path, val: str) -> None:
+    root = tree(
+        tmp_path, {"train/a": 2, "train/b": 1, f"{val}/a": 1, f"{val}/b": 1, "test/a": 1, "test/b": 1}
+    )
     (root / "notes").mkdir()
     (root / "notes/a.txt").write_text("x")
     source = folder(root)
     assert source.classes == ["a", "b"]
-    assert sorted(str(item.split) for item in source.items) == ["test", "test", "train", "train", "train", "val", "val"]
+    assert sorted(str(item.split) for item in source.items) == [
+        "test",
+        "test",
+        "train",
+        "train",
+        "train",
+        "val",
+        "val",
+    ]
     assert source.ignored == 1
 
 
-def test_a_link_back_up_ends(tmp_path: Path) -> None:
+def test_a_link_to_a_folder_above_ends(tmp_path: Path) -> None:
     root = tree(tmp_path, {"a": 2, "b": 2})
     (root / "a" / "loop").symlink_to(root / "a")
     assert len(folder(root).items) == 4
@@ -106,7 +128,10 @@ def test_linked_class_folders_are_followed(tmp_path: Path) -> None:
         ({"a": 2, "b": 0}, "class folder 'b' holds no images"),
         ({"train/a": 2, "train/b": 0}, "class folder 'train/b' holds no images"),
         ({"train": 2}, "split folder 'train' holds no class folders"),
-        ({"train/a": 2, "train/b": 2, "c": 1}, r"split folders \(train\) and class folders \(c\) lie side by side"),
+        (
+            {"train/a": 2, "train/b": 2, "c": 1},
+            r"split folders \(train\) and class folders \(c\) lie side by side",
+        ),
         ({"train/a": 2, "val/a": 2, "valid/a": 1}, "val and valid are both the val split"),
     ],
 )
@@ -126,7 +151,7 @@ def test_a_missing_root_is_refused(tmp_path: Path) -> None:
             folder(tmp_path / name)
 
 
-def test_a_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
+def test_a_class_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
     tree(tmp_path, {"a": 2})
     os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
     with pytest.raises(InputError, match="not valid UTF-8"):
@@ -134,12 +159,14 @@ def test_a_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
 
 
 def mnist_like(root: Path, count: int) -> None:
-    """Files as torchvision expects them of FashionMNIST."""
+    """Save files in the form in which torchvision expects FashionMNIST."""
     raw = root / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for split in ("train", "t10k"):
         images = np.random.default_rng(len(split)).integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        (raw / f"{split}-images-idx3-ubyte").write_bytes(struct.pack(">iiii", 0x803, count, 28, 28) + images.tobytes())
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(
+            struct.pack(">iiii", 0x803, count, 28, 28) + images.tobytes()
+        )
         labels = (np.arange(count) % 10).astype(np.uint8)
         (raw / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 0x801, count) + labels.tobytes())
 
@@ -148,7 +175,7 @@ def torchvision_set(name: str, root: Path) -> sources.Source:
     return sources.find(DataConfig(source=f"torchvision:{name}", root=str(root), size=8))
 
 
-def test_a_torchvision_set_on_disk(tmp_path: Path) -> None:
+def test_a_torchvision_set_on_disk_is_read(tmp_path: Path) -> None:
     mnist_like(tmp_path, 20)
     source = torchvision_set("FashionMNIST", tmp_path)
     assert len(source.classes) == 10
@@ -161,18 +188,23 @@ def test_a_torchvision_set_on_disk(tmp_path: Path) -> None:
 
 
 class Offline:
-    """A data set with a `split`, of which nothing is there and nothing can be had."""
+    """A data set with a `split` argument that is not on disk and cannot be downloaded."""
 
     base_folder = "offline-1"
 
     def __init__(self, root: str, split: str = "train", download: bool = False) -> None:
         if split not in ("trainval", "validation"):
             raise ValueError(f"Unknown value '{split}' for argument split. Valid values are ...")
-        raise OSError("no route to host\nmore") if download else RuntimeError("Dataset not found or corrupted.")
+        raise (
+            OSError("no route to host\nmore") if download else RuntimeError("Dataset not found or corrupted.")
+        )
 
 
 class Present:
-    """One with three splits under its own names, labels only in its items, arrays for pictures, and synonyms for class names."""
+    """A data set with three splits that have names of their own.
+
+    Labels are only in its items, pictures are arrays, and a class has several names.
+    """
 
     classes = (("crane", "bird"), ("crane", "machine"), ("cat",))
 
@@ -214,7 +246,7 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("invented")
-def test_a_torchvision_set_with_a_split_argument(tmp_path: Path) -> None:
+def test_a_torchvision_set_with_a_split_argument_is_read(tmp_path: Path) -> None:
     source = torchvision_set("Present", tmp_path)
     assert source.classes == ["crane, bird", "crane, machine", "cat"]
     assert [item.split for item in source.items] == ["train"] * 6 + ["val"] * 6 + ["test"] * 6
@@ -225,22 +257,27 @@ def test_a_torchvision_set_with_a_split_argument(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("invented")
-def test_what_cannot_be_downloaded_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_failed_download_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         torchvision_set("Offline", tmp_path)
     message = str(caught.value)
-    for part in ("torchvision:Offline", str(tmp_path / "offline-1"), "(OSError: no route to host)", "another data.source"):
+    for part in (
+        "torchvision:Offline",
+        str(tmp_path / "offline-1"),
+        "(OSError: no route to host)",
+        "another data.source",
+    ):
         assert part in message
     assert "\n" not in message
 
 
 @pytest.mark.usefixtures("invented")
-def test_other_torchvision_sets_are_refused(tmp_path: Path) -> None:
+def test_unsuitable_torchvision_sets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.source.*'CIFAR1O'.*Did you mean 'CIFAR10'"):
         torchvision_set("CIFAR1O", tmp_path)
     with pytest.raises(InputError, match="Needy"):
         torchvision_set("Needy", tmp_path)
     with pytest.raises(InputError, match="one class for each image"):
         torchvision_set("Boxes", tmp_path)
-    with pytest.raises(InputError, match="no plain training split"):
+    with pytest.raises(InputError, match="no split called train or trainval"):
         torchvision_set("NoTrain", tmp_path)

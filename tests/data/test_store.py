@@ -2,6 +2,7 @@ import csv
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pipeline.data import decode
 from pipeline.data.prepare import prepare
 from pipeline.data.sources import DataConfig
 from pipeline.data.store import SPLITS, Store
-from pipeline.inputs import InputError
+from pipeline.settings import InputError
 
 FILES = ["files.csv", "images.npy", "labels.npy", "manifest.json", "sheet.png"]
 
@@ -35,12 +36,14 @@ def root(tmp_path: Path) -> Path:
     return tree(tmp_path / "raw", {"cat": 10, "dog": 20})
 
 
-def test_every_row_is_its_file(root: Path, tmp_path: Path) -> None:
+def test_every_row_is_the_picture_of_its_file(root: Path, tmp_path: Path) -> None:
     store = made(root, tmp_path / "out")
     assert sorted(path.name for path in store.path.iterdir()) == FILES
     assert store.images.shape == (30, 8, 8, 3)
     listed = rows(store)
-    assert sorted(row["path"] for row in listed) == sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+    assert sorted(row["path"] for row in listed) == sorted(
+        path.relative_to(root).as_posix() for path in root.rglob("*.png")
+    )
     for n, row in enumerate(listed):
         assert int(row["row"]) == n
         assert np.array_equal(store.images[n], decode.decode(root / row["path"], 8, 3))
@@ -49,10 +52,14 @@ def test_every_row_is_its_file(root: Path, tmp_path: Path) -> None:
         assert n in store.indices(row["split"])
 
 
-def test_the_manifest_counts(root: Path, tmp_path: Path) -> None:
+def test_the_manifest_counts_images_and_holds_the_settings(root: Path, tmp_path: Path) -> None:
     store = made(root, tmp_path / "out", val=0.1, test=0.3, split_seed=5)
     assert store.manifest["splits"] == {"train": 18, "val": 3, "test": 9}
-    assert store.manifest["per_class"] == {"train": {"cat": 6, "dog": 12}, "val": {"cat": 1, "dog": 2}, "test": {"cat": 3, "dog": 6}}
+    assert store.manifest["per_class"] == {
+        "train": {"cat": 6, "dog": 12},
+        "val": {"cat": 1, "dog": 2},
+        "test": {"cat": 3, "dog": 6},
+    }
     assert store.manifest["settings"] == {
         "source": "folder",
         "size": 8,
@@ -62,7 +69,11 @@ def test_the_manifest_counts(root: Path, tmp_path: Path) -> None:
         "split_seed": 5,
         "noise": 0.0,
     }
-    assert [store.indices(split).tolist() for split in SPLITS] == [list(range(18)), list(range(18, 21)), list(range(21, 30))]
+    assert [store.indices(split).tolist() for split in SPLITS] == [
+        list(range(18)),
+        list(range(18, 21)),
+        list(range(21, 30)),
+    ]
     assert (store.size, store.channels, store.classes) == (8, 3, ["cat", "dog"])
 
 
@@ -97,7 +108,7 @@ def assignment(store: Store) -> dict[str, str]:
     return {row["sha256"]: row["split"] for row in rows(store)}
 
 
-def test_unrelated_settings_and_names_move_no_picture(root: Path, tmp_path: Path) -> None:
+def test_other_settings_and_names_move_no_picture(root: Path, tmp_path: Path) -> None:
     before = assignment(made(root, tmp_path / "before"))
     assert assignment(made(root, tmp_path / "other", size=13, channels=1)) == before
     for n, path in enumerate(sorted(root.rglob("*.png"), reverse=True)):
@@ -106,7 +117,7 @@ def test_unrelated_settings_and_names_move_no_picture(root: Path, tmp_path: Path
     assert assignment(made(root, tmp_path / "seeded", split_seed=1)) != before
 
 
-def test_content_follows_what_is_learnt_from(root: Path, tmp_path: Path) -> None:
+def test_the_content_hash_changes_with_what_is_learned_from(root: Path, tmp_path: Path) -> None:
     before = made(root, tmp_path / "before").content
     (root / "README").write_text("x")
     (root / "cat/0000.png").rename(root / "cat/zero.png")
@@ -117,9 +128,9 @@ def test_content_follows_what_is_learnt_from(root: Path, tmp_path: Path) -> None
     assert made(root, tmp_path / "changed").content != before
 
 
-def test_copies_are_removed_wherever_they_lie(tmp_path: Path) -> None:
+def test_copies_are_removed_wherever_they_are(tmp_path: Path) -> None:
     root = tree(tmp_path / "raw", {"train/cat": 5, "train/dog": 5, "test/cat": 2, "test/dog": 2})
-    shutil.copy(root / "test/cat/0010.png", root / "train/cat/copy.png")  # straddles: leaves train
+    shutil.copy(root / "test/cat/0010.png", root / "train/cat/copy.png")  # in two splits: leaves train
     shutil.copy(root / "train/dog/0006.png", root / "train/dog/copy.png")
     picture(1).save(root / "train/cat/other-encoding.bmp")  # the pixels of 0001.png
     shutil.copy(root / "train/cat/0000.png", root / "test/dog/contradiction.png")
@@ -130,8 +141,8 @@ def test_copies_are_removed_wherever_they_lie(tmp_path: Path) -> None:
     assert store.manifest["splits"]["test"] == 4
     pixels = [image.tobytes() for image in store.images]
     assert len(set(pixels)) == len(pixels) == 13
-    [kept] = [row for row in rows(store) if row["path"].endswith("0010.png") or row["path"].endswith("cat/copy.png")]
-    assert kept["split"] == "test"
+    [remaining] = [row for row in rows(store) if row["path"].endswith(("0010.png", "cat/copy.png"))]
+    assert remaining["split"] == "test"
 
 
 def test_copies_do_not_count_towards_a_class(tmp_path: Path) -> None:
@@ -142,7 +153,7 @@ def test_copies_do_not_count_towards_a_class(tmp_path: Path) -> None:
         made(root, tmp_path / "out")
 
 
-def test_all_kinds_of_picture_become_one(tmp_path: Path) -> None:
+def test_all_kinds_of_pictures_get_one_form(tmp_path: Path) -> None:
     root = tree(tmp_path / "raw", {"cat": 3, "dog": 3})
     odd = picture(50, size=(31, 17))
     odd.convert("L").save(root / "cat/grey.jpg")
@@ -160,7 +171,10 @@ def test_broken_pictures_are_named_and_counted(root: Path, tmp_path: Path) -> No
     whole = BytesIO()
     picture(60, size=(100, 100)).save(whole, "JPEG")
     (root / "dog/cut.jpg").write_bytes(whole.getvalue()[:2000])
-    with pytest.raises(InputError, match=r"data\.root .*: 1 of 31 images can't be decoded: dog/cut\.jpg \(.*truncated.*Delete or repair"):
+    with pytest.raises(
+        InputError,
+        match=r"data\.root .*: 1 of 31 images cannot be decoded: dog/cut\.jpg \(.*truncated.*Delete or",
+    ):
         made(root, tmp_path / "out")
     for n in range(7):
         (root / f"cat/{n}.jpg").write_bytes(b"")
@@ -170,11 +184,13 @@ def test_broken_pictures_are_named_and_counted(root: Path, tmp_path: Path) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_pillow_remarks_stop_nothing(root: Path, tmp_path: Path) -> None:
+def test_a_warning_of_pillow_stops_nothing(root: Path, tmp_path: Path) -> None:
     jpeg = BytesIO()
     picture(70).save(jpeg, "JPEG")
     rubbish = b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff" + b"\x99" * 40
-    (root / "cat/exif.jpg").write_bytes(b"\xff\xd8\xff\xe1" + (len(rubbish) + 2).to_bytes(2, "big") + rubbish + jpeg.getvalue()[2:])
+    (root / "cat/exif.jpg").write_bytes(
+        b"\xff\xd8\xff\xe1" + (len(rubbish) + 2).to_bytes(2, "big") + rubbish + jpeg.getvalue()[2:]
+    )
     assert len(made(root, tmp_path / "out").labels) == 31
 
 
@@ -185,19 +201,24 @@ def test_one_class_is_refused_before_anything_is_written(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
-def test_digits_end_to_end(tmp_path: Path) -> None:
+def test_the_digits_are_prepared(tmp_path: Path) -> None:
     manifest = prepare(DataConfig(source="digits", size=8, channels=1), tmp_path)
     store = Store.open(tmp_path)
-    assert sum(manifest["splits"].values()) + manifest["duplicates_removed"] + manifest["conflicts_removed"] == 1797
+    assert (
+        sum(manifest["splits"].values()) + manifest["duplicates_removed"] + manifest["conflicts_removed"]
+        == 1797
+    )
     assert store.images.shape[1:] == (8, 8, 1)
     from sklearn.datasets import load_digits
 
     originals = np.rint(load_digits().images * 255 / 16).astype(np.uint8)
     for row, line in enumerate(rows(store)[:20]):
-        assert np.array_equal(store.images[row, :, :, 0], originals[int(line["path"].removeprefix("digits:"))])
+        assert np.array_equal(
+            store.images[row, :, :, 0], originals[int(line["path"].removeprefix("digits:"))]
+        )
 
 
-def test_a_store_stays_on_disk_and_unchanged(root: Path, tmp_path: Path) -> None:
+def test_images_stay_on_disk_and_are_read_only(root: Path, tmp_path: Path) -> None:
     store = made(root, tmp_path / "out")
     assert isinstance(store.images, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
@@ -206,7 +227,13 @@ def test_a_store_stays_on_disk_and_unchanged(root: Path, tmp_path: Path) -> None
 
 def rewritten(path: Path, **changes: Any) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({key: value for key, value in {**manifest, **changes}.items() if value is not None}))
+    (path / "manifest.json").write_text(
+        json.dumps({key: value for key, value in {**manifest, **changes}.items() if value is not None})
+    )
+
+
+def shortened(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
 
 
 def zipped(path: Path) -> None:
@@ -214,24 +241,33 @@ def zipped(path: Path) -> None:
         np.savez(file, np.zeros(3))
 
 
+APART = "images.npy, labels.npy and manifest.json do not belong together"
+DAMAGES: list[tuple[str, Callable[[Path], object]]] = [
+    ("manifest.json is missing", lambda path: (path / "manifest.json").unlink()),
+    ("images.npy is missing", lambda path: (path / "images.npy").unlink()),
+    ("cannot be read .JSON", lambda path: (path / "manifest.json").write_text("{")),
+    ("cannot be read .Unicode", lambda path: (path / "manifest.json").write_bytes(b"\xff\xff")),
+    ("cannot be read .TypeError", lambda path: (path / "manifest.json").write_text("[]")),
+    ("cannot be read .KeyError: 'mean'", lambda path: rewritten(path, mean=None)),
+    ("cannot be read .ValueError", lambda path: shortened(path / "images.npy")),
+    ("cannot be read .EOFError", lambda path: (path / "labels.npy").write_bytes(b"")),
+    ("cannot be read .AttributeError", lambda path: zipped(path / "images.npy")),
+    (APART, lambda path: rewritten(path, splits={"train": 1, "val": 1, "test": 1})),
+    (APART, lambda path: rewritten(path, classes=["cat"])),
+    (APART, lambda path: rewritten(path, schema=99)),
+    (APART, lambda path: rewritten(path, mean=[0.5])),
+    (APART, lambda path: rewritten(path, size=9)),
+    (APART, lambda path: rewritten(path, content=3)),
+    (APART, lambda path: np.save(path / "labels.npy", np.load(path / "labels.npy")[:-1])),
+    (APART, lambda path: np.save(path / "labels.npy", np.load(path / "labels.npy").astype(np.int32))),
+    (APART, lambda path: np.save(path / "labels.npy", np.load(path / "labels.npy") - 1)),
+    (APART, lambda path: np.save(path / "images.npy", np.load(path / "images.npy").astype(np.int8))),
+]
+
+
 def test_a_broken_store_is_refused(root: Path, tmp_path: Path) -> None:
     store = made(root, tmp_path / "store")
-    damages = {
-        "manifest.json is missing": lambda path: (path / "manifest.json").unlink(),
-        "images.npy is missing": lambda path: (path / "images.npy").unlink(),
-        "can't be read .JSON": lambda path: (path / "manifest.json").write_text("{"),
-        "can't be read .Unicode": lambda path: (path / "manifest.json").write_bytes(b"\xff\xff"),
-        "can't be read .TypeError": lambda path: (path / "manifest.json").write_text("[]"),
-        "can't be read .KeyError: 'mean'": lambda path: rewritten(path, mean=None),
-        "can't be read .ValueError": lambda path: (path / "images.npy").write_bytes((store.path / "images.npy").read_bytes()[:-1]),
-        "can't be read .EOFError": lambda path: (path / "labels.npy").write_bytes(b""),
-        "don't belong together": lambda path: rewritten(path, splits={"train": 1, "val": 1, "test": 1}),
-        "don't belong.*": lambda path: rewritten(path, classes=["cat"]),
-        "don't belong together.": lambda path: rewritten(path, schema=99),
-        "don't belong .*": lambda path: np.save(path / "labels.npy", store.labels[:-1]),
-        "can't be read .AttributeError": lambda path: zipped(path / "images.npy"),
-    }
-    for n, (message, damage) in enumerate(damages.items()):
+    for n, (message, damage) in enumerate(DAMAGES):
         path = tmp_path / str(n)
         shutil.copytree(store.path, path)
         Store.open(path)

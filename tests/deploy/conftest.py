@@ -1,11 +1,11 @@
-"""A small bundle as the export side writes them, from a graph made by hand: no network has to be trained or exported."""
+"""A small bundle like those of stage export. Its graph is made by hand: no network is trained or exported."""
 
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,25 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from PIL import Image
 
-from pipeline.deploy.bundle import sealed, transform
+from pipeline.deploy.read_bundle import sealed, transform
 
 SIZE, CLASSES = 16, ("ant", "bee", "cat", "dog", "elk")
 
 
-def said(channels: int) -> dict[str, Any]:
+def transform_facts(channels: int) -> dict[str, Any]:
     return {"words": "As evaluated.", **transform(SIZE, channels)}
 
 
-def graph(channels: int = 3, *, seed: int = 0, bend: Callable[[onnx.ModelProto], None] | None = None) -> bytes:
-    """uint8 N x 16 x 16 x C to logits and probabilities: a convolution, a mean, a matrix."""
+def graph(
+    channels: int = 3, *, seed: int = 0, bend: Callable[[onnx.ModelProto], None] | None = None
+) -> bytes:
+    """uint8 N x 16 x 16 x C to logits and probabilities: a convolution, a mean and a matrix.
+
+    `bend` may change the model.
+    """
     rng = np.random.default_rng(seed)
     constants: dict[str, np.ndarray] = {
         "mean": np.full((1, channels, 1, 1), 120, np.float32),
@@ -44,7 +49,15 @@ def graph(channels: int = 3, *, seed: int = 0, bend: Callable[[onnx.ModelProto],
         node("Transpose", ["float"], ["nchw"], perm=[0, 3, 1, 2], name="layout"),
         node("Sub", ["nchw", "mean"], ["centred"], name="centre"),
         node("Mul", ["centred", "scale"], ["normal"], name="normalise"),
-        node("Conv", ["normal", "w", "b"], ["conv"], kernel_shape=[5, 5], pads=[2, 2, 2, 2], strides=[2, 2], name="conv"),
+        node(
+            "Conv",
+            ["normal", "w", "b"],
+            ["conv"],
+            kernel_shape=[5, 5],
+            pads=[2, 2, 2, 2],
+            strides=[2, 2],
+            name="conv",
+        ),
         node("Relu", ["conv"], ["relu"], name="relu"),
         node("GlobalAveragePool", ["relu"], ["pool"], name="pool"),
         node("Flatten", ["pool"], ["flat"], name="flat"),
@@ -52,7 +65,9 @@ def graph(channels: int = 3, *, seed: int = 0, bend: Callable[[onnx.ModelProto],
         node("Softmax", ["logits"], ["probabilities"], axis=1, name="softmax"),
     ]
     value = helper.make_tensor_value_info
-    outputs = [value(name, TensorProto.FLOAT, ["batch", len(CLASSES)]) for name in ("logits", "probabilities")]
+    outputs = [
+        value(name, TensorProto.FLOAT, ["batch", len(CLASSES)]) for name in ("logits", "probabilities")
+    ]
     made = helper.make_graph(
         nodes,
         "student",
@@ -61,28 +76,32 @@ def graph(channels: int = 3, *, seed: int = 0, bend: Callable[[onnx.ModelProto],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, {"classes": json.dumps(CLASSES), "transform": json.dumps(said(channels))})
+    helper.set_model_props(
+        model, {"classes": json.dumps(CLASSES), "transform": json.dumps(transform_facts(channels))}
+    )
     if bend:
         bend(model)
     return bytes(model.SerializeToString())
 
 
+class Reader:
+    """Gives the quantizer one batch."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.batches = iter([{"image": images}])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.batches, None)
+
+
 def quantized(content: bytes, images: np.ndarray, folder: Path) -> bytes:
-    """The same graph in int8, as the export stage's recipe has it."""
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches = iter([{"image": images}])
-
-        def get_next(self) -> Any:
-            return next(self.batches, None)
-
+    """The same graph in int8, quantized with the settings of stage export."""
     (folder / "fp32").write_bytes(content)
-    logging.disable(logging.WARNING)  # the quantizer recommends its pre-processing
+    logging.disable(logging.WARNING)  # the quantizer recommends its preprocessing
     quantize_static(
         folder / "fp32",
         folder / "int8",
-        Reader(),
+        Reader(images),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QUInt8,
@@ -93,15 +112,31 @@ def quantized(content: bytes, images: np.ndarray, folder: Path) -> bytes:
     return (folder / "int8").read_bytes()
 
 
-def pictures(count: int, channels: int = 3, *, seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)) -> np.ndarray:
+def pictures(
+    count: int, channels: int = 3, *, seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)
+) -> np.ndarray:
     """Smooth coloured blobs."""
     rng = np.random.default_rng(seed)
-    blobs = [Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC) for _ in range(count)]
-    return np.stack([np.asarray(blob if channels == 3 else blob.convert("L")).reshape(size[1], size[0], channels) for blob in blobs])
+    blobs = [
+        Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(
+            size, Image.Resampling.BICUBIC
+        )
+        for _ in range(count)
+    ]
+    return np.stack(
+        [
+            np.asarray(blob if channels == 3 else blob.convert("L")).reshape(size[1], size[0], channels)
+            for blob in blobs
+        ]
+    )
 
 
 def answers(content: bytes, images: np.ndarray) -> np.ndarray:
-    return np.asarray(onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(["logits"], {"image": images})[0])
+    return np.asarray(
+        onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(
+            ["logits"], {"image": images}
+        )[0]
+    )
 
 
 def npz(**arrays: np.ndarray) -> bytes:
@@ -112,24 +147,33 @@ def npz(**arrays: np.ndarray) -> bytes:
 
 @dataclass
 class Draft:
-    """A bundle before it is written; `write` hashes and seals whatever is in it."""
+    """A bundle before it is written. `write` hashes and seals whatever is in it."""
 
     facts: dict[str, Any]
     files: dict[str, bytes]
-    also: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
-        hashes = {name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)} for name, content in self.files.items()}
-        (folder / "bundle.json").write_text(sealed({**self.facts, "files": hashes}), encoding="utf-8", newline="\n")
+        hashes = {
+            name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+            for name, content in self.files.items()
+        }
+        (folder / "bundle.json").write_text(
+            sealed({**self.facts, "files": hashes}), encoding="utf-8", newline="\n"
+        )
         return folder
 
 
 def draft(scratch: Path, channels: int = 3, *, seed: int = 0, int8: bool = True) -> Draft:
     fp32, images = graph(channels, seed=seed), pictures(8, channels, seed=seed)
-    files = {"student.onnx": fp32, "student.ts": b"torchscript", "student.safetensors": b"weights" * 40, "README.md": b"# A student\n"}
+    files = {
+        "student.onnx": fp32,
+        "student.ts": b"torchscript",
+        "student.safetensors": b"weights" * 40,
+        "README.md": b"# A student\n",
+    }
     golden = {"images": images, "logits_fp32": answers(fp32, images)}
     formats: dict[str, Any] = {
         "onnx": {"file": "student.onnx", "opset": 20, "parity": {"rel": 3e-7}},
@@ -139,14 +183,19 @@ def draft(scratch: Path, channels: int = 3, *, seed: int = 0, int8: bool = True)
     if int8:
         files["student.int8.onnx"] = quantized(fp32, pictures(64, channels, seed=9), scratch)
         golden["logits_int8"] = answers(files["student.int8.onnx"], images)
-        formats["int8"] = {"file": "student.int8.onnx", "accepted": True, "quality": {"agreement": 0.995}, "portable": False}
+        formats["int8"] = {
+            "file": "student.int8.onnx",
+            "accepted": True,
+            "quality": {"agreement": 0.995},
+            "portable": False,
+        }
     files["golden.npz"] = npz(**golden)
     facts = {
         "schema": 2,
         "name": "tiny",
         "classes": list(CLASSES),
         "input": {"size": SIZE, "channels": channels, "dtype": "uint8", "layout": "NHWC"},
-        "transform": said(channels),
+        "transform": transform_facts(channels),
         "mean": [0.47] * channels,
         "std": [0.24] * channels,
         "outputs": ["logits", "probabilities"],
@@ -163,7 +212,7 @@ def draft(scratch: Path, channels: int = 3, *, seed: int = 0, int8: bool = True)
 
 @dataclass(frozen=True)
 class Workshop:
-    """What the tests of this folder share."""
+    """The functions above, for the tests in this folder."""
 
     graph: Callable[..., bytes]
     pictures: Callable[..., np.ndarray]
@@ -186,22 +235,27 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Draft:
 
 @pytest.fixture(scope="session")
 def bundle(template: Draft, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole bundle that no test changes."""
+    """A whole bundle. No test changes it."""
     return template.write(tmp_path_factory.mktemp("a place with spaces") / "tiny")
 
 
 @pytest.fixture
 def own(bundle: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """A copy of the bundle, to damage."""
     return Path(shutil.copytree(bundle, tmp_path / "tiny"))
 
 
 @pytest.fixture
-def bent(template: Draft, tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """A bundle with other files or facts whose hashes and seal are right all the same, as a forger would make it."""
+def bent(template: Draft, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a bundle with other files or facts, but with the right hashes and seal, as a forger would.
+
+    `student__onnx` is the content of student.onnx.
+    """
 
     def write(facts: dict[str, Any] | None = None, **files: bytes) -> Path:
         changed = {name.replace("__", "."): content for name, content in files.items()}
-        return Draft({**template.facts, **(facts or {})}, {**template.files, **changed}).write(tmp_path / "bent")
+        return Draft({**template.facts, **(facts or {})}, {**template.files, **changed}).write(
+            tmp_path / "bent"
+        )
 
-    return write  # type: ignore[return-value]
+    return write

@@ -1,3 +1,4 @@
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -29,34 +30,43 @@ def test_this_machine_can_predict(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("module", "package"), [("numpy", "numpy"), ("PIL", "'pillow<13'")])
-def test_a_machine_without_what_is_needed(module: str, package: str) -> None:
-    code = f"import runpy, sys; sys.modules[{module!r}] = None; runpy.run_module('pipeline.deploy', run_name='__main__')"
+def test_a_missing_package_is_named(module: str, package: str) -> None:
+    run = "runpy.run_module('pipeline.deploy', run_name='__main__')"
+    code = f"import runpy, sys; sys.modules[{module!r}] = None; {run}"
     done = subprocess.run([sys.executable, "-c", code, "doctor"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert f"BAD Something that is needed can't be imported. Install it: pip install {package}\n" in done.stdout
+    says = f"BAD A package that is needed cannot be imported. Install it: pip install {package}\n"
+    assert says in done.stdout
     assert done.stderr == ""
 
 
 @pytest.mark.parametrize(("version", "warned"), [("12.3.0", False), ("13.0.0", True)])
-def test_a_pillow_that_rounds_otherwise(version: str, warned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "distributions", lambda: [SimpleNamespace(name="pillow", version=version, files=())])
-    assert any(f"Pillow {version} shrinks pictures" in says for says in bad()) == warned
+def test_a_pillow_that_rounds_differently_is_bad(
+    version: str, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        doctor, "distributions", lambda: [SimpleNamespace(name="pillow", version=version, files=())]
+    )
+    assert any(f"Pillow {version} rounds differently" in says for says in bad()) == warned
 
 
-def test_cuda_that_is_only_listed_is_bad_if_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers() or Path("/dev/nvidiactl").exists():
+def test_cuda_that_does_not_work_is_bad_if_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+    if (
+        "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
+        or Path("/dev/nvidiactl").exists()
+    ):
         pytest.skip("needs an onnxruntime built with CUDA, and no GPU")
     assert main(["doctor", "--provider", "cuda"]) == 1
     out, err = capfd.readouterr()
-    assert "BAD CUDAExecutionProvider is listed, but doesn't work here (lib" in out
+    assert "BAD CUDAExecutionProvider is listed, but does not work here (lib" in out
     assert err == ""
 
 
-def test_an_unknown_provider() -> None:
+def test_an_unknown_provider_is_bad() -> None:
     assert any("no 'cudda'" in says for says in bad("cudda"))
 
 
-def test_two_wheels_in_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_wheels_in_one_folder_are_bad(monkeypatch: pytest.MonkeyPatch) -> None:
     both = [
         package("onnxruntime", "onnxruntime/__init__.py"),
         package("onnxruntime-gpu", "onnxruntime/__init__.py"),
@@ -68,19 +78,21 @@ def test_two_wheels_in_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not bad()
 
 
-def test_what_an_uninstalled_wheel_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.importlib, "import_module", lambda name: SimpleNamespace())
-    assert any("empty shell" in says for says in bad())
+def test_an_empty_or_missing_onnxruntime_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace())
+    assert any("empty package" in says for says in bad())
 
     def missing(name: str) -> None:
         raise ImportError("No module named 'onnxruntime'")
 
-    monkeypatch.setattr(doctor.importlib, "import_module", missing)
-    assert any("can't be imported" in says for says in bad())
+    monkeypatch.setattr(importlib, "import_module", missing)
+    assert any("cannot be imported" in says for says in bad())
 
 
-@pytest.mark.parametrize(("flags", "warned"), [("sse avx2", True), ("avx2 avx512_vnni", False), ("avx_vnni", False)])
-def test_a_cpu_without_vnni(tmp_path: Path, flags: str, warned: bool) -> None:
+@pytest.mark.parametrize(
+    ("flags", "warned"), [("sse avx2", True), ("avx2 avx512_vnni", False), ("avx_vnni", False)]
+)
+def test_a_cpu_without_vnni_is_noted(tmp_path: Path, flags: str, warned: bool) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nmodel name\t: A CPU\nflags\t\t: {flags}\n")
     found = list(doctor._cpu(tmp_path / "cpuinfo"))
     assert found[0].says.startswith("A CPU, ")

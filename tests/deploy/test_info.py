@@ -3,12 +3,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.deploy import info
-from pipeline.deploy.bundle import open_bundle
+from pipeline.deploy.read_bundle import open_bundle
 
 
-def test_what_a_person_wants_to_know(bundle: Path) -> None:
+def test_it_shows_classes_measurements_and_fingerprint(bundle: Path) -> None:
     text = info.text(open_bundle(bundle))
-    for said in (
+    for words in (
         "tiny: 5 classes (ant, bee",
         "16 x 16 x 3",
         "accuracy = 0.875",
@@ -16,13 +16,13 @@ def test_what_a_person_wants_to_know(bundle: Path) -> None:
         "agreement 0.995",
         "loading it runs code",
     ):
-        assert said in text
+        assert words in text
     assert open_bundle(bundle).fingerprint in text
 
 
-def test_a_rejected_int8_file_is_said_to_be_so(bent: Callable[..., Path], template: Any) -> None:
+def test_a_refused_int8_file_is_marked(bent: Callable[..., Path], template: Any) -> None:
     formats = {**template.facts["formats"], "int8": {**template.facts["formats"]["int8"], "accepted": False}}
-    assert "REJECTED by its gate" in info.text(open_bundle(bent({"formats": formats})))
+    assert "FAILED its gate" in info.text(open_bundle(bent({"formats": formats})))
 
 
 def test_a_class_name_cannot_steer_the_terminal(bent: Callable[..., Path]) -> None:

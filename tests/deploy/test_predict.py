@@ -13,15 +13,15 @@ from PIL import Image
 
 from pipeline.deploy import predict
 from pipeline.deploy.__main__ import main
-from pipeline.deploy.bundle import BundleError
 from pipeline.deploy.predictor import Predictor
+from pipeline.deploy.read_bundle import BundleError
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five pictures, one of them broken, in folders, among other things."""
+    """Five pictures in folders, one of them broken, and other files."""
     rng = np.random.default_rng(0)
     for name in ("a.jpg", "b.png", "deep/er/c.JPEG", "deep/d.webp"):
         path = tmp_path / "in" / name
@@ -42,7 +42,9 @@ def test_pictures_are_found_at_any_depth(folder: Path) -> None:
         list(predict.find([folder, folder / "none.jpg"]))
 
 
-def test_json(bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_gives_one_object_for_each_picture(
+    bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["predict", str(bundle), str(folder), "--json", "--top", "2"]) == 1  # one is broken
     out = capsys.readouterr()
     lines = [json.loads(line) for line in out.out.splitlines()]
@@ -54,10 +56,12 @@ def test_json(bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert by_name["a.jpg"]["probability"] == pytest.approx(answer.probability, abs=1e-6)
     assert [each["class"] for each in by_name["a.jpg"]["top"]] == [name for name, _ in answer.top(2)]
     assert "5 pictures in" in out.err
-    assert "1 couldn't be read" in out.err
+    assert "1 could not be read" in out.err
 
 
-def test_csv(bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_csv_gives_one_line_for_each_picture(
+    bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["predict", str(bundle), str(folder), "--csv", "--top", "9", "--threads", "2"]) == 1
     table = list(csv.reader(io.StringIO(capsys.readouterr().out)))
     assert table[0][:4] == ["path", "class", "probability", "class_2"]
@@ -67,29 +71,34 @@ def test_csv(bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "known format" in broken[-1]
 
 
-def test_table(bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_ends_in_the_path(bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(bundle), str(folder / "a.jpg")]) == 0
     out = capsys.readouterr().out
     assert "%  " in out
     assert out.endswith(f"{folder / 'a.jpg'}\n")
 
 
-def test_a_name_cannot_steer_the_terminal_or_break_a_line(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_name_cannot_steer_the_terminal_or_break_a_line(
+    bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     for name in ("a\nb,\x1b[2J.png", os.fsdecode(b"caf\xe9.png")):
         Image.new("RGB", (9, 9)).save(tmp_path / name)
     command = [sys.executable, "-m", "pipeline.deploy", "predict", str(bundle), str(tmp_path)]
-    for form in ([], ["--csv"], ["--json"]):
-        done = subprocess.run([*command, *form], capture_output=True, cwd=ROOT, check=True)
-        if form == ["--csv"]:
+    for style in ([], ["--csv"], ["--json"]):
+        done = subprocess.run([*command, *style], capture_output=True, cwd=ROOT, check=True)
+        if style == ["--csv"]:
             read = list(csv.reader(io.StringIO(done.stdout.decode(errors="surrogateescape"))))
-            assert {Path(line[0]).name for line in read[1:]} == {"a\nb,\x1b[2J.png", os.fsdecode(b"caf\xe9.png")}
+            assert {Path(line[0]).name for line in read[1:]} == {
+                "a\nb,\x1b[2J.png",
+                os.fsdecode(b"caf\xe9.png"),
+            }
         else:
             assert done.stdout.count(b"\n") == 2
             assert b"\x1b" not in done.stdout
 
 
 def test_one_batch_at_a_time(bundle: Path) -> None:
-    """However many there are, no more than a batch was asked for when the first answer comes."""
+    """When the first answer comes, no more than a batch was asked for, however many there are."""
     asked = 0
 
     def endless() -> Iterator[Path]:
@@ -104,25 +113,29 @@ def test_one_batch_at_a_time(bundle: Path) -> None:
     assert asked <= predictor.batch
 
 
-def test_progress_is_told(bundle: Path) -> None:
-    told = io.StringIO()
+def test_progress_is_shown() -> None:
+    out = io.StringIO()
     rows = [predict.Row("a", None, "why")] * 3
-    assert list(predict.counted(rows, told, every=0)) == rows
-    assert told.getvalue().splitlines()[1].startswith("2 pictures")
+    assert list(predict.with_progress(rows, out, every=0)) == rows
+    assert out.getvalue().splitlines()[1].startswith("2 pictures")
 
 
-def test_an_empty_folder_and_a_missing_one(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_and_a_missing_folder_fail(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["predict", str(bundle), str(tmp_path)]) == 1
-    assert "no picture there" in capsys.readouterr().err
+    assert "No pictures were found" in capsys.readouterr().err
     assert main(["predict", str(bundle), str(tmp_path / "none")]) == 2
     assert main(["predict", str(tmp_path), str(tmp_path)]) == 2
-    assert "is no bundle" in capsys.readouterr().err
+    assert "is not a bundle" in capsys.readouterr().err
 
 
-def test_a_reader_that_leaves_early(bundle: Path, tmp_path: Path) -> None:
+def test_a_reader_that_stops_early_is_no_error(bundle: Path, tmp_path: Path) -> None:
     for i in range(150):
         Image.new("RGB", (2, 2)).save(tmp_path / f"{i}{'x' * 200}.bmp")
-    command = f"'{sys.executable}' -m pipeline.deploy predict '{bundle}' '{tmp_path}' --json --top 5 | head -1"
+    command = (
+        f"'{sys.executable}' -m pipeline.deploy predict '{bundle}' '{tmp_path}' --json --top 5 | head -1"
+    )
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, cwd=ROOT, text=True)
     assert done.stdout.count("\n") == 1
     assert done.returncode == 0

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from pipeline.data.decode import Readable, decode
-from pipeline.deploy.bundle import BundleError
 from pipeline.deploy.predictor import Predictor
+from pipeline.deploy.read_bundle import BundleError
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,28 +27,39 @@ def jpeg(width: int, height: int, seed: int = 0) -> bytes:
     return file.getvalue()
 
 
-def test_pixels_to_probabilities_as_the_file_alone_gives_them(bundle: Path, template: Any, workshop: Any) -> None:
-    images = workshop.pictures(150, seed=3)  # more than run at once
+def test_it_answers_as_the_file_does_in_onnxruntime(bundle: Path, template: Any, workshop: Any) -> None:
+    images = workshop.pictures(150, seed=3)  # more than one batch
     logits, probabilities = Predictor(bundle).run(images)
     assert np.array_equal(logits, workshop.answers(template.files["student.onnx"], images))
     assert np.allclose(probabilities.sum(1), 1, atol=1e-6)
     assert Predictor(bundle).run(images[:0])[0].shape == (0, 5)
 
 
-def test_pictures_of_odd_sizes_are_answered_as_evaluation_decodes_them(bundle: Path) -> None:
-    files = [jpeg(width, height, width) for width, height in ((17, 40), (333, 500), (640, 480), (16, 16), (5, 90), (1, 1), (250, 249))]
+def test_pictures_of_any_size_are_decoded_as_in_evaluation(bundle: Path) -> None:
+    files = [
+        jpeg(width, height, width)
+        for width, height in ((17, 40), (333, 500), (640, 480), (16, 16), (5, 90), (1, 1), (250, 249))
+    ]
     predictor = Predictor(bundle)
     evaluated = predictor.run(np.stack([decode(file, 16, 3) for file in files]))[1]
     answers = predictor(files)
-    assert [answer.label for answer in answers] == [predictor.bundle.classes[row.argmax()] for row in evaluated]
+    assert [answer.label for answer in answers] == [
+        predictor.bundle.classes[row.argmax()] for row in evaluated
+    ]
     assert np.array_equal(np.stack([answer.probabilities for answer in answers]), evaluated)
     assert len({answer.label for answer in answers}) > 1
 
 
-def test_every_form_of_picture(bundle: Path, tmp_path: Path) -> None:
+def test_every_kind_of_picture_gives_the_same_answer(bundle: Path, tmp_path: Path) -> None:
     content = jpeg(30, 20)
     (tmp_path / "a.jpg").write_bytes(content)
-    given: list[Readable] = [content, tmp_path / "a.jpg", str(tmp_path / "a.jpg"), BytesIO(content), Image.open(BytesIO(content))]
+    given: list[Readable] = [
+        content,
+        tmp_path / "a.jpg",
+        str(tmp_path / "a.jpg"),
+        BytesIO(content),
+        Image.open(BytesIO(content)),
+    ]
     answers = Predictor(bundle)(iter(given))
     assert len({answer.probabilities.tobytes() for answer in answers}) == 1
     assert Predictor(bundle)([]) == []
@@ -57,7 +68,7 @@ def test_every_form_of_picture(bundle: Path, tmp_path: Path) -> None:
             Predictor(bundle)(single)  # type: ignore[arg-type]
 
 
-def test_the_likeliest_classes_first(bundle: Path, workshop: Any) -> None:
+def test_the_likeliest_classes_come_first(bundle: Path, workshop: Any) -> None:
     answer = Predictor(bundle)(workshop.pictures(1))[0]
     top = answer.top(3)
     assert top[0] == (answer.label, answer.probability)
@@ -65,28 +76,30 @@ def test_the_likeliest_classes_first(bundle: Path, workshop: Any) -> None:
     assert len(answer.top(99)) == 5
 
 
-def test_int8_answers_nearly_so(bundle: Path, workshop: Any) -> None:
+def test_int8_answers_nearly_the_same(bundle: Path, workshop: Any) -> None:
     images = workshop.pictures(40, seed=5)
     fp32, int8 = Predictor(bundle).run(images)[0], Predictor(bundle, format="int8").run(images)[0]
     assert 0 < np.abs(fp32 - int8).max() < 0.05 * np.abs(fp32).max()
 
 
-def test_grey_students(workshop: Any, tmp_path: Path) -> None:
+def test_a_grey_student_takes_colour_pictures(workshop: Any, tmp_path: Path) -> None:
     folder = workshop.draft(tmp_path, 1, int8=False).write(tmp_path / "grey")
     predictor = Predictor(folder)
     content = jpeg(40, 30)
-    assert np.array_equal(predictor([content])[0].probabilities, predictor.run(decode(content, 16, 1)[None])[1][0])
+    assert np.array_equal(
+        predictor([content])[0].probabilities, predictor.run(decode(content, 16, 1)[None])[1][0]
+    )
 
 
-def test_many_threads_get_what_one_gets(bundle: Path, workshop: Any) -> None:
+def test_many_threads_get_the_same_answers_as_one(bundle: Path, workshop: Any) -> None:
     predictor = Predictor(bundle, threads=2)
     images = workshop.pictures(64, seed=1)
-    alone = [predictor.run(images[i : i + 1])[1] for i in range(64)]
+    want = [predictor.run(images[i : i + 1])[1] for i in range(64)]
     wrong: list[int] = []
 
     def work(start: int) -> None:
         for i in list(range(start, 64)) + list(range(start)):
-            if not np.allclose(predictor.run(images[i : i + 1])[1], alone[i], atol=1e-6):
+            if not np.allclose(predictor.run(images[i : i + 1])[1], want[i], atol=1e-6):
                 wrong.append(i)
 
     threads = [threading.Thread(target=work, args=(start,)) for start in range(0, 64, 8)]
@@ -102,7 +115,12 @@ def test_threads_and_spinning_reach_the_runtime(bundle: Path, monkeypatch: pytes
     make = onnxruntime.InferenceSession
 
     def spy(content: bytes, options: Any, **rest: Any) -> Any:
-        seen.append((options.intra_op_num_threads, options.get_session_config_entry("session.intra_op.allow_spinning")))
+        seen.append(
+            (
+                options.intra_op_num_threads,
+                options.get_session_config_entry("session.intra_op.allow_spinning"),
+            )
+        )
         return make(content, options, **rest)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
@@ -117,28 +135,36 @@ def test_a_provider_is_used_or_refused(bundle: Path, monkeypatch: pytest.MonkeyP
     assert Predictor(bundle, providers=["cpu"]).providers == ["CPUExecutionProvider"]
     with pytest.raises(BundleError, match=r"no 'cudda'.*cpu"):
         Predictor(bundle, providers=["cudda"])
-    with pytest.raises(BundleError, match="none is named"):
+    with pytest.raises(BundleError, match="the list is empty"):
         Predictor(bundle, providers=[])
     make = onnxruntime.InferenceSession
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda c, o, **_: make(c, o, providers=["CPUExecutionProvider"]))
-    with pytest.raises(BundleError, match=r"CUDAExecutionProvider can't be used here; .* run on CPUExecutionProvider"):
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda c, o, **_: make(c, o, providers=["CPUExecutionProvider"])
+    )
+    with pytest.raises(
+        BundleError, match=r"CUDAExecutionProvider cannot be used here; .* run on CPUExecutionProvider"
+    ):
         Predictor(bundle, providers=["cuda", "cpu"])
 
 
-def test_a_real_request_for_cuda_where_there_is_none(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_cuda_is_refused_on_a_machine_without_it(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime is built without CUDA")
     if Path("/dev/nvidiactl").exists():
         assert Predictor(bundle, providers=["cuda"]).providers[0] == "CUDAExecutionProvider"
     else:
-        with pytest.raises(BundleError, match="CUDAExecutionProvider can't be used here"):
+        with pytest.raises(BundleError, match="CUDAExecutionProvider cannot be used here"):
             Predictor(bundle, providers=["cuda"])
     assert capfd.readouterr().out == ""
 
 
-def test_a_model_that_answers_otherwise_is_refused(bent: Callable[..., Path], workshop: Any, template: Any) -> None:
-    with pytest.raises(BundleError, match=r"doesn't answer here .*doctor"):
+def test_a_model_with_other_answers_is_refused(
+    bent: Callable[..., Path], workshop: Any, template: Any
+) -> None:
+    with pytest.raises(BundleError, match=r"does not answer here .*doctor"):
         Predictor(bent(student__onnx=workshop.graph(seed=1)))
     swapped = bent(student__int8__onnx=workshop.graph(seed=2))
     assert Predictor(swapped)
@@ -146,36 +172,46 @@ def test_a_model_that_answers_otherwise_is_refused(bent: Callable[..., Path], wo
         Predictor(swapped, format="int8")
 
 
-def test_a_model_that_onnxruntime_refuses(bent: Callable[..., Path], workshop: Any) -> None:
+def test_a_model_that_onnxruntime_refuses_is_named(bent: Callable[..., Path], workshop: Any) -> None:
     def unconnected(model: Any) -> None:
         model.graph.node[4].input[0] = "nowhere"
 
-    with pytest.raises(BundleError, match="onnxruntime can't load it"):
+    with pytest.raises(BundleError, match="onnxruntime cannot load it"):
         Predictor(bent(student__onnx=workshop.graph(bend=unconnected)))
 
 
-def test_pixels_and_pictures_that_do_not_fit(bundle: Path) -> None:
+def test_wrong_pixels_and_unreadable_pictures_are_refused(bundle: Path) -> None:
     predictor = Predictor(bundle)
-    for pixels in (np.zeros((1, 16, 16, 3)), np.zeros((16, 16, 3), np.uint8), np.zeros((1, 3, 16, 16), np.uint8)):
+    for pixels in (
+        np.zeros((1, 16, 16, 3)),
+        np.zeros((16, 16, 3), np.uint8),
+        np.zeros((1, 3, 16, 16), np.uint8),
+    ):
         with pytest.raises(BundleError, match="uint8 of shape N x 16 x 16 x 3"):
             predictor.run(pixels)
-    with pytest.raises(BundleError, match=r"Picture 1 \(.*none\.jpg\) can't be used"):
+    with pytest.raises(BundleError, match=r"Picture 1 \(.*none\.jpg\) cannot be used"):
         predictor([jpeg(4, 4), "none.jpg"])
 
 
-HUGE = 750_000_000  # numbers of four bytes
+HUGE = 750_000_000  # numbers, of four bytes each
 BOMBS: dict[str, tuple[list[tuple[str, list[str], list[str]]], dict[str, list[int]]]] = {
     "filled": ([("ConstantOfShape", ["shape"], ["bomb"])], {"shape": [HUGE]}),
-    "spread": ([("ReduceSum", ["flat"], ["one"]), ("Expand", ["one", "shape"], ["bomb"])], {"shape": [HUGE, 1]}),
-    "doubled": ([("Concat", [f"x{i}" if i else "flat"] * 2, [f"x{i + 1}" if i < 25 else "bomb"]) for i in range(26)], {}),
+    "spread": (
+        [("ReduceSum", ["flat"], ["one"]), ("Expand", ["one", "shape"], ["bomb"])],
+        {"shape": [HUGE, 1]},
+    ),
+    "doubled": (
+        [("Concat", [f"x{i}" if i else "flat"] * 2, [f"x{i + 1}" if i < 25 else "bomb"]) for i in range(26)],
+        {},
+    ),
     "padded": ([("Pad", ["flat", "ends"], ["bomb"])], {"ends": [0, 0, 0, HUGE // 2]}),
 }
-LOADS_ALL = """
+LOAD_ALL = """
 import resource, sys
-from pipeline import timing
 from pipeline.deploy import runtime
-from pipeline.deploy.bundle import BundleError
+from pipeline.deploy.benchmark_bundle import peak_memory
 from pipeline.deploy.predictor import Predictor
+from pipeline.deploy.read_bundle import BundleError
 
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 runtime.memory = lambda: 256 << 20
@@ -184,30 +220,43 @@ for folder in sys.argv[1:]:
         print("accepted", Predictor(folder).format)
     except BundleError:
         print("refused")
-print(timing.peak_memory())
+print(peak_memory())
 """
 
 
-def test_a_small_file_that_wants_gigabytes_is_refused(bundle: Path, workshop: Any, template: Any, tmp_path: Path) -> None:
-    """Each answers as the student does, for it adds nothing times the sum of what it made."""
+def test_a_small_file_that_asks_for_gigabytes_is_refused(
+    bundle: Path, workshop: Any, template: Any, tmp_path: Path
+) -> None:
+    """Each answers as the student does: it adds zero times the sum of what it computed."""
     from onnx import helper, numpy_helper
 
     def plant(model: Any, name: str) -> None:
         nodes, constants = BOMBS[name]
         axis: dict[str, Any] = {"axis": 0}
-        made = [helper.make_node(op, given, out, **(axis if op == "Concat" else {})) for op, given, out in nodes]
-        made += [helper.make_node("ReduceSum", ["bomb"], ["sum"], keepdims=0), helper.make_node("Mul", ["sum", "zero"], ["nothing"])]
+        made = [
+            helper.make_node(op, given, out, **(axis if op == "Concat" else {})) for op, given, out in nodes
+        ]
+        made += [
+            helper.make_node("ReduceSum", ["bomb"], ["sum"], keepdims=0),
+            helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
+        ]
         softmax = model.graph.node.pop()
         model.graph.node[-1].output[0] = "raw"
         model.graph.node.extend([*made, helper.make_node("Add", ["raw", "nothing"], ["logits"]), softmax])
-        model.graph.initializer.extend(numpy_helper.from_array(np.array(values), key) for key, values in constants.items())
+        model.graph.initializer.extend(
+            numpy_helper.from_array(np.array(values), key) for key, values in constants.items()
+        )
         model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "zero"))
 
     folders = [str(bundle)]
     for name in BOMBS:
-        files = template.files | {"student.onnx": workshop.graph(bend=lambda model, name=name: plant(model, name))}
+        files = template.files | {
+            "student.onnx": workshop.graph(bend=lambda model, name=name: plant(model, name))
+        }
         folders.append(str(replace(template, files=files).write(tmp_path / name)))
-    done = subprocess.run([sys.executable, "-c", LOADS_ALL, *folders], cwd=ROOT, capture_output=True, text=True)
-    *said, peak = done.stdout.splitlines()
-    assert said == ["accepted onnx"] + ["refused"] * len(BOMBS), done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_ALL, *folders], cwd=ROOT, capture_output=True, text=True
+    )
+    *results, peak = done.stdout.splitlines()
+    assert results == ["accepted onnx"] + ["refused"] * len(BOMBS), done.stderr
     assert float(peak) < 700

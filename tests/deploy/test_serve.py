@@ -1,4 +1,4 @@
-"""A real server on a real socket, with what callers do to servers."""
+"""A real server on a real socket, and what callers do to servers."""
 
 import contextlib
 import http.client
@@ -26,7 +26,14 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("python_multipart")
 
 ROOT = Path(__file__).parents[2]
-LIMITS = {"bytes": 200_000, "pixels": 1_000_000, "pictures": 5, "seconds": 2.0, "waiting": 200, "connections": 40}
+LIMITS = {
+    "bytes": 200_000,
+    "pixels": 1_000_000,
+    "pictures": 5,
+    "seconds": 2.0,
+    "waiting": 200,
+    "connections": 40,
+}
 CODE = """
 import sys
 from pipeline.deploy import __main__, serve
@@ -38,16 +45,17 @@ sys.exit(__main__.main(sys.argv[1:]))
 def picture(seed: int = 0, format: str = "PNG", size: tuple[int, int] = (33, 20)) -> bytes:
     rng = np.random.default_rng(seed)
     file = BytesIO()
-    Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC).save(file, format)
+    Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(
+        size, Image.Resampling.BICUBIC
+    ).save(file, format)
     return file.getvalue()
 
 
 def form(*contents: bytes, name: str = "images") -> tuple[bytes, dict[str, str]]:
-    parts = [
-        f'--b0und\r\nContent-Disposition: form-data; name="{name}"; filename="{i}.png"\r\nContent-Type: image/png\r\n\r\n'.encode()
-        + content
-        for i, content in enumerate(contents)
-    ]
+    head = (
+        '--b0und\r\nContent-Disposition: form-data; name="{}"; filename="{}.png"\r\nContent-Type: image/png'
+    )
+    parts = [f"{head.format(name, i)}\r\n\r\n".encode() + content for i, content in enumerate(contents)]
     return b"\r\n".join([*parts, b"--b0und--\r\n"]), {"Content-Type": "multipart/form-data; boundary=b0und"}
 
 
@@ -56,13 +64,17 @@ class Server:
     port: int
     process: "subprocess.Popen[str]"
 
-    def ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
             connection.request(method, path, body, headers or {})
             reply = connection.getresponse()
             content = reply.read()
-            return reply.status, json.loads(content) if reply.headers.get_content_type() == "application/json" else content.decode()
+            return reply.status, json.loads(
+                content
+            ) if reply.headers.get_content_type() == "application/json" else content.decode()
         finally:
             connection.close()
 
@@ -70,7 +82,7 @@ class Server:
         """What comes back for these bytes until the server closes the connection."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
             reply = b""
-            with contextlib.suppress(ConnectionError):  # it closes while there is more to send
+            with contextlib.suppress(ConnectionError):  # the server closes before everything is sent
                 connection.sendall(content)
                 while part := connection.recv(65536):
                     reply += part
@@ -98,36 +110,44 @@ def server(bundle: Path) -> Iterator[Server]:
     assert "Traceback" not in errors
 
 
-def test_one_picture_either_way(server: Server, bundle: Path) -> None:
+def test_one_picture_as_body_or_as_form(server: Server, bundle: Path) -> None:
     content = picture(1)
     want = Predictor(bundle)([content])[0]
     body, headers = form(content, name="image")
-    for given in (server.ask("POST", "/predict?top=3", content), server.ask("POST", "/predict?top=3", body, headers)):
-        status, answer = given
+    for status, answer in (
+        server.ask("POST", "/predict?top=3", content),
+        server.ask("POST", "/predict?top=3", body, headers),
+    ):
         assert status == 200
         assert answer["class"] == want.label
-        assert [(each["class"], each["probability"]) for each in answer["top"]] == [(name, round(p, 6)) for name, p in want.top(3)]
+        assert [(each["class"], each["probability"]) for each in answer["top"]] == [
+            (name, round(p, 6)) for name, p in want.top(3)
+        ]
 
 
 def test_a_batch_with_a_broken_picture(server: Server, bundle: Path) -> None:
     contents = [picture(2), b"no picture", picture(3, "JPEG")]
-    status, said = server.ask("POST", "/predict/batch", *form(*contents))
+    status, reply = server.ask("POST", "/predict/batch", *form(*contents))
     assert status == 200
     want = Predictor(bundle)([contents[0], contents[2]])
-    assert [answer.get("class") for answer in said["answers"]] == [want[0].label, None, want[1].label]
-    assert "known format" in said["answers"][1]["error"]
+    assert [answer.get("class") for answer in reply["answers"]] == [want[0].label, None, want[1].label]
+    assert "known format" in reply["answers"][1]["error"]
 
 
-def test_health_and_description(server: Server, bundle: Path) -> None:
+def test_health_page_and_description(server: Server, bundle: Path) -> None:
     status, health = server.ask("GET", "/health")
     assert (status, health["status"], health["bundle"], health["format"]) == (200, "ok", "tiny", "onnx")
     assert health["limits"] == LIMITS
     status, api = server.ask("GET", "/openapi.json")
-    assert (status, api["openapi"], sorted(api["paths"])) == (200, "3.1.0", ["/health", "/predict", "/predict/batch"])
+    assert (status, api["openapi"], sorted(api["paths"])) == (
+        200,
+        "3.1.0",
+        ["/health", "/predict", "/predict/batch"],
+    )
     status, page = server.ask("GET", "/")
     assert status == 200
     assert "/predict/batch" in page
-    assert "http://" not in page.replace("http://www.w3.org", "")  # nothing is fetched from elsewhere
+    assert "http://" not in page.replace("http://www.w3.org", "")  # nothing is loaded from elsewhere
     assert "https://" not in page
 
 
@@ -152,33 +172,37 @@ def test_health_and_description(server: Server, bundle: Path) -> None:
         ("GET", "/health", None, {"Host": "evil.example"}, 400),
     ],
 )
-def test_requests_that_make_no_sense(
+def test_wrong_requests_are_refused_and_the_server_goes_on(
     server: Server, method: str, path: str, body: bytes | None, headers: dict[str, str], status: int
 ) -> None:
-    got, said = server.ask(method, path, body, headers)
+    got, reply = server.ask(method, path, body, headers)
     assert got == status
-    assert "Traceback" not in str(said)
+    assert "Traceback" not in str(reply)
     assert server.ask("POST", "/predict", picture())[0] == 200
 
 
-def test_a_header_without_a_file_name_is_a_field_and_refused(server: Server) -> None:
+def test_a_form_field_without_a_file_name_is_refused(server: Server) -> None:
     body = b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\nhello\r\n--b--\r\n'
-    assert server.ask("POST", "/predict/batch", body, {"Content-Type": "multipart/form-data; boundary=b"})[0] == 400
+    assert (
+        server.ask("POST", "/predict/batch", body, {"Content-Type": "multipart/form-data; boundary=b"})[0]
+        == 400
+    )
 
 
 @pytest.mark.parametrize("side", [1_001, 20_000])
-def test_a_decompression_bomb(server: Server, side: int) -> None:
+def test_a_decompression_bomb_is_refused(server: Server, side: int) -> None:
     bomb = bytearray(picture())
     bomb[16:24] = side.to_bytes(4, "big") * 2
     bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4, "big")
-    status, said = server.ask("POST", "/predict", bytes(bomb))
+    status, reply = server.ask("POST", "/predict", bytes(bomb))
     assert status == 413 if side == 1_001 else status in (413, 422)
-    assert "error" in said
+    assert "error" in reply
 
 
-def test_a_body_longer_than_it_says_or_without_an_end(server: Server) -> None:
+def test_a_body_that_is_too_long_is_refused_whatever_its_header_says(server: Server) -> None:
     endless = (
-        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" + (b"ffff\r\n" + b"x" * 0xFFFF + b"\r\n") * 5
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + (b"ffff\r\n" + b"x" * 0xFFFF + b"\r\n") * 5
     )
     assert b"413" in server.raw(endless).split(b"\r\n")[0]
     lying = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n"
@@ -191,21 +215,23 @@ def test_a_caller_who_is_slow_is_not_waited_for(server: Server) -> None:
     begun = time.monotonic()
     slow = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhello"
     assert b"408" in server.raw(slow).split(b"\r\n")[0]
-    assert server.raw(b"") == b""  # says nothing at all
+    assert server.raw(b"") == b""  # sends nothing
     assert server.raw(b"GET /health HTTP/1.1\r\nHost: loc") == b""  # never ends its header
     assert time.monotonic() - begun < 15
     assert b"400" in server.raw(b"rubbish\r\n\r\n").split(b"\r\n")[0]
     assert b"200" not in server.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 300_000)
 
 
-def test_a_caller_who_leaves_in_the_middle(server: Server) -> None:
+def test_callers_who_leave_do_no_harm(server: Server) -> None:
     for _ in range(10):
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhello")
+            connection.sendall(
+                b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhello"
+            )
     assert server.ask("POST", "/predict", picture())[0] == 200
 
 
-def test_under_load_everybody_gets_their_own_answer(server: Server, bundle: Path) -> None:
+def test_under_load_every_caller_gets_their_own_answer(server: Server, bundle: Path) -> None:
     contents = [picture(seed) for seed in range(12)]
     want = [round(answer.probability, 6) for answer in Predictor(bundle)(contents)]
     before = server.ask("GET", "/health")[1]
@@ -217,9 +243,9 @@ def test_under_load_everybody_gets_their_own_answer(server: Server, bundle: Path
             which = (start + n) % len(contents)
             connection.request("POST", "/predict", contents[which])
             reply = connection.getresponse()
-            said = json.loads(reply.read())
-            if reply.status != 200 or abs(said["probability"] - want[which]) > 2e-6:
-                wrong.append((reply.status, said))
+            answer = json.loads(reply.read())
+            if reply.status != 200 or abs(answer["probability"] - want[which]) > 2e-6:
+                wrong.append((reply.status, answer))
         connection.close()
 
     threads = [threading.Thread(target=client, args=(start,)) for start in range(16)]
@@ -246,7 +272,7 @@ def test_an_answer_does_not_wait_for_an_acknowledgement(server: Server) -> None:
     assert min(taken) < 0.035
 
 
-def test_more_connections_than_allowed_are_sent_away(server: Server) -> None:
+def test_too_many_connections_are_refused(server: Server) -> None:
     crowd = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(45)]
     try:
         time.sleep(0.3)
@@ -258,8 +284,8 @@ def test_more_connections_than_allowed_are_sent_away(server: Server) -> None:
     assert server.ask("GET", "/health")[0] == 200
 
 
-def test_a_port_that_is_taken(server: Server, bundle: Path) -> None:
+def test_a_port_that_is_taken_is_named(server: Server, bundle: Path) -> None:
     command = [sys.executable, "-m", "pipeline.deploy", "serve", str(bundle), "--port", str(server.port)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "Choose another with --port" in done.stderr
+    assert "Choose another port with --port" in done.stderr

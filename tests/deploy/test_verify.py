@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.deploy.__main__ import main
-from pipeline.deploy.bundle import BundleError, open_bundle
 from pipeline.deploy.predictor import Predictor
+from pipeline.deploy.read_bundle import BundleError, open_bundle
 from pipeline.deploy.verify import passed, verify
 
 
@@ -25,48 +25,58 @@ def test_a_whole_bundle_passes(bundle: Path, capsys: pytest.CaptureFixture[str])
     assert "FAILED" not in out
 
 
-def test_another_bundle_than_expected(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_bundle_than_expected_fails(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(bundle), "--expect", "0" * 64]) == 1
     assert "another bundle" in capsys.readouterr().out
 
 
-def test_without_onnx_it_says_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_notes_that_onnx_is_missing(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     checks = verify(bundle)
     assert passed(checks)
     assert any(check.what == "onnx" and check.passed is None for check in checks)
 
 
-def test_files_that_are_not_of_the_bundle_are_named(own: Path) -> None:
+def test_files_that_do_not_belong_to_the_bundle_are_named(own: Path) -> None:
     (own / "evil.py").write_text("")
     checks = verify(own)
     assert passed(checks)
     assert any("evil.py" in check.says for check in checks)
 
 
-def test_golden_vectors_of_another_student(bent: Callable[..., Path], workshop: Any, template: Any) -> None:
+def test_golden_answers_of_another_student_fail(
+    bent: Callable[..., Path], workshop: Any, template: Any
+) -> None:
     images = workshop.pictures(8)
-    sound = {"images": images, **{f"logits_{name}": workshop.answers(template.files[file], images) for name, file in FILES.items()}}
+    sound = {
+        "images": images,
+        **{f"logits_{name}": workshop.answers(template.files[file], images) for name, file in FILES.items()},
+    }
     assert not faults(bent(golden__npz=workshop.npz(**sound)))
     late = {**sound, "logits_fp32": sound["logits_fp32"].copy()}
-    late["logits_fp32"][7] += 0.05  # not among those run at loading
+    late["logits_fp32"][7] += 0.05  # loading does not run this image
     folder = bent(golden__npz=workshop.npz(**late))
     assert Predictor(folder)
     assert any("8 golden images" in fault for fault in faults(folder))
+    assert verify(folder)[-1].passed is False  # it stops at the first failure
 
 
 FILES = {"fp32": "student.onnx", "int8": "student.int8.onnx"}
 
 
-def test_int8_of_another_student(bent: Callable[..., Path], workshop: Any, template: Any) -> None:
+def test_int8_of_another_student_fails(bent: Callable[..., Path], workshop: Any, template: Any) -> None:
     images, other = workshop.pictures(8), workshop.graph(seed=1)
     golden = workshop.npz(
-        images=images, logits_fp32=workshop.answers(template.files["student.onnx"], images), logits_int8=workshop.answers(other, images)
+        images=images,
+        logits_fp32=workshop.answers(template.files["student.onnx"], images),
+        logits_int8=workshop.answers(other, images),
     )
-    assert any("same class as fp32" in fault for fault in faults(bent(student__int8__onnx=other, golden__npz=golden)))
+    assert any(
+        "same class as fp32" in fault for fault in faults(bent(student__int8__onnx=other, golden__npz=golden))
+    )
 
 
-def test_a_file_that_only_onnx_finds_fault_with(bent: Callable[..., Path], workshop: Any) -> None:
+def test_a_file_that_only_onnxs_checker_refuses_fails(bent: Callable[..., Path], workshop: Any) -> None:
     def unsorted(model: Any) -> None:
         nodes = [*model.graph.node]
         del model.graph.node[:]
@@ -76,7 +86,7 @@ def test_a_file_that_only_onnx_finds_fault_with(bent: Callable[..., Path], works
 
 
 def damage(folder: Path, random: np.random.Generator) -> str:
-    """One of the things that happen to files; returns the file that is not what it was."""
+    """Damage one file as happens to files; returns its name."""
     files = sorted(folder.iterdir())
     path = files[random.integers(len(files))]
     content = bytearray(path.read_bytes())
@@ -91,7 +101,9 @@ def damage(folder: Path, random: np.random.Generator) -> str:
     elif kind == 2:
         del content[int(random.integers(len(content))) :]
     elif kind == 3:  # another file in its place
-        content[:] = files[(files.index(path) + 1 + random.integers(len(files) - 1)) % len(files)].read_bytes()
+        content[:] = files[
+            (files.index(path) + 1 + random.integers(len(files) - 1)) % len(files)
+        ].read_bytes()
     else:
         content += bytes(random.integers(0, 256, 10, dtype=np.uint8))
     if bytes(content) == before:
@@ -122,7 +134,10 @@ def test_a_thousand_damaged_bundles_are_refused(bundle: Path, tmp_path: Path) ->
 
 
 def forged(bent: Callable[..., Path], template: Any, count: int, seed: int) -> int:
-    """Damage to the model whose hashes were made right again; returns how many still answered, and all those answered as before."""
+    """Damage the model but give the bundle the right hashes; returns how many models still load.
+
+    Those that load must answer as before.
+    """
     random = np.random.default_rng(seed)
     accepted = 0
     for _ in range(count):
@@ -138,7 +153,7 @@ def forged(bent: Callable[..., Path], template: Any, count: int, seed: int) -> i
     return accepted
 
 
-def test_a_forger_meets_the_golden_vectors(bent: Callable[..., Path], template: Any) -> None:
+def test_the_golden_answers_stop_a_forger(bent: Callable[..., Path], template: Any) -> None:
     assert forged(bent, template, 60, seed=0) < 60
 
 

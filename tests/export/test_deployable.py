@@ -10,7 +10,7 @@ from pipeline.export.deployable import Deployable, plain_pools
 from pipeline.functional import normalise
 
 
-def test_is_the_network_on_normalised_pixels(world: Any, images: np.ndarray) -> None:
+def test_it_is_the_network_on_normalised_pixels(world: Any, images: np.ndarray) -> None:
     net = world.make()
     logits, probabilities = Deployable(net, world.mean, world.std).outputs(images)
     with torch.no_grad():
@@ -20,22 +20,22 @@ def test_is_the_network_on_normalised_pixels(world: Any, images: np.ndarray) -> 
     assert np.array_equal(Deployable(net, world.mean, world.std).predict(images), logits)
 
 
-def test_knows_its_constants_as_buffers() -> None:
+def test_mean_and_std_are_buffers() -> None:
     deployed = Deployable(nn.Flatten(), (0.5,), (0.25,))
     assert [name for name, _ in deployed.named_buffers()] == ["mean", "std"]
     assert list(deployed.parameters()) == []
-    # pixel 255 of mean 1/2 and deviation 1/4 is 2
+    # 255 with mean 1/2 and standard deviation 1/4 is 2
     assert deployed(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8))[0].item() == pytest.approx(2)
 
 
-def test_reads_pixels_mapped_read_only_from_disk(world: Any, images: np.ndarray, tmp_path: Path) -> None:
+def test_it_reads_pixels_mapped_read_only_from_disk(world: Any, images: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     deployed = Deployable(world.make(), world.mean, world.std)
     assert np.array_equal(deployed.predict(mapped[:5]), deployed.predict(images[:5]))
 
 
-def test_exact_is_the_same_network_without_rounding(world: Any, images: np.ndarray) -> None:
+def test_exact_is_the_same_network_in_float64(world: Any, images: np.ndarray) -> None:
     deployed = Deployable(world.make(), world.mean, world.std)
     exact, logits = deployed.exact(images), deployed.predict(images)
     assert exact.dtype == np.float64
@@ -43,7 +43,7 @@ def test_exact_is_the_same_network_without_rounding(world: Any, images: np.ndarr
     assert {p.dtype for p in deployed.parameters()} == {torch.float32}
 
 
-def test_refuses_training_mode_and_other_types(world: Any, images: np.ndarray) -> None:
+def test_it_refuses_training_mode_and_other_types(world: Any, images: np.ndarray) -> None:
     with pytest.raises(AssertionError, match=r"\.eval\(\)"):
         Deployable(world.make().train(), world.mean, world.std).predict(images)
     net = world.make()
@@ -54,8 +54,10 @@ def test_refuses_training_mode_and_other_types(world: Any, images: np.ndarray) -
         Deployable(world.make(), world.mean, world.std).predict(images.astype(np.float32))
 
 
-def test_pools_to_one_pixel_become_means_and_answer_alike(world: Any, images: np.ndarray) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.AdaptiveAvgPool2d((1, 1))), nn.Flatten(), nn.Linear(8, 6)).eval()
+def test_pools_to_one_pixel_become_means_with_the_same_answer(world: Any, images: np.ndarray) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Sequential(nn.AdaptiveAvgPool2d((1, 1))), nn.Flatten(), nn.Linear(8, 6)
+    ).eval()
     before = Deployable(net, world.mean, world.std).predict(images)
     assert not [m for m in plain_pools(net).modules() if isinstance(m, nn.AdaptiveAvgPool2d)]
     np.testing.assert_allclose(Deployable(net, world.mean, world.std).predict(images), before, atol=1e-6)

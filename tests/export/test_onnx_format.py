@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.export import onnx_format
 from pipeline.export.deployable import Deployable
-from pipeline.inputs import InputError
+from pipeline.settings import InputError
 
 
 class Core(nn.Module):
@@ -25,9 +25,10 @@ class Core(nn.Module):
 
 class Branch(Core):
     def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
         if x.mean() > 0:
-            return self.net(x)
-        return self.net(-x)
+            return logits
+        return -logits
 
 
 class Loop(Core):
@@ -37,17 +38,20 @@ class Loop(Core):
 
 class FixedBatch(Core):
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x).view(2, -1)
+        logits: Tensor = self.net(x)
+        return logits.view(2, -1)
 
 
 class NoSuchOperator(Core):
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x).cummax(1)[0]
+        logits: Tensor = self.net(x)
+        return logits.cummax(1)[0]
 
 
 class Two(Core):
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)[:, :2]
+        logits: Tensor = self.net(x)
+        return logits[:, :2]
 
 
 def write(net: nn.Module, path: Path) -> None:
@@ -55,36 +59,45 @@ def write(net: nn.Module, path: Path) -> None:
     onnx_format.write(model, path, size=16, channels=3, classes=6, metadata={"schema": 1})
 
 
-def test_the_graph_says_what_it_is(exported: Any, world: Any) -> None:
+def test_the_graph_describes_itself(exported: Any, world: Any) -> None:
     import onnx
     import onnxruntime
 
     session = onnxruntime.InferenceSession(exported.out / "student.onnx", providers=["CPUExecutionProvider"])
-    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [("image", "tensor(uint8)", ["batch", 16, 16, 3])]
+    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
+        ("image", "tensor(uint8)", ["batch", 16, 16, 3])
+    ]
     assert [(o.name, o.type, o.shape) for o in session.get_outputs()] == [
         ("logits", "tensor(float)", ["batch", 6]),
         ("probabilities", "tensor(float)", ["batch", 6]),
     ]
-    told = session.get_modelmeta()
-    assert told.version == 1
-    said = {key: json.loads(value) for key, value in told.custom_metadata_map.items()}
-    assert said == {key: exported.bundle[key] for key in ("schema", "classes", "input", "outputs", "mean", "std", "transform")}
-    assert said["classes"] == list(world.classes)
+    described = session.get_modelmeta()
+    assert described.version == 1
+    metadata = {key: json.loads(value) for key, value in described.custom_metadata_map.items()}
+    assert metadata == {
+        key: exported.bundle[key]
+        for key in ("schema", "classes", "input", "outputs", "mean", "std", "transform")
+    }
+    assert metadata["classes"] == list(world.classes)
     model = onnx.load(exported.out / "student.onnx", load_external_data=False)
     assert {e.domain: e.version for e in model.opset_import} == {"": 20}
     assert not any(t.external_data for t in model.graph.initializer)
-    assert not [n.op_type for n in model.graph.node if n.op_type in ("BatchNormalization", "Dropout")]  # folded, gone
+    operators = {node.op_type for node in model.graph.node}
+    assert not operators & {"BatchNormalization", "Dropout"}  # folded into convolutions, and removed
 
 
-def test_answers_as_the_network_at_any_batch(exported: Any, world: Any, images: np.ndarray) -> None:
-    run, trained = onnx_format.load(exported.out / "student.onnx"), Deployable(exported.net, world.mean, world.std)
+def test_it_answers_as_the_network_at_any_batch_size(exported: Any, world: Any, images: np.ndarray) -> None:
+    run, trained = (
+        onnx_format.load(exported.out / "student.onnx"),
+        Deployable(exported.net, world.mean, world.std),
+    )
     for n in (0, 1, 2, 5, 80):
         for got, want in zip(run(images[:n]), trained.outputs(images[:n]), strict=True):
             assert got.shape == (n, 6)
             np.testing.assert_allclose(got, want, atol=2e-6)
 
 
-def test_a_second_opinion_agrees(exported: Any, images: np.ndarray) -> None:
+def test_onnxs_reference_runtime_agrees(exported: Any, images: np.ndarray) -> None:
     from onnx.reference import ReferenceEvaluator
 
     got = ReferenceEvaluator(str(exported.out / "student.onnx")).run(None, {"image": images[:4]})
@@ -94,15 +107,28 @@ def test_a_second_opinion_agrees(exported: Any, images: np.ndarray) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [lambda x: x.astype(np.float32), lambda x: x[:, :8], lambda x: x.transpose(0, 3, 1, 2), lambda x: x[..., :1], lambda x: x[0]],
+    [
+        lambda x: x.astype(np.float32),
+        lambda x: x[:, :8],
+        lambda x: x.transpose(0, 3, 1, 2),
+        lambda x: x[..., :1],
+        lambda x: x[0],
+    ],
 )
-def test_refuses_other_pixels(wrong: Callable[[np.ndarray], np.ndarray], exported: Any, images: np.ndarray) -> None:
+def test_other_pixels_are_refused(
+    wrong: Callable[[np.ndarray], np.ndarray], exported: Any, images: np.ndarray
+) -> None:
     with pytest.raises(Exception, match=r"INVALID_ARGUMENT|Invalid"):
         onnx_format.load(exported.out / "student.onnx")(wrong(images[:2]))
 
 
-def test_equal_weights_give_equal_bytes_and_no_noise(exported: Any, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    metadata = {key: exported.bundle[key] for key in ("transform", "std", "mean", "input", "outputs", "classes", "schema")}  # another order
+def test_equal_weights_give_equal_bytes_and_print_nothing(
+    exported: Any, world: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    metadata = {
+        key: exported.bundle[key]
+        for key in ("transform", "std", "mean", "input", "outputs", "classes", "schema")
+    }  # in another order
     again = Deployable(world.make(), world.mean, world.std)
     onnx_format.write(again, tmp_path / "again.onnx", size=16, channels=3, classes=6, metadata=metadata)
     assert capfd.readouterr() == ("", "")
@@ -120,13 +146,18 @@ write(make(), pathlib.Path("bundle"))
 """
     (tmp_path / "run.py").write_text(code)
     env = {**os.environ, "PYTHONHASHSEED": "7"}
-    result = subprocess.run([sys.executable, "run.py"], cwd=tmp_path, env=env, check=True, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "run.py"], cwd=tmp_path, env=env, check=True, capture_output=True, text=True
+    )
     assert result.stdout == ""
     for name in ("student.onnx", "student.int8.onnx", "student.safetensors"):
-        assert hashlib.sha256((tmp_path / "bundle" / name).read_bytes()).hexdigest() == exported.bundle["files"][name]["sha256"]
+        assert (
+            hashlib.sha256((tmp_path / "bundle" / name).read_bytes()).hexdigest()
+            == exported.bundle["files"][name]["sha256"]
+        )
 
 
-def test_names_the_branch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_branch_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=r"test_onnx_format\.py, line [0-9]+: `if x\.mean") as caught:
         write(Branch(), tmp_path / "x.onnx")
     assert "\n" not in str(caught.value)
@@ -137,13 +168,13 @@ def test_names_the_branch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("net", "match"),
     [
-        (Loop, r"can't be exported to ONNX.*static shape of 2 for dimension inputs"),
-        (NoSuchOperator, r"can't be exported to ONNX.*cummax"),
-        (FixedBatch, r"'logits' is declared as \[2, .*written-out batch size"),
-        (Two, r"'logits' is declared as \['batch', 2\] where \['batch', 6\]"),
+        (Loop, r"cannot be exported to ONNX.*static shape of 2 for dimension inputs"),
+        (NoSuchOperator, r"cannot be exported to ONNX.*cummax"),
+        (FixedBatch, r"declares 'logits' as \[2, .*fixed batch size"),
+        (Two, r"declares 'logits' as \['batch', 2\] where \['batch', 6\] is needed"),
     ],
 )
-def test_refuses(net: type[Core], match: str, tmp_path: Path) -> None:
+def test_a_network_that_cannot_be_exported_is_refused(net: type[Core], match: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=match):
         write(net(), tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []

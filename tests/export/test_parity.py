@@ -1,4 +1,4 @@
-"""The gate's power: every way we know in which an export goes wrong is caught, and a sound one never is."""
+"""The gate catches every way we know in which an export goes wrong, and lets every sound export pass."""
 
 import copy
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.export.deployable import Deployable
-from pipeline.export.parity import ParityError, Predict, assert_still, check
+from pipeline.export.deployable import Deployable, Predict
+from pipeline.export.parity import ParityError, assert_still, check
 from pipeline.functional import normalise
 
 Outputs = tuple[np.ndarray, np.ndarray]
@@ -23,10 +23,10 @@ def trained(world: Any) -> Deployable:
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
-    return torch.tensor(x).softmax(1).numpy()
+    return np.asarray(torch.tensor(x).softmax(1))
 
 
-# faults of the network: each changes a copy of it
+# faults of the network; each changes a copy of it
 def eps(net: Any) -> None:
     net.norm.eps = 1e-4
 
@@ -72,7 +72,7 @@ def leaky(net: Any) -> None:
 
 
 def capped(net: Any) -> None:
-    net.act = nn.Hardtanh(0, 2.8)  # no real picture reaches it, as few reach the 6 of a ReLU6
+    net.act = nn.Hardtanh(0, 2.8)  # no real picture reaches it, just as few reach the 6 of a ReLU6
 
 
 def max_pool(net: Any) -> None:
@@ -85,29 +85,58 @@ def padding_repeats(net: Any) -> None:
 
 
 NETWORK_FAULTS = (
-    *(eps, mean_ignored, stale_variance, one_weight_zeroed, half_weights, brain_float_weights, int8_head, classes_swapped),
+    *(
+        eps,
+        mean_ignored,
+        stale_variance,
+        one_weight_zeroed,
+        half_weights,
+        brain_float_weights,
+        int8_head,
+        classes_swapped,
+    ),
     *(bias_dropped, leaky, capped, max_pool, padding_repeats),
 )
 
 
 @pytest.mark.parametrize("fault", NETWORK_FAULTS, ids=lambda f: f.__name__)
-def test_catches_a_changed_network(fault: Callable[[Any], None], world: Any, trained: Deployable, images: np.ndarray) -> None:
+def test_a_changed_network_is_caught(
+    fault: Callable[[Any], None], world: Any, trained: Deployable, images: np.ndarray
+) -> None:
     net = copy.deepcopy(trained.net)
     with torch.no_grad():
         fault(net)
     with pytest.raises(ParityError, match="differs by"):
-        check(trained.outputs, Deployable(net.eval(), world.mean, world.std).outputs, images, name="A file", exact=trained.exact)
+        check(
+            trained.outputs,
+            Deployable(net.eval(), world.mean, world.std).outputs,
+            images,
+            name="A file",
+            exact=trained.exact,
+        )
 
 
 @pytest.mark.parametrize("what", ["mean", "std", "both swapped"])
-def test_catches_other_normalisation(what: str, world: Any, trained: Deployable, images: np.ndarray) -> None:
+def test_another_normalisation_is_caught(
+    what: str, world: Any, trained: Deployable, images: np.ndarray
+) -> None:
     mean, std = world.mean, world.std
-    wrong = {"mean": ((0.5, 0.4, 0.301), std), "std": (mean, (0.2, 0.25, 0.301)), "both swapped": (mean[::-1], std[::-1])}[what]
+    wrong = {
+        "mean": ((0.5, 0.4, 0.301), std),
+        "std": (mean, (0.2, 0.25, 0.301)),
+        "both swapped": (mean[::-1], std[::-1]),
+    }[what]
     with pytest.raises(ParityError):
-        check(trained.outputs, Deployable(trained.net, *wrong).outputs, images, name="A file", exact=trained.exact)
+        check(
+            trained.outputs,
+            Deployable(trained.net, *wrong).outputs,
+            images,
+            name="A file",
+            exact=trained.exact,
+        )
 
 
-# faults of a file or runtime: each wraps the sound callable
+# faults of a file or runtime; each wraps the sound callable
 def with_logits(change: Change) -> Callable[[Predict], Predict]:
     def fault(f: Predict) -> Predict:
         def run(x: np.ndarray) -> Outputs:
@@ -126,15 +155,15 @@ def only_first_row(f: Predict, x: np.ndarray) -> np.ndarray:
 
 
 def batch_leak(f: Predict, x: np.ndarray) -> np.ndarray:
-    logits = f(x)[0]
-    return logits + 1e-3 * logits.mean(0)
+    logits, _ = f(x)
+    return np.asarray(logits + 1e-3 * logits.mean(0))
 
 
 def clamped(f: Predict, x: np.ndarray) -> np.ndarray:
     return np.clip(f(x)[0], -2, 2)  # no real picture reaches it
 
 
-def nothing_for_one_image(f: Predict, x: np.ndarray) -> np.ndarray:
+def nan_for_one_image(f: Predict, x: np.ndarray) -> np.ndarray:
     logits = f(x)[0].copy()
     logits[x.reshape(len(x), -1).mean(1).argmax()] = np.nan
     return logits
@@ -153,7 +182,7 @@ LOGIT_FAULTS: dict[str, Change] = {
     "turned": lambda f, x: f(np.ascontiguousarray(x.transpose(0, 2, 1, 3)))[0],
     "clamped": clamped,
     "softmax in the logits": lambda f, x: f(x)[1],
-    "NaN": nothing_for_one_image,
+    "NaN": nan_for_one_image,
     "constant": lambda f, x: 0 * f(x)[0],
     "shifted": shifted,
     "chance": lambda f, x: f(x)[0] + np.random.default_rng().normal(0, 1e-2, (len(x), 1)),
@@ -163,12 +192,18 @@ LOGIT_FAULTS: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("kind", LOGIT_FAULTS)
-def test_catches_a_broken_file(kind: str, trained: Deployable, images: np.ndarray) -> None:
-    with pytest.raises(ParityError, match="A file doesn't answer"):
-        check(trained.outputs, with_logits(LOGIT_FAULTS[kind])(trained.outputs), images, name="A file", exact=trained.exact)
+def test_a_broken_file_is_caught(kind: str, trained: Deployable, images: np.ndarray) -> None:
+    with pytest.raises(ParityError, match="A file does not answer"):
+        check(
+            trained.outputs,
+            with_logits(LOGIT_FAULTS[kind])(trained.outputs),
+            images,
+            name="A file",
+            exact=trained.exact,
+        )
 
 
-def test_the_clamp_is_one_that_only_odd_images_reach(trained: Deployable, images: np.ndarray) -> None:
+def test_only_odd_images_reach_the_clamp(trained: Deployable, images: np.ndarray) -> None:
     assert np.abs(trained.predict(images)).max() < 2
     with pytest.raises(ParityError) as caught:
         check(trained.outputs, with_logits(clamped)(trained.outputs), images, name="A file")
@@ -176,18 +211,18 @@ def test_the_clamp_is_one_that_only_odd_images_reach(trained: Deployable, images
     assert "; images, batch" not in str(caught.value)
 
 
-def test_catches_wrong_probabilities(trained: Deployable, images: np.ndarray) -> None:
+def test_wrong_probabilities_are_caught(trained: Deployable, images: np.ndarray) -> None:
     def twice(x: np.ndarray) -> Outputs:
         logits, probabilities = trained.outputs(x)
         return logits, softmax(probabilities)
 
-    with pytest.raises(ParityError, match="aren't the softmax"):
+    with pytest.raises(ParityError, match="are not the softmax"):
         check(trained.outputs, twice, images, name="A file")
-    with pytest.raises(ParityError, match="aren't the softmax"):
+    with pytest.raises(ParityError, match="are not the softmax"):
         check(trained.outputs, lambda x: trained.outputs(x)[:1] * 2, images, name="A file")
 
 
-def test_catches_training_mode(world: Any, trained: Deployable, images: np.ndarray) -> None:
+def test_training_mode_is_caught(world: Any, trained: Deployable, images: np.ndarray) -> None:
     net = copy.deepcopy(trained.net).train()
 
     def run(x: np.ndarray) -> Outputs:
@@ -200,7 +235,7 @@ def test_catches_training_mode(world: Any, trained: Deployable, images: np.ndarr
 
 
 @pytest.mark.parametrize("batch", [1, 2, 64])
-def test_catches_a_fixed_batch(batch: int, trained: Deployable, images: np.ndarray) -> None:
+def test_a_fixed_batch_is_caught(batch: int, trained: Deployable, images: np.ndarray) -> None:
     def run(x: np.ndarray) -> Outputs:
         if len(x) != batch:
             raise RuntimeError(f"shape '[{batch}, -1]' is invalid")
@@ -210,17 +245,26 @@ def test_catches_a_fixed_batch(batch: int, trained: Deployable, images: np.ndarr
         check(trained.outputs, run, images, name="A file")
 
 
-@pytest.mark.parametrize("form", ["double", "one row", "flat"])
-def test_catches_other_forms(form: str, trained: Deployable, images: np.ndarray) -> None:
-    change = {"double": lambda a: a.astype(np.float64), "one row": lambda a: a[:1], "flat": lambda a: a.reshape(-1)}[form]
+@pytest.mark.parametrize(
+    "change",
+    [lambda a: a.astype(np.float64), lambda a: a[:1], lambda a: a.reshape(-1)],
+    ids=["double", "one row", "flat"],
+)
+def test_other_shapes_and_types_are_caught(
+    change: Callable[[np.ndarray], np.ndarray], trained: Deployable, images: np.ndarray
+) -> None:
+    def run(x: np.ndarray) -> Outputs:
+        logits, probabilities = trained.outputs(x)
+        return change(logits), change(probabilities)
+
     with pytest.raises(ParityError, match="its logits are"):
-        check(trained.outputs, lambda x: tuple(map(change, trained.outputs(x))), images, name="A file")
+        check(trained.outputs, run, images, name="A file")
 
 
-# no false alarm
+# no false alarms
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("n", [2, 5, 80])
-def test_passes_another_order_of_summation(seed: int, n: int, world: Any, images: np.ndarray) -> None:
+def test_another_order_of_summation_passes(seed: int, n: int, world: Any, images: np.ndarray) -> None:
     net = world.make()
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -248,8 +292,8 @@ def test_passes_another_order_of_summation(seed: int, n: int, world: Any, images
     } <= set(same.cases)
 
 
-def test_a_tie_is_no_disagreement(images: np.ndarray) -> None:
-    # two classes with equal logits; the candidate's rounding prefers the other one
+def test_a_tie_counts_as_agreement(images: np.ndarray) -> None:
+    # two classes have equal logits, and the candidate's rounding prefers the other one
     def network(second: float, third: float) -> Predict:
         def run(x: np.ndarray) -> Outputs:
             level = x.reshape(len(x), -1).astype(np.float32).sum(1, keepdims=True) / 1e4
@@ -263,7 +307,7 @@ def test_a_tie_is_no_disagreement(images: np.ndarray) -> None:
         check(network(0, -1), network(0, 1), images, name="A file")
 
 
-def test_what_float32_costs_the_network_is_allowed_to_the_file(images: np.ndarray) -> None:
+def test_a_file_may_differ_as_much_as_the_network_rounds(images: np.ndarray) -> None:
     def network(error: float) -> Predict:
         def run(x: np.ndarray) -> Outputs:
             logits = (exact(x) * (1 + error * np.array([1, -1]))).astype(np.float32)
@@ -279,16 +323,17 @@ def test_what_float32_costs_the_network_is_allowed_to_the_file(images: np.ndarra
         check(network(2e-5), network(-2e-5), images, name="A file")
     same = check(network(2e-5), network(-2e-5), images, name="A file", exact=exact)
     assert same.allowed == pytest.approx(8e-5, rel=0.1)
-    # a network that is exact allows nothing, and one that is very inexact no more than a ten thousandth
+    # an exact network allows nothing, and a very inexact one at most a ten-thousandth
     for rounding, error in ((0, 4e-5), (1e-3, 1e-3 + 3e-4)):
         with pytest.raises(ParityError, match="differs by"):
             check(network(rounding), network(error), images, name="A file", exact=exact)
 
 
-def test_noise_on_which_the_network_itself_is_all_rounding_is_no_fault(images: np.ndarray) -> None:
+def test_rounding_on_noise_may_be_larger(images: np.ndarray) -> None:
     def network(error: float) -> Predict:
         def run(x: np.ndarray) -> Outputs:
-            wild = np.where(x.reshape(len(x), -1).std(1, keepdims=True) > 100, error, 0.0)  # no real picture is
+            deviation = x.reshape(len(x), -1).std(1, keepdims=True)
+            wild = np.where(deviation > 100, error, 0.0)  # no real picture deviates so much
             logits = (exact(x) * (1 + wild * np.array([1, -1]))).astype(np.float32)
             return logits, softmax(logits)
 
@@ -299,26 +344,27 @@ def test_noise_on_which_the_network_itself_is_all_rounding_is_no_fault(images: n
         return np.stack([level, 100 - level], 1)
 
     assert check(network(3e-4), network(-3e-4), images, name="A file", exact=exact).allowed == 1e-5
-    check(network(3e-4), network(-2.4e-3), images, name="A file", exact=exact)  # nine times as far from it as the network is from the truth
+    # nine times as far from the network as the network is from the truth
+    check(network(3e-4), network(-2.4e-3), images, name="A file", exact=exact)
     for rounding, error in ((0, 3e-4), (3e-4, -3.3e-3)):
         with pytest.raises(ParityError, match=r"extreme noise, batch 7: differs"):
             check(network(rounding), network(error), images, name="A file", exact=exact)
 
 
-# vacuous comparisons
-def test_refuses_a_constant_network(trained: Deployable, images: np.ndarray) -> None:
+# comparisons that would prove nothing
+def test_a_constant_network_is_refused(trained: Deployable, images: np.ndarray) -> None:
     head: Any = trained.net.head
     with torch.no_grad():
         head.weight.zero_()
-    with pytest.raises(ParityError, match="nearly the same to every image"):
+    with pytest.raises(ParityError, match="nearly the same answer to every image"):
         check(trained.outputs, trained.outputs, images, name="A file")
     with torch.no_grad():
         head.bias.zero_()
-    with pytest.raises(ParityError, match="nearly the same to every image"):
+    with pytest.raises(ParityError, match="nearly the same answer to every image"):
         check(trained.outputs, trained.outputs, images, name="A file")
 
 
-def test_refuses_a_diverged_network(trained: Deployable, images: np.ndarray) -> None:
+def test_a_diverged_network_is_refused(trained: Deployable, images: np.ndarray) -> None:
     head: Any = trained.net.head
     with torch.no_grad():
         head.bias[0] = np.nan
@@ -326,7 +372,7 @@ def test_refuses_a_diverged_network(trained: Deployable, images: np.ndarray) -> 
         check(trained.outputs, trained.outputs, images, name="A file")
 
 
-def test_refuses_images_that_show_nothing(trained: Deployable, images: np.ndarray) -> None:
+def test_images_that_prove_nothing_are_refused(trained: Deployable, images: np.ndarray) -> None:
     with pytest.raises(ParityError, match="all images are the same"):
         check(trained.outputs, trained.outputs, np.repeat(images[:1], 9, 0), name="A file")
     for wrong in (images[:1], images.astype(np.float32), images[0]):
@@ -334,7 +380,7 @@ def test_refuses_images_that_show_nothing(trained: Deployable, images: np.ndarra
             check(trained.outputs, trained.outputs, wrong, name="A file")
 
 
-def test_assert_still(world: Any) -> None:
+def test_training_mode_and_hooks_are_refused(world: Any) -> None:
     net = world.make()
     assert_still(net)
     net.norm.train()

@@ -14,19 +14,22 @@ from pipeline.export.deployable import Deployable
 from pipeline.export.parity import ParityError, check
 
 
-def test_answers_as_the_network_at_any_batch(exported: Any, world: Any, images: np.ndarray) -> None:
-    run, trained = torchscript.load(exported.out / "student.ts"), Deployable(exported.net, world.mean, world.std)
+def test_it_answers_as_the_network_at_any_batch_size(exported: Any, world: Any, images: np.ndarray) -> None:
+    run, trained = (
+        torchscript.load(exported.out / "student.ts"),
+        Deployable(exported.net, world.mean, world.std),
+    )
     for n in (1, 2, 5, 80):
         for got, want in zip(run(images[:n]), trained.outputs(images[:n]), strict=True):
             np.testing.assert_allclose(got, want, atol=2e-6)
 
 
-def test_is_frozen_and_says_what_it_is(exported: Any) -> None:
+def test_it_is_frozen_and_describes_itself(exported: Any) -> None:
     extra = {"metadata.json": ""}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"`torch\.jit\.load` is deprecated")  # torch: TorchScript is deprecated
-        script = torch.jit.load(str(exported.out / "student.ts"), _extra_files=extra)
-    assert not list(script.parameters())  # constants of the graph now
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.load` is deprecated")
+        script = torch.jit.load(str(exported.out / "student.ts"), _extra_files=extra)  # type: ignore[no-untyped-call]
+    assert not list(script.parameters())  # they are constants of the graph
     assert "batch_norm" not in str(script.graph)
     assert json.loads(extra["metadata.json"])["classes"] == exported.bundle["classes"]
 
@@ -36,7 +39,7 @@ class FixedBatch(nn.Module):
         return x.mean((2, 3)).view(2, -1)
 
 
-def test_a_fixed_batch_is_for_the_gate_to_catch(images: np.ndarray, tmp_path: Path) -> None:
+def test_the_gate_catches_a_fixed_batch(images: np.ndarray, tmp_path: Path) -> None:
     model = Deployable(FixedBatch().eval(), (0.5,) * 3, (0.5,) * 3)
     sound = Deployable(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval(), (0.5,) * 3, (0.5,) * 3)
     torchscript.write(model, tmp_path / "x.ts", size=16, channels=3, metadata={})
@@ -44,7 +47,7 @@ def test_a_fixed_batch_is_for_the_gate_to_catch(images: np.ndarray, tmp_path: Pa
         check(sound.outputs, torchscript.load(tmp_path / "x.ts"), images, name="A file")
 
 
-def test_holds_no_source_lines(exported: Any) -> None:
+def test_it_holds_no_source_lines(exported: Any) -> None:
     with zipfile.ZipFile(exported.out / "student.ts") as file:
         assert file.testzip() is None
         assert not [name for name in file.namelist() if name.endswith(".debug_pkl")]

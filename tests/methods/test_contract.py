@@ -1,17 +1,24 @@
-"""What every method owes, whatever it computes."""
+"""What every method must do, whatever it computes."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from world import World, moved, snapshot
 
 from pipeline import checkpoint, methods
-from pipeline.methods.base import Method
-from pipeline.taps import Step, View
+from pipeline.methods import Method
+from pipeline.methods.kd import Config, KnowledgeDistillation
+from pipeline.params import load_params
+from pipeline.taps import Step
 
-VARIANTS: list[tuple[str, dict]] = [(name, {}) for name in methods.names()] + [
+ROOT = Path(__file__).parents[2]
+Settings = dict[str, Any]
+VARIANTS: list[tuple[str, Settings]] = [(name, {}) for name in methods.names()] + [
     ("fitnet", {"joint": True}),
     ("kd", {"ce_weight": 0.0}),
     ("knowledge_representing", {"sparse": False}),
@@ -20,12 +27,21 @@ VARIANTS: list[tuple[str, dict]] = [(name, {}) for name in methods.names()] + [
     ("vid", {"combine": {"name": "jacobian"}}),
 ]
 every_method = pytest.mark.parametrize(
-    ("name", "settings"), VARIANTS, ids=lambda v: v if isinstance(v, str) else v.get("combine", {}).get("name") or ",".join(v) or "default"
+    ("name", "settings"),
+    VARIANTS,
+    ids=lambda v: v if isinstance(v, str) else v.get("combine", {}).get("name") or ",".join(v) or "default",
 )
+FIELDS = ("student_maps", "teacher_maps", "student_map", "teacher_map")
+OF_MAPS = [
+    (name, field)
+    for name in methods.names()
+    for field in FIELDS
+    if field in methods.load(name).Config.model_fields
+]
 
 
 @every_method
-def test_phases_are_named_apart_and_end_in_distill(name: str, settings: dict) -> None:
+def test_phases_have_different_names_and_the_last_is_distill(name: str, settings: Settings) -> None:
     world = World.make()
     phases = [phase.name for phase in world.method(name, **settings).phases(world.student)]
     assert phases[-1] == "distill"
@@ -33,7 +49,7 @@ def test_phases_are_named_apart_and_end_in_distill(name: str, settings: dict) ->
 
 
 @every_method
-def test_terms_are_finite_scalars_with_a_gradient(name: str, settings: dict) -> None:
+def test_terms_are_finite_scalars_with_a_gradient(name: str, settings: Settings) -> None:
     world = World.make()
     method = world.method(name, **settings)
     for phase in method.phases(world.student):
@@ -45,15 +61,15 @@ def test_terms_are_finite_scalars_with_a_gradient(name: str, settings: dict) -> 
 
 
 @every_method
-def test_a_phase_moves_what_it_trains_and_nothing_else(name: str, settings: dict) -> None:
+def test_a_phase_trains_all_that_it_names_and_nothing_else(name: str, settings: Settings) -> None:
     world = World.make()
     method = world.method(name, **settings)
     teacher = snapshot(world.teacher.net)
     trainable = {name for name, _ in _parameters(world, method)}
-    seen: set[str] = set()
+    trained: set[str] = set()
     for n, phase in enumerate(method.phases(world.student)):
         inside = {id(t) for module in phase.trains for t in (*module.parameters(), *module.buffers())}
-        own = {
+        named = {
             f"{k}.{key}"
             for k, m in enumerate((world.student.net, method))
             for key, t in m.state_dict(keep_vars=True).items()
@@ -62,65 +78,152 @@ def test_a_phase_moves_what_it_trains_and_nothing_else(name: str, settings: dict
         before = snapshot(world.student.net, method)
         world.fit(method, n)
         changed = moved(before, snapshot(world.student.net, method))
-        assert changed <= own, f"{phase.name} moves what isn't its own: {sorted(changed - own)[:5]}"
-        assert own & trainable <= changed, f"{phase.name} leaves still: {sorted(own & trainable - changed)[:5]}"
-        seen |= changed
-    assert trainable <= seen
+        unmoved = sorted(named & trainable - changed)
+        assert changed <= named, f"{phase.name} also changes {sorted(changed - named)[:5]}"
+        assert not unmoved, f"{phase.name} does not change {unmoved[:5]}"
+        trained |= changed
+    assert trainable <= trained
     assert not moved(teacher, snapshot(world.teacher.net))
 
 
-def _parameters(world: World, method: Method) -> list[tuple[str, Tensor]]:
-    return [(f"{k}.{key}", p) for k, module in enumerate((world.student.net, method)) for key, p in module.named_parameters()]
+def _parameters(world: World, method: Method[Any]) -> list[tuple[str, Tensor]]:
+    return [
+        (f"{k}.{key}", p)
+        for k, module in enumerate((world.student.net, method))
+        for key, p in module.named_parameters()
+    ]
 
 
 @every_method
-def test_going_on_in_a_new_process_gives_the_same_student(name: str, settings: dict, tmp_path: Path) -> None:
-    straight = World.make()
-    method = straight.method(name, **settings)
-    for n in range(len(method.phases(straight.student))):
-        straight.fit(method, n)
+def test_a_new_process_goes_on_to_the_same_student(name: str, settings: Settings, tmp_path: Path) -> None:
+    whole = World.make()
+    method = whole.method(name, **settings)
+    for n in range(len(method.phases(whole.student))):
+        whole.fit(method, n)
 
     first = World.make()
     method = first.method(name, **settings)
     for n in range(len(method.phases(first.student)) - 1):
         first.fit(method, n)
-    checkpoint.save_net(tmp_path, first.student.net.state_dict(), {})
+    checkpoint.save_network(tmp_path, first.student.net.state_dict(), {})
     checkpoint.save_weights(tmp_path / "method.safetensors", method.state_dict())
 
     second = World.make()
     method = second.method(name, **settings)
-    second.student.net.load_state_dict(checkpoint.load_net(tmp_path)[0])
+    second.student.net.load_state_dict(checkpoint.load_network_weights(tmp_path))
     method.load_state_dict(checkpoint.load_weights(tmp_path / "method.safetensors"))
     second.fit(method)
-    assert not moved(snapshot(straight.student.net), snapshot(second.student.net))
+    assert not moved(snapshot(whole.student.net), snapshot(second.student.net))
 
 
 @every_method
-def test_terms_can_be_had_from_ready_views(name: str, settings: dict) -> None:
+def test_terms_of_stored_answers_equal_those_of_networks(name: str, settings: Settings) -> None:
     world = World.make()
     method = world.method(name, **settings).eval()
-    live, seen = world.step(), world.step()
-    for step in (live, seen):
-        step.images.requires_grad_()  # so that the views lead back to the images, for jacobian
-    ready = Step.of(student=seen.student, teacher=seen.teacher, labels=seen.labels, index=seen.index, images=seen.images)
+    live, answered = world.step(), world.step()
+    for step in (live, answered):
+        step.images.requires_grad_()  # so that the answers have a graph back to the images, for jacobian
+    stored = Step.of(
+        student=answered.student,
+        teacher=answered.teacher,
+        labels=answered.labels,
+        index=answered.index,
+        images=answered.images,
+    )
     for phase in method.phases(world.student):
         values = []
-        for step in (live, ready):
+        for step in (live, stored):
             torch.manual_seed(0)  # the same noise, for kdgan
             values.append({term: weighted.value.item() for term, weighted in phase.loss(step).items()})
         assert values[0] == values[1]
 
 
-def test_the_student_alone_never_runs_a_teacher() -> None:
+def test_the_baseline_never_runs_the_teacher() -> None:
     world = World.make()
     world.teacher.net.register_forward_hook(lambda *_: pytest.fail("the teacher ran"))
     world.fit(world.method("ce"))
 
 
-def test_kd_between_different_class_sets_is_refused() -> None:
-    world = World.make()
-    live = world.step(4)
-    teacher = View(live.teacher.logits[:, :2], live.teacher.stages, live.teacher.pooled, live.teacher.preactivations)
+def test_kd_from_a_teacher_of_other_classes_is_refused() -> None:
+    live = World.make().step(4)
+    teacher = dataclasses.replace(live.teacher, logits=live.teacher.logits[:, :2])
     probe = Step.of(student=live.student, teacher=teacher, labels=live.labels, index=live.index)
-    with pytest.raises(ValueError, match=r"method\.kd_weight.*2 classes apart and the student 3"):
-        methods.load("kd")(methods.load("kd").Config(name="kd"), probe, live.labels)
+    with pytest.raises(
+        ValueError,
+        match=r"method\.kd_weight is 0\.9, but the teacher has 2 classes and the student 3.* Set .* to 0",
+    ):
+        KnowledgeDistillation(Config(name="kd"), probe, live.labels)
+    KnowledgeDistillation(Config(name="kd", kd_weight=0), probe, live.labels)
+
+
+def settings_of_maps(name: str, field: str, *named: str) -> Settings:
+    """These maps in one of the FIELDS. eskd has maps only with attention."""
+    value: Any = named[0] if field.endswith("_map") else named
+    return {field: value} | ({"of": "at"} if name == "eskd" else {})
+
+
+@pytest.mark.parametrize(("name", "field"), OF_MAPS)
+def test_a_map_that_does_not_exist_is_refused(name: str, field: str) -> None:
+    settings = settings_of_maps(name, field, "stage9")
+    with pytest.raises(
+        ValueError, match=rf"method\.{field}: there is no 'stage9'\. Did you mean 'stage3'\? Choose .*stem"
+    ):
+        World.make().method(name, **settings)
+
+
+@pytest.mark.parametrize(("name", "field"), OF_MAPS)
+def test_the_maps_that_a_setting_names_are_matched(name: str, field: str) -> None:
+    named = ("stage1", "stage2")[: 1 if field.endswith("_map") else 2]
+    pairs = World.make().method(name, **settings_of_maps(name, field, *named)).pairs
+    column = 0 if field.startswith("student") else 1
+    assert {pair[column] for pair in pairs} - {"pooled"} == set(named)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, field in OF_MAPS if field == "student_maps" and name not in ("eskd", "fsp")]
+)
+def test_all_maps_but_the_stem_are_matched_if_none_is_named(name: str) -> None:
+    pairs = World.make().method(name).pairs
+    for column in (0, 1):
+        assert {pair[column] for pair in pairs} - {"pooled"} == {"stage1", "stage2", "stage3"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("mgd", {}), ("ofd", {}), ("semckd", {"preactivation": True})], ids=str
+)
+@pytest.mark.parametrize("network", ["student", "teacher"])
+def test_a_map_without_an_activation_is_refused_if_there_must_be_one(
+    name: str, settings: Settings, network: str
+) -> None:
+    live = World.make().step(4)
+    answers = {"student": live.student, "teacher": live.teacher}
+    answers[network] = dataclasses.replace(answers[network], preactivations={})
+    student, teacher = answers["student"], answers["teacher"]
+    probe = Step.of(student=student, teacher=teacher, labels=live.labels, index=live.index)
+    method = methods.load(name)
+    with pytest.raises(
+        ValueError, match=rf"method\.{network}_maps: map 'stage1' of the {network} does not end"
+    ):
+        method(method.Config(name=name, **settings), probe, live.labels)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("student_stages", "student_maps"),
+        ("teacher_stages", "teacher_maps"),
+        ("student_stage", "student_map"),
+        ("teacher_stage", "teacher_map"),
+    ],
+)
+@pytest.mark.parametrize("where", ["method", "method.combine"])
+def test_the_old_name_of_a_setting_is_refused_with_the_new_one(
+    old: str, new: str, where: str, tmp_path: Path
+) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    method: Settings = {"name": "at" if new.endswith("maps") else "fitnet", old: ["stage1"]}
+    params["runs"]["kd"]["method"] = method if where == "method" else {"name": "kd", "combine": method}
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(params))
+    with pytest.raises(ValueError, match=rf"runs\.kd\.{where}\.{old} is now called {new}$"):
+        load_params(file)

@@ -9,32 +9,39 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from world import QUICK, World, moved, snapshot
 
-from pipeline import evaluate
-from pipeline.methods.refilled import Centres, Refilled, centre_scores, confidence, mine
-from pipeline.taps import Step, Tapped, View
+from pipeline import nets
+from pipeline.functional import centre_scores
+from pipeline.methods.refilled import Centres, Config, Refilled, mine
+from pipeline.taps import Answer, Step, Tapped
+from pipeline.training import state
 
 LABELS = torch.tensor([0, 1, 0, 2, 1, 0, 2, 0])
 
 
-def view(pooled: Tensor, logits: Tensor | None = None) -> View:
-    return View(pooled.new_zeros(len(pooled), 3) if logits is None else logits, {}, pooled, {})
+def answer(pooled: Tensor, logits: Tensor | None = None) -> Answer:
+    return Answer(pooled.new_zeros(len(pooled), 3) if logits is None else logits, {}, pooled, {})
 
 
 def step_of(student: Tensor, teacher: Tensor, labels: Tensor = LABELS, logits: Tensor | None = None) -> Step:
-    """The teacher's logits are of two classes: nobody may read them."""
+    """The teacher's logits are NaN and of two classes, because the method must not read them."""
     wrong = torch.full((len(teacher), 2), math.nan, dtype=teacher.dtype)
-    return Step.of(student=view(student, logits), teacher=view(teacher, wrong), labels=labels, index=torch.arange(len(labels)))
+    return Step.of(
+        student=answer(student, logits),
+        teacher=answer(teacher, wrong),
+        labels=labels,
+        index=torch.arange(len(labels)),
+    )
 
 
 def made(step: Step, **settings: Any) -> Refilled:
-    return Refilled(Refilled.Config(name="refilled", **settings), step, step.labels).double()
+    return Refilled(Config(name="refilled", **settings), step, step.labels).double()
 
 
 def embeddings(n: int = 8, width: int = 5, seed: int = 0) -> Tensor:
     return torch.randn(n, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def apart(a: list[float], b: list[float]) -> float:
+def distance(a: list[float], b: list[float]) -> float:
     return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
 
 
@@ -47,27 +54,30 @@ def divergence(p: list[float], q: list[float]) -> float:
     return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a)
 
 
-def slow_tuples(student: Tensor, teacher: Tensor, labels: Tensor, margin: float, tau: float, most: int) -> list[float]:
+def slow_tuples(
+    student: Tensor, teacher: Tensor, labels: Tensor, margin: float, tau: float, most: int
+) -> list[float]:
     s, t, y = student.tolist(), teacher.tolist(), labels.tolist()
     unit = [[x / math.hypot(*row) for x in row] for row in s]
-    every = range(len(y))
+    images = range(len(y))
     values = []
-    for a in every:
-        for p in every:
+    for a in images:
+        for p in images:
             if p == a or y[p] != y[a]:
                 continue
-            near = apart(unit[a], unit[p])
-            impostors = [n for n in every if y[n] != y[a] and near < apart(unit[a], unit[n]) < near + margin]
-            impostors = sorted(impostors, key=lambda n: apart(unit[a], unit[n]))[: most or None]
+            least = distance(unit[a], unit[p])
+            others = {n: distance(unit[a], unit[n]) for n in images if y[n] != y[a]}
+            impostors = [n for n, far in others.items() if least < far < least + margin]
+            impostors = sorted(impostors, key=others.__getitem__)[: most or None]
             if impostors:
-                shares = [softmax([-apart(e[a], e[i]) / tau for i in (p, *impostors)]) for e in (t, s)]
-                values.append(divergence(*shares))
+                chances = [softmax([-distance(e[a], e[i]) / tau for i in (p, *impostors)]) for e in (t, s)]
+                values.append(divergence(*chances))
     return values
 
 
 @pytest.mark.parametrize("negatives", [0, 1, 2, 50])
 @pytest.mark.parametrize(("margin", "tau"), [(0.2, 4.0), (0.6, 0.5)])
-def test_tuples_equal_the_slow_loop(negatives: int, margin: float, tau: float) -> None:
+def test_the_term_of_tuples_equals_the_slow_loop(negatives: int, margin: float, tau: float) -> None:
     step = step_of(embeddings(seed=1), embeddings(width=7, seed=2))
     method = made(step, negatives=negatives, margin=margin, tuple_temperature=tau)
     values = slow_tuples(step.student.pooled, step.teacher.pooled, LABELS, margin, tau, negatives)
@@ -86,24 +96,25 @@ def test_the_local_term_equals_the_slow_loop(adaptive: bool, tau: float) -> None
     t, z, c, present = teacher.tolist(), logits.tolist(), centres.tolist(), [0, 3, 4]
     values = []
     for i in range(5):
-        scores = [-(apart(t[i], centre) ** 2) for centre in c]
+        scores = [-(distance(t[i], centre) ** 2) for centre in c]
         weight = max(softmax([score / tau for score in scores])) if adaptive else 1.0
-        values.append(weight * divergence(softmax([scores[k] / tau for k in present]), softmax([z[i][k] / tau for k in present])))
+        p, q = softmax([scores[k] / tau for k in present]), softmax([z[i][k] / tau for k in present])
+        values.append(weight * divergence(p, q))
     assert method.terms(step)["local"].item() == pytest.approx(sum(values) / 5, rel=1e-9)
 
 
-def test_a_method_at_rest_takes_no_centres() -> None:
+def test_centres_do_not_change_in_eval_mode() -> None:
     step = step_of(embeddings(), embeddings())
-    method = made(step).eval()
+    method, student = made(step).eval(), World.make().student
     method.embed_loss(step)
-    method.after_backward(step, None)  # type: ignore[arg-type]
+    method.after_backward(step, student)
     assert not method.centres.counts.any()
     method.train().embed_loss(step)
-    method.after_backward(step, None)  # type: ignore[arg-type]
+    method.after_backward(step, student)
     assert method.centres.counts.flatten().tolist() == torch.bincount(LABELS, minlength=3).tolist()
 
 
-def test_lambda_weighs_the_local_term_and_ce_stands_beside_it() -> None:
+def test_phase_distill_has_the_cross_entropy_and_the_local_term_with_weight_lambda() -> None:
     step = step_of(embeddings(), embeddings(), logits=embeddings(8, 3, 4))
     loss = made(step).loss(step)
     assert {name: term.weight for name, term in loss.items()} == {"ce": 1.0, "local": 2.0}
@@ -120,18 +131,21 @@ def test_a_student_like_its_teacher_has_nothing_to_learn() -> None:
     assert method.terms(step)["local"].item() == pytest.approx(0, abs=1e-15)
 
 
-def test_tuples_care_for_distances_alone() -> None:
+def test_tuples_depend_only_on_distances() -> None:
     student, teacher = embeddings(seed=1), embeddings(width=7, seed=2)
     turn = torch.linalg.qr(embeddings(7, 7, 3)).Q
     order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
     method = made(step_of(student, teacher))
     plain = method.tuples(step_of(student, teacher)).item()
     assert method.tuples(step_of(student, teacher @ turn + 3)).item() == pytest.approx(plain)
-    assert method.tuples(step_of(student[order], teacher[order], LABELS[order])).item() == pytest.approx(plain)
+    assert method.tuples(step_of(student[order], teacher[order], LABELS[order])).item() == pytest.approx(
+        plain
+    )
 
 
-def test_semi_hard_is_further_than_the_positive_by_less_than_the_margin() -> None:
-    angles = torch.tensor([0.0, 0.3, 0.2, 0.45, 0.6], dtype=torch.float64)  # anchor, positive, nearer, semi-hard, too far
+def test_impostors_are_further_than_the_positive_by_less_than_the_margin() -> None:
+    # anchor, positive, too near, semi-hard, too far
+    angles = torch.tensor([0.0, 0.3, 0.2, 0.45, 0.6], dtype=torch.float64)
     points = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([[1.0], [5.0], [2.0], [0.1], [3.0]])
     anchor, positive, impostors = mine(points, torch.tensor([0, 0, 1, 2, 1]), 0.2)
     first = (anchor == 0) & (positive == 1)
@@ -139,7 +153,7 @@ def test_semi_hard_is_further_than_the_positive_by_less_than_the_margin() -> Non
 
 
 @pytest.mark.parametrize("negatives", [1, 2])
-def test_of_too_many_impostors_the_nearest_stay(negatives: int) -> None:
+def test_the_nearest_of_too_many_impostors_are_used(negatives: int) -> None:
     points = embeddings(20, 3)
     labels = torch.arange(20) % 4
     _, _, everyone = mine(points, labels, 0.5)
@@ -147,20 +161,22 @@ def test_of_too_many_impostors_the_nearest_stay(negatives: int) -> None:
     unit = nn.functional.normalize(points)
     assert everyone.sum(1).max() > negatives
     assert torch.equal(few.sum(1), everyone.sum(1).clamp(max=negatives))
-    for a, all_, kept in zip(anchor.tolist(), everyone, few, strict=True):
-        left_out = (unit[all_ & ~kept] - unit[a]).norm(dim=1)
-        assert not left_out.numel() or (unit[kept] - unit[a]).norm(dim=1).max() < left_out.min()
+    for a, before, used in zip(anchor.tolist(), everyone, few, strict=True):
+        left_out = (unit[before & ~used] - unit[a]).norm(dim=1)
+        assert not left_out.numel() or (unit[used] - unit[a]).norm(dim=1).max() < left_out.min()
     assert (anchor != positive).all()
 
 
 @pytest.mark.parametrize(
-    "labels", [[0, 0, 0, 0], [0, 1, 2, 3], [0]], ids=["one class: no impostors", "no two of a class: no positives", "one image"]
+    "labels",
+    [[0, 0, 0, 0], [0, 1, 2, 3], [0]],
+    ids=["one class: no impostors", "no two of a class: no positives", "one image"],
 )
-def test_where_there_are_no_tuples_there_is_nothing_to_learn(labels: list[int]) -> None:
+def test_a_batch_without_tuples_has_nothing_to_learn(labels: list[int]) -> None:
     student = embeddings(len(labels)).requires_grad_()
     step = step_of(student, embeddings(len(labels)), torch.tensor(labels), embeddings(len(labels), 4))
     value = made(step).tuples(step)
-    value.backward()
+    torch.autograd.backward(value)
     assert value.item() == 0
     assert student.grad is not None
     assert not student.grad.any()
@@ -169,34 +185,48 @@ def test_where_there_are_no_tuples_there_is_nothing_to_learn(labels: list[int]) 
 def test_equal_embeddings_have_a_finite_gradient() -> None:
     student = torch.cat([embeddings(4), embeddings(4)]).requires_grad_()
     step = step_of(student, embeddings(), torch.tensor([0, 1, 0, 1, 0, 1, 0, 1]))
-    made(step, margin=2.0).tuples(step).backward()
+    torch.autograd.backward(made(step, margin=2.0).tuples(step))
     assert student.grad is not None
     assert student.grad.isfinite().all()
     assert student.grad.any()
 
 
-def test_gradcheck() -> None:
+def test_the_gradient_equals_finite_differences() -> None:
     teacher, logits = embeddings(width=7, seed=2), embeddings(8, 3, 5).requires_grad_()
     student = embeddings(seed=1).requires_grad_()
     method = made(step_of(student.detach(), teacher))
     method.centres.means.copy_(embeddings(3, 7, 3))
     assert torch.autograd.gradcheck(lambda s: method.tuples(step_of(s, teacher)), (student,))
-    assert torch.autograd.gradcheck(lambda z: method.terms(step_of(student.detach(), teacher, logits=z))["local"], (logits,))
+    assert torch.autograd.gradcheck(
+        lambda z: method.terms(step_of(student.detach(), teacher, logits=z))["local"], (logits,)
+    )
 
 
-def test_confidence_is_what_evaluation_measures() -> None:
-    points, centres = embeddings(50, 4), embeddings(6, 4, 1)
-    scores = centre_scores(points, centres)
-    assert scores.numpy() == pytest.approx(evaluate.centre_scores(points.numpy(), centres.numpy()))
-    weights = confidence(scores).numpy()
-    assert weights == pytest.approx(evaluate.confidence(scores.numpy()))
-    assert weights.min() > 1 / 6
-    assert weights.max() <= 1
-    assert confidence(centre_scores(centres * 100, centres * 100)).tolist() == [1.0] * 6
+@pytest.mark.parametrize("tau", [1.0, 2.0])
+def test_the_mean_confidence_is_noted(tau: float) -> None:
+    teacher, centres = embeddings(8, 4, 1), embeddings(6, 4, 2)
+    step = step_of(embeddings(), teacher, logits=embeddings(8, 6, 3))
+    method = made(step, temperature=tau)
+    method.centres.means.copy_(centres)
+    method.terms(step)
+    scores = [[-(distance(x, centre) ** 2) / tau for centre in centres.tolist()] for x in teacher.tolist()]
+    expected = sum(max(softmax(row)) for row in scores) / 8
+    assert 1 / 6 < expected < 1
+    assert method.take_notes()["confidence"].item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_centres_are_the_means_over_all_that_was_shown() -> None:
-    centres, batches = Centres(5, 3).double(), [(embeddings(6, 3, n), torch.tensor([0, 4, 4, 1, 0, 4]) // (n + 1)) for n in range(4)]
+def test_an_image_at_its_centre_and_far_from_all_others_has_confidence_1() -> None:
+    centres = 100 * embeddings(3, 4, 1)
+    step = step_of(embeddings(), centres[LABELS], logits=embeddings(8, 3, 3))
+    method = made(step)
+    method.centres.means.copy_(centres)
+    method.terms(step)
+    assert method.take_notes()["confidence"].item() == 1
+
+
+def test_centres_are_the_means_over_all_embeddings_of_a_class() -> None:
+    centres = Centres(5, 3).double()
+    batches = [(embeddings(6, 3, n), torch.tensor([0, 4, 4, 1, 0, 4]) // (n + 1)) for n in range(4)]
     for points, labels in batches:
         centres.add(points, labels)
     points, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
@@ -206,7 +236,7 @@ def test_centres_are_the_means_over_all_that_was_shown() -> None:
         assert centres.means[label].tolist() == pytest.approx(expected.tolist())
 
 
-def test_phase_embed_finds_the_teachers_centres_and_distill_leaves_them() -> None:
+def test_phase_embed_computes_the_centres_of_the_teacher_and_distill_does_not_change_them() -> None:
     world = World.make()
     method = world.method("refilled")
     assert isinstance(method, Refilled)
@@ -221,52 +251,54 @@ def test_phase_embed_finds_the_teachers_centres_and_distill_leaves_them() -> Non
     assert not moved(before, snapshot(method))
 
 
-def test_parts_of_a_batch_make_the_same_centres() -> None:
-    found = []
+def test_an_accumulated_batch_gives_the_same_centres() -> None:
+    centres = []
     for parts in (1, 3):
         world = World.make()
         method = world.method("refilled")
         assert isinstance(method, Refilled)
         world.fit(method, 0, QUICK.model_copy(update={"accumulate": parts}))
-        found.append(method.centres)
-    assert found[0].counts.tolist() == found[1].counts.tolist()
-    assert found[0].means.flatten().tolist() == pytest.approx(found[1].means.flatten().tolist(), abs=1e-5)
+        centres.append(method.centres)
+    whole, accumulated = centres
+    assert whole.counts.tolist() == accumulated.counts.tolist()
+    assert whole.means.flatten().tolist() == pytest.approx(accumulated.means.flatten().tolist(), abs=1e-5)
 
 
-def test_a_stopped_embedding_phase_goes_on_to_the_same_student_and_centres(tmp_path: Path) -> None:
-    straight, stopped = World.make(), World.make()
-    whole = straight.method("refilled")
-    long = QUICK.model_copy(update={"epochs": 4})
-    straight.fit(whole, 0, long)
+def test_a_stopped_phase_embed_continues_to_the_same_student_and_centres(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "SAVE_EVERY", -1.0)
+    cfg, file = QUICK.model_copy(update={"epochs": 4}), tmp_path / "state"
+    whole, stopped, continued = World.make(), World.make(), World.make()
+    method = whole.method("refilled")
+    whole.fit(method, 0, cfg)
 
-    class Stop(Exception):
+    class StoppedError(Exception):
         pass
 
     first = stopped.method("refilled")
-    plain, shown = first.after_backward, []
+    after_backward = first.after_backward
 
-    def counted(step: Step, student: Tapped) -> None:
-        plain(step, student)
-        shown.append(step.epoch)
+    def stop(step: Step, student: Tapped) -> None:
+        after_backward(step, student)
         if step.epoch == 2:
-            raise Stop
+            raise StoppedError
 
-    first.after_backward = counted  # type: ignore[method-assign]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("pipeline.train.SAVE_EVERY", -1.0)
-        stopped.fit(first, 0, long, state_file=tmp_path / "state")
-    again = World.make()
-    second = again.method("refilled")
-    again.fit(second, 0, long, state_file=tmp_path / "state")
-    assert not moved(snapshot(straight.student.net, whole), snapshot(again.student.net, second))
+    monkeypatch.setattr(first, "after_backward", stop)
+    with pytest.raises(StoppedError):
+        stopped.fit(first, 0, cfg, state_file=file)
+    assert file.exists()
+    second = continued.method("refilled")
+    continued.fit(second, 0, cfg, state_file=file)
+    assert not moved(snapshot(whole.student.net, method), snapshot(continued.student.net, second))
 
 
 @pytest.mark.slow
 def test_processes_share_their_centres(tmp_path: Path) -> None:
-    """Two processes of one image each and one of both end with the same centres."""
+    """Two processes with half of the images each, and one process with all of them, get the same centres."""
     points, labels = embeddings(6, 3), torch.tensor([0, 1, 2, 0, 2, 2])
-    alone = Centres(3, 3).double()
-    alone.add(points, labels)
+    expected = Centres(3, 3).double()
+    expected.add(points, labels)
     context = torch.multiprocessing.get_context("spawn")
     ranks = [context.Process(target=_one_of_two, args=(rank, tmp_path, points, labels)) for rank in range(2)]
     for process in ranks:
@@ -275,8 +307,8 @@ def test_processes_share_their_centres(tmp_path: Path) -> None:
         process.join(60)
     for rank in range(2):
         means, counts = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert counts.tolist() == alone.counts.tolist()
-        assert means.flatten().tolist() == pytest.approx(alone.means.flatten().tolist())
+        assert counts.tolist() == expected.counts.tolist()
+        assert means.flatten().tolist() == pytest.approx(expected.means.flatten().tolist())
 
 
 def _one_of_two(rank: int, folder: Path, points: Tensor, labels: Tensor) -> None:
@@ -287,22 +319,21 @@ def _one_of_two(rank: int, folder: Path, points: Tensor, labels: Tensor) -> None
     dist.destroy_process_group()
 
 
-def test_embedding_trains_all_but_the_classifier() -> None:
+def test_phase_embed_trains_all_but_the_classifier() -> None:
     world = World.make()
     embed, distill = world.method("refilled").phases(world.student)
     trained = {id(p) for module in embed.trains for p in module.parameters()}
-    still = {name for name, p in world.student.net.named_parameters() if id(p) not in trained}
-    assert {name.rpartition(".")[0] for name in still} == {world.student.classifier}
+    others = {name for name, p in world.student.net.named_parameters() if id(p) not in trained}
+    assert {name.rpartition(".")[0] for name in others} == {world.student.classifier}
     assert distill.trains == (world.student.net,)
 
 
-def test_teacher_and_student_may_know_different_classes() -> None:
-    from pipeline import nets
-
+def test_teacher_and_student_may_have_different_classes() -> None:
     world = World.make()
     torch.manual_seed(1)
     other = nets.build("resnet14", 7).eval().requires_grad_(False)
-    other.get_submodule("fc").register_forward_hook(lambda module, args, output: output * math.nan)  # whoever reads its logits shows it
+    # if the method reads the logits, the loss becomes NaN
+    other.get_submodule("fc").register_forward_hook(lambda module, args, output: output * math.nan)
     world.teacher = Tapped(other, world.step(2).images)
     method = world.method("refilled")
     for n in range(2):
@@ -310,7 +341,7 @@ def test_teacher_and_student_may_know_different_classes() -> None:
         assert np.isfinite(curves["loss"]).all()
 
 
-def test_the_tuples_of_a_fixed_batch_are_learned() -> None:
+def test_training_reduces_the_term_of_tuples() -> None:
     world = World.make()
     method = world.method("refilled")
     cfg = QUICK.model_copy(update={"epochs": 12, "optimizer": "adam", "lr": 0.003, "batch_size": 22})

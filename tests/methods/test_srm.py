@@ -5,38 +5,36 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from world import QUICK, World, moved, snapshot
+from world import QUICK, World, maps, moved, noise, snapshot, step_of_maps
 
 from pipeline import checkpoint
-from pipeline.methods.srm import Dictionary, Kernel, SparseRepresentationMatching, at
-from pipeline.taps import Step, View
+from pipeline.methods.srm import (
+    Config,
+    Dictionary,
+    Health,
+    Kernel,
+    SparseRepresentationMatching,
+    dictionary_of,
+)
+from pipeline.taps import Answer, Step
+from pipeline.training import state
 
-PAPER: dict[str, Any] = {"centre": False}
+PAPERS_FORM: dict[str, Any] = {"centre": False}
 
 
-def step_of(student: dict[str, Tensor], teacher: dict[str, Tensor], epoch: int = 0, progress: float = 0.0) -> Step:
-    size = len(next(iter(student.values())))
-    views = [View(torch.zeros(size, 2).double(), stages, torch.zeros(size, 1), {}) for stages in (student, teacher)]
-    step = Step.of(student=views[0], teacher=views[1], labels=torch.zeros(size).long(), index=torch.arange(size))
-    step.epoch, step.progress = epoch, progress
-    return step
-
-
-def made(student: dict[str, Tensor], teacher: dict[str, Tensor], **settings: Any) -> tuple[SparseRepresentationMatching, Step]:
-    step = step_of(student, teacher)
-    method = SparseRepresentationMatching(SparseRepresentationMatching.Config(name="srm", **settings), step, torch.zeros(2))
+def made(
+    student: dict[str, Tensor], teacher: dict[str, Tensor], **settings: Any
+) -> tuple[SparseRepresentationMatching, Step]:
+    step = step_of_maps(student, teacher)
+    method = SparseRepresentationMatching(Config(name="srm", **settings), step, torch.zeros(2))
     for dictionary in (*method.dictionary.values(), *method.student_dictionary.values()):
         assert isinstance(dictionary, Dictionary)
         torch.nn.init.normal_(dictionary.bias)
     return method.double().eval(), step
 
 
-def maps(*shapes: tuple[int, ...]) -> dict[str, Tensor]:
-    return {f"stage{n}": torch.randn(shape, dtype=torch.float64) for n, shape in enumerate(shapes, start=1)}
-
-
 def similarity(kernel: str, bias: float, x: list[float], y: list[float]) -> tuple[float, float]:
-    """The score and what the kernel makes of it."""
+    """The score, and the similarity that the kernel makes of it."""
     if kernel == "rbf":
         score = -math.exp(bias) * sum((a - b) ** 2 for a, b in zip(x, y, strict=True)) / len(x)
         return score, math.exp(score)
@@ -44,11 +42,21 @@ def similarity(kernel: str, bias: float, x: list[float], y: list[float]) -> tupl
     return score, score if kernel == "linear" else 1 / (1 + math.exp(-score))
 
 
-def slow_code(dictionary: Dictionary, x: list[float], kept: int) -> list[float]:
-    x = [(a - m) / dictionary.scale.item() for a, m in zip(x, dictionary.mean.tolist(), strict=True)]
-    alike = [similarity(dictionary.kernel, dictionary.bias.item(), x, atom)[1] for atom in dictionary.atoms.tolist()]
-    best = sorted(range(len(alike)), key=lambda m: -alike[m])[:kept]
-    return [k if m in best else 0.0 for m, k in enumerate(alike)]
+def slow_prepared(dictionary: Dictionary, x: list[float]) -> list[float]:
+    return [(a - m) / dictionary.scale.item() for a, m in zip(x, dictionary.mean.tolist(), strict=True)]
+
+
+def slow_code(dictionary: Dictionary, x: list[float], size: int) -> list[float]:
+    prepared, bias = slow_prepared(dictionary, x), dictionary.bias.item()
+    atoms = dictionary.atoms.tolist()
+    similarities = [similarity(dictionary.kernel, bias, prepared, atom)[1] for atom in atoms]
+    best = sorted(range(len(atoms)), key=lambda m: -similarities[m])[:size]
+    return [k if m in best else 0.0 for m, k in enumerate(similarities)]
+
+
+def slow_reconstruction(dictionary: Dictionary, code: list[float]) -> list[float]:
+    channels = zip(*dictionary.atoms.tolist(), strict=True)
+    return [sum(k * value for k, value in zip(code, atoms, strict=True)) for atoms in channels]
 
 
 KERNELS: list[Kernel] = ["sigmoid", "rbf", "linear"]
@@ -58,122 +66,142 @@ KERNELS: list[Kernel] = ["sigmoid", "rbf", "linear"]
 def test_the_reconstruction_equals_the_slow_loop(kernel: Kernel) -> None:
     torch.manual_seed(0)
     teacher = maps((2, 3, 2, 2), (2, 4, 1, 2))
-    method, step = made(maps((2, 2, 2, 2), (2, 3, 1, 2)), teacher, kernel=kernel, image=False, mu=2.0, sparsity=0.25)
-    for dictionary in (at(method.dictionary, stage) for stage in teacher):
+    method, step = made(
+        maps((2, 2, 2, 2), (2, 3, 1, 2)), teacher, kernel=kernel, image=False, mu=2.0, sparsity=0.25
+    )
+    for dictionary in (dictionary_of(method.dictionary, name) for name in teacher):
         dictionary.mean, dictionary.scale = torch.randn_like(dictionary.mean), torch.tensor(1.7).double()
     loss = method.dictionary_loss(step)
-    for stage, found in teacher.items():
-        dictionary, errors = at(method.dictionary, stage), []
-        kept = {"stage1": 2, "stage2": 2}[stage]  # a quarter of 6 and of 8
-        for image in found.permute(0, 2, 3, 1).tolist():
+    for name, teacher_map in teacher.items():
+        dictionary, errors = dictionary_of(method.dictionary, name), []
+        for image in teacher_map.permute(0, 2, 3, 1).tolist():
             for x in (x for row in image for x in row):
-                code = slow_code(dictionary, x, kept)
-                assert sum(k != 0 for k in code) == kept
-                for c in range(len(x)):
-                    centred = (x[c] - dictionary.mean[c].item()) / dictionary.scale.item()
-                    errors.append((centred - sum(k * atom[c] for k, atom in zip(code, dictionary.atoms.tolist(), strict=True))) ** 2)
-        assert loss[stage].value.item() == pytest.approx(sum(errors) / len(errors), rel=1e-9)
+                code = slow_code(dictionary, x, 2)  # a quarter of 6 and of 8 atoms
+                assert sum(k != 0 for k in code) == 2
+                target, back = slow_prepared(dictionary, x), slow_reconstruction(dictionary, code)
+                errors += [(p - q) ** 2 for p, q in zip(target, back, strict=True)]
+        assert loss[name].value.item() == pytest.approx(sum(errors) / len(errors), rel=1e-9)
 
 
 @pytest.mark.parametrize("labels_on", ["similarities", "scores"])
 @pytest.mark.parametrize(("kernel", "image"), [("sigmoid", True), ("rbf", True), ("linear", False)])
-def test_matching_equals_the_slow_loop(kernel: Kernel, image: bool, labels_on: str) -> None:
+def test_the_loss_of_phase_match_equals_the_slow_loop(kernel: Kernel, image: bool, labels_on: str) -> None:
     torch.manual_seed(0)
     student, teacher = maps((2, 2, 2, 2), (2, 3, 1, 2)), maps((2, 3, 2, 2), (2, 4, 1, 2))
     method, step = made(student, teacher, kernel=kernel, image=image, labels_on=labels_on, sparsity=0.25)
-    pixel = whole = 0.0
-    for stage in student:
-        own, other = at(method.student_dictionary, stage), at(method.dictionary, stage)
-        losses, crossed = [], []
-        for s_image, t_image in zip(student[stage].permute(0, 2, 3, 1).tolist(), teacher[stage].permute(0, 2, 3, 1).tolist(), strict=True):
-            codes, alike = [], []
+    expected_pixel = expected_image = 0.0
+    for name in student:
+        of_student = dictionary_of(method.student_dictionary, name)
+        of_teacher = dictionary_of(method.dictionary, name)
+        by_pixel, by_image = [], []
+        for s_image, t_image in zip(
+            student[name].permute(0, 2, 3, 1).tolist(),
+            teacher[name].permute(0, 2, 3, 1).tolist(),
+            strict=True,
+        ):
+            codes, similarities = [], []
             for s_row, t_row in zip(s_image, t_image, strict=True):
                 for s, t in zip(s_row, t_row, strict=True):
-                    codes.append(slow_code(other, t, 2))
-                    both = [similarity(kernel, own.bias.item(), s, atom) for atom in own.atoms.tolist()]
-                    alike.append([k for _, k in both])
-                    answers = [score for score, _ in both] if labels_on == "scores" else alike[-1]
-                    winner = max((m for m in range(len(answers)) if codes[-1][m]), key=lambda m: codes[-1][m])
-                    losses.append(math.log(sum(math.exp(a) for a in answers)) - answers[winner])
-            for m in range(len(own.atoms)):
-                y, p = (sum(v[m] for v in values) / len(values) for values in (codes, alike))
-                crossed.append(-y * math.log(p) - (1 - y) * math.log(1 - p) if image else 0.0)
-        pixel += sum(losses) / len(losses)
-        whole += sum(crossed) / len(crossed)
+                    code = slow_code(of_teacher, t, 2)
+                    bias, atoms = of_student.bias.item(), of_student.atoms.tolist()
+                    scores, alike = zip(*(similarity(kernel, bias, s, atom) for atom in atoms), strict=True)
+                    logits = scores if labels_on == "scores" else alike
+                    winner = max((m for m in range(len(code)) if code[m]), key=code.__getitem__)
+                    by_pixel.append(math.log(sum(math.exp(z) for z in logits)) - logits[winner])
+                    codes.append(code)
+                    similarities.append(alike)
+            for m in range(len(of_student.atoms)):
+                y = sum(code[m] for code in codes) / len(codes)
+                p = sum(alike[m] for alike in similarities) / len(similarities)
+                by_image.append(-y * math.log(p) - (1 - y) * math.log(1 - p) if image else 0.0)
+        expected_pixel += sum(by_pixel) / len(by_pixel)
+        expected_image += sum(by_image) / len(by_image)
     loss = method.match_loss(step)
-    assert loss["pixel"].value.item() == pytest.approx(pixel, rel=1e-9)
+    assert loss["pixel"].value.item() == pytest.approx(expected_pixel, rel=1e-9)
     assert ("image" in loss) == image
     if image:
-        assert loss["image"].value.item() == pytest.approx(whole, rel=1e-9)
+        assert loss["image"].value.item() == pytest.approx(expected_image, rel=1e-9)
 
 
-@pytest.mark.parametrize(("sparsity", "kept"), [(0.005, 1), (0.02, 1), (0.03, 2), (0.5, 32), (1.0, 64)])
-def test_a_code_keeps_its_share_of_the_atoms_and_at_least_one(sparsity: float, kept: int) -> None:
+@pytest.mark.parametrize(("sparsity", "size"), [(0.005, 1), (0.02, 1), (0.03, 2), (0.5, 32), (1.0, 64)])
+def test_a_code_uses_its_share_of_the_atoms_and_at_least_one(sparsity: float, size: int) -> None:
     method, step = made(maps((2, 3, 2, 2)), maps((2, 32, 2, 2)), sparsity=sparsity)
     codes, labels, _ = method.targets(step, "stage1", "stage1")
     assert codes.shape == (2, 4, 64)
-    assert ((codes > 0).sum(2) == kept).all()
+    assert ((codes > 0).sum(2) == size).all()
     assert torch.equal(codes.argmax(2), labels)
 
 
-def test_a_perfect_dictionary_leaves_no_error() -> None:
+def test_a_perfect_dictionary_has_no_error() -> None:
     teacher = torch.zeros(2, 3, 1, 3, dtype=torch.float64)
     teacher[0, :, 0] = 40 * torch.eye(3)
     teacher[1, :, 0] = 40 * torch.eye(3)
     method, step = made(maps((2, 3, 1, 3)), {"stage1": teacher}, mu=1.0)
+    dictionary = dictionary_of(method.dictionary, "stage1")
     with torch.no_grad():
-        at(method.dictionary, "stage1").atoms.copy_(40 * torch.eye(3))
-        at(method.dictionary, "stage1").bias.zero_()
+        dictionary.atoms.copy_(40 * torch.eye(3))
+        dictionary.bias.zero_()
     assert method.dictionary_loss(step)["stage1"].value.item() == pytest.approx(0, abs=1e-12)
-    assert method.health([step.teacher])["stage1"] == (3, 3, pytest.approx(3), pytest.approx(0, abs=1e-12))
+    health = method.health([step.teacher])["stage1"]
+    assert health == Health(3, 3, health.effective, health.error, [2, 2, 2])
+    assert health.effective == pytest.approx(3)
+    assert health.error == pytest.approx(0, abs=1e-12)
 
 
-def test_a_student_that_is_the_teacher_names_the_same_atoms() -> None:
+def test_a_student_that_is_the_teacher_has_the_same_winning_atoms() -> None:
     torch.manual_seed(0)
     teacher = maps((3, 8, 4, 4))
     method, step = made(teacher, teacher, labels_on="scores")
     before = method.match_loss(step)
     assert method.take_notes()["agreement stage1"] < 0.5
+    dictionary = dictionary_of(method.student_dictionary, "stage1")
     with torch.no_grad():
-        at(method.student_dictionary, "stage1").load_state_dict(at(method.dictionary, "stage1").state_dict())
-        at(method.student_dictionary, "stage1").atoms.mul_(50)
+        dictionary.load_state_dict(dictionary_of(method.dictionary, "stage1").state_dict())
+        dictionary.atoms.mul_(50)
     after = method.match_loss(step)
     assert method.take_notes()["agreement stage1"] == 1
     assert after["pixel"].value < before["pixel"].value / 10
 
 
-def test_switches_leave_terms_out() -> None:
+def test_the_settings_pixel_and_image_choose_the_terms() -> None:
     student, teacher = maps((2, 2, 2, 2)), maps((2, 3, 2, 2))
-    for pixel, image, terms in ((True, False, {"pixel"}), (False, True, {"image"}), (True, True, {"pixel", "image"})):
+    for pixel, image, terms in (
+        (True, False, {"pixel"}),
+        (False, True, {"image"}),
+        (True, True, {"pixel", "image"}),
+    ):
         method, step = made(student, teacher, pixel=pixel, image=image)
         assert set(method.match_loss(step)) == terms
 
 
-@pytest.mark.parametrize("settings", [PAPER, {"labels_on": "scores"}, {"kernel": "rbf"}])
-def test_gradcheck(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("settings", [PAPERS_FORM, {"labels_on": "scores"}, {"kernel": "rbf"}])
+def test_the_gradient_equals_finite_differences(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     teacher = maps((2, 2, 2, 2), (2, 3, 1, 1))
     method, step = made(maps((2, 2, 1, 2), (2, 2, 2, 2)), teacher, sparsity=0.4, **settings)
-    stages = [x.requires_grad_() for x in step.student.stages.values()]
+    inputs = [x.requires_grad_() for x in step.student.maps.values()]
 
     def match(first: Tensor, second: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
-        return tuple(term.value for term in method.match_loss(step_of({"stage1": first, "stage2": second}, teacher)).values())
+        changed = step_of_maps({"stage1": first, "stage2": second}, teacher)
+        return tuple(term.value for term in method.match_loss(changed).values())
 
     def reconstruct(*_: Tensor) -> tuple[Tensor, ...]:
         return tuple(term.value for term in method.dictionary_loss(step).values())
 
-    assert torch.autograd.gradcheck(match, (*stages, *method.student_dictionary.parameters()))
+    assert torch.autograd.gradcheck(match, (*inputs, *method.student_dictionary.parameters()))
     assert torch.autograd.gradcheck(reconstruct, tuple(method.dictionary.parameters()))
 
 
-def test_where_sizes_differ_codes_and_student_pixels_are_averaged() -> None:
+def test_codes_and_pixels_of_the_student_are_averaged_if_sizes_differ() -> None:
     torch.manual_seed(0)
     student, teacher = maps((2, 2, 2, 2), (2, 3, 4, 4)), maps((2, 3, 4, 4), (2, 4, 2, 2))
     method, step = made(student, teacher, sparsity=0.3)
     codes, labels, pixels = method.targets(step, "stage1", "stage1")
     for b in range(2):
-        block = teacher["stage1"][b, :, 2:, :2].flatten(1).T.tolist()  # what the lower left pixel of the student stands for
-        mean = [sum(values) / 4 for values in zip(*(slow_code(at(method.dictionary, "stage1"), x, 2) for x in block), strict=True)]
+        # these four pixels of the teacher are averaged to one at the lower left
+        block = teacher["stage1"][b, :, 2:, :2].flatten(1).T.tolist()
+        four_codes = (slow_code(dictionary_of(method.dictionary, "stage1"), x, 2) for x in block)
+        mean = [sum(values) / 4 for values in zip(*four_codes, strict=True)]
         assert codes[b, 2].tolist() == pytest.approx(mean)
         assert labels[b, 2].item() == mean.index(max(mean))
     assert torch.equal(pixels[:, 2], student["stage1"][:, :, 1, 0])
@@ -181,29 +209,30 @@ def test_where_sizes_differ_codes_and_student_pixels_are_averaged() -> None:
     assert torch.allclose(pixels[:, 3], student["stage2"][:, :, 2:, 2:].mean((2, 3)))
 
 
-@pytest.mark.parametrize("paper", [PAPER, {}])
-def test_one_image_of_one_channel_will_do(paper: dict[str, Any]) -> None:
-    method, step = made(maps((1, 1, 1, 1)), maps((1, 1, 1, 1)), **paper)
+@pytest.mark.parametrize("settings", [PAPERS_FORM, {}])
+def test_one_image_of_one_channel_is_enough(settings: dict[str, Any]) -> None:
+    method, step = made(maps((1, 1, 1, 1)), maps((1, 1, 1, 1)), **settings)
     method.dictionary.train()
     assert method.dictionary_loss(step)["stage1"].value.isfinite()
     assert all(term.value.isfinite() for term in method.match_loss(step).values())
 
 
-def test_an_rbf_kernel_codes_by_the_nearest_atom() -> None:
+def test_the_nearest_atom_wins_with_the_rbf_kernel() -> None:
     torch.manual_seed(0)
     method, step = made(maps((2, 3, 3, 3)), maps((2, 3, 3, 3)), kernel="rbf", sparsity=0.01)
     _, labels, _ = method.targets(step, "stage1", "stage1")
-    pixels = step.teacher.stages["stage1"].permute(0, 2, 3, 1).flatten(0, 2)
-    assert torch.equal(labels.flatten(), torch.cdist(pixels, at(method.dictionary, "stage1").atoms).argmin(1))
+    pixels = step.teacher.maps["stage1"].permute(0, 2, 3, 1).flatten(0, 2)
+    atoms = dictionary_of(method.dictionary, "stage1").atoms
+    assert torch.equal(labels.flatten(), torch.cdist(pixels, atoms).argmin(1))
 
 
-def test_pixels_are_centred_by_the_first_batch_alone() -> None:
+def test_pixels_are_centred_by_the_first_batch() -> None:
     torch.manual_seed(0)
     teacher = {"stage1": 5 + 3 * torch.randn(8, 4, 6, 6, dtype=torch.float64)}
     method, first = made(maps((8, 2, 6, 6)), teacher)
-    dictionary = at(method.dictionary, "stage1")
+    dictionary = dictionary_of(method.dictionary, "stage1")
     method.dictionary_loss(first)
-    assert not dictionary.mean.any()  # at rest
+    assert not dictionary.mean.any()  # in eval mode nothing changes
     method.dictionary.train()
     method.dictionary_loss(first)
     prepared = dictionary.prepared(teacher["stage1"].permute(0, 2, 3, 1))
@@ -211,83 +240,90 @@ def test_pixels_are_centred_by_the_first_batch_alone() -> None:
     assert prepared.square().mean().item() == pytest.approx(1)
     mean = dictionary.mean.clone()
     for epoch in (0, 1):
-        method.dictionary_loss(step_of(first.student.stages, {"stage1": teacher["stage1"] + 9}, epoch))
+        method.dictionary_loss(step_of_maps(first.student.maps, {"stage1": teacher["stage1"] + 9}, epoch))
     assert torch.equal(dictionary.mean, mean)
 
 
-def test_the_papers_form_takes_pixels_as_they_are() -> None:
-    method, step = made(maps((2, 2, 2, 2)), {"stage1": 5 + torch.randn(2, 3, 2, 2).double()}, **PAPER)
+def test_the_form_of_the_paper_does_not_change_pixels() -> None:
+    method, step = made(maps((2, 2, 2, 2)), {"stage1": 5 + noise(2, 3, 2, 2)}, **PAPERS_FORM)
     method.dictionary.train()
     before = snapshot(method.dictionary)
     method.dictionary_loss(step)
     assert moved(before, snapshot(method.dictionary)) == {"0.stage1.wins"}
 
 
-def test_dead_atoms_are_put_on_pixels_in_time() -> None:
+def test_dead_atoms_are_moved_to_pixels_in_the_first_half_of_the_phase() -> None:
     torch.manual_seed(0)
     student, teacher = maps((4, 2, 4, 4)), maps((4, 4, 4, 4))
     method, step = made(student, teacher, reseed=2, mu=2.0, sparsity=0.01)
     method.dictionary.train()
-    dictionary = at(method.dictionary, "stage1")
+    dictionary = dictionary_of(method.dictionary, "stage1")
     with torch.no_grad():
-        dictionary.atoms[3:] = 0  # can't win beside three that point apart
+        dictionary.atoms[3:] = 0  # they cannot win, because the others have larger products with all pixels
         dictionary.atoms[:3] = torch.tensor([[9.0, 0, 0, 0], [-9, 9, 9, 9], [0, -9, -9, -9]])
     method.dictionary_loss(step)
     dead = dictionary.wins == 0
     assert 0 < int(dead.sum()) < 8
     for epoch, progress, expected in ((1, 0.1, False), (2, 0.6, False), (2, 0.2, True)):
-        dictionary.followed = -1
+        dictionary.epoch = -1
         dictionary.wins.copy_((~dead).long())
         before = dictionary.atoms.clone()
-        method.dictionary_loss(step_of(student, teacher, epoch, progress))
+        later = step_of_maps(student, teacher, epoch)
+        later.progress = progress
+        method.dictionary_loss(later)
         assert torch.equal((dictionary.atoms != before).any(1), dead & expected)
-    assert dictionary.wins.sum() == 4 * 16  # of this epoch's one batch
+    assert dictionary.wins.sum() == 4 * 16  # the pixels of the one batch of this epoch
     pixels = dictionary.prepared(teacher["stage1"].permute(0, 2, 3, 1)).flatten(0, 2)
     assert (torch.cdist(dictionary.atoms[dead].detach(), pixels).min(1).values < 1e-6).all()
 
 
-def test_the_dictionary_heals_once_pixels_are_centred() -> None:
-    """What `centre` is for: pixels after an activation share a large mean, and the atom that points along it wins them all."""
+def test_more_atoms_win_pixels_if_the_pixels_are_centred() -> None:
+    """Pixels after an activation share a large mean. The atom that points along it wins most of them."""
     torch.manual_seed(0)
     pixels = (torch.randn(4, 8, 4, 4) + 4).relu()
     used = {}
     for centre in (False, True):
         torch.manual_seed(1)
-        step = step_of({"stage1": pixels}, {"stage1": pixels})
-        method = SparseRepresentationMatching(SparseRepresentationMatching.Config(name="srm", centre=centre), step, torch.zeros(2))
-        optimiser = torch.optim.Adam(method.dictionary.parameters(), 0.02)
+        step = step_of_maps({"stage1": pixels}, {"stage1": pixels})
+        method = SparseRepresentationMatching(Config(name="srm", centre=centre), step, torch.zeros(2))
+        optimizer = torch.optim.Adam(method.dictionary.parameters(), 0.02)
         for _ in range(40):
-            optimiser.zero_grad()
-            method.dictionary_loss(step)["stage1"].value.backward()
-            optimiser.step()
+            optimizer.zero_grad()
+            torch.autograd.backward(method.dictionary_loss(step)["stage1"].value)
+            optimizer.step()
         used[centre] = method.health([step.teacher])["stage1"].effective
     assert used[True] > 2 * used[False]
 
 
-def test_health_over_several_views_is_that_of_all_their_pixels() -> None:
+def test_health_counts_the_pixels_of_all_answers() -> None:
     torch.manual_seed(0)
     teacher = maps((4, 3, 2, 2), (4, 5, 1, 1))
     method, _ = made(maps((4, 2, 2, 2), (4, 2, 1, 1)), teacher, sparsity=0.3)
-    halves = [View(torch.zeros(2), {k: v[part] for k, v in teacher.items()}, torch.zeros(2), {}) for part in (slice(0, 1), slice(1, 4))]
-    found = method.health(halves)
-    assert found.keys() == teacher.keys()
-    for stage, health in found.items():
-        pixels = teacher[stage].permute(0, 2, 3, 1).flatten(0, 2)
-        dictionary = at(method.dictionary, stage)
+    halves = [
+        Answer(torch.zeros(2), {k: v[part] for k, v in teacher.items()}, torch.zeros(2), {})
+        for part in (slice(0, 1), slice(1, 4))
+    ]
+    by_map = method.health(halves)
+    assert by_map.keys() == teacher.keys()
+    for name, health in by_map.items():
+        pixels = teacher[name].permute(0, 2, 3, 1).flatten(0, 2)
+        dictionary = dictionary_of(method.dictionary, name)
         wins = [0] * len(dictionary.atoms)
         missed = 0.0
         for x in pixels.tolist():
-            code = slow_code(dictionary, x, method.kept[stage])
+            code = slow_code(dictionary, x, method.code_sizes[name])
             wins[code.index(max(code))] += 1
-            back = [sum(k * atom[c] for k, atom in zip(code, dictionary.atoms.tolist(), strict=True)) for c in range(len(x))]
+            back = slow_reconstruction(dictionary, code)
             missed += sum((a - b) ** 2 for a, b in zip(x, back, strict=True))
         shares = [n / sum(wins) for n in wins if n]
-        assert (health.atoms, health.used) == (len(wins), len(shares))
+        assert (health.atoms, health.used, health.wins) == (len(wins), len(shares), wins)
         assert health.effective == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)), rel=1e-6)
-        assert health.error == pytest.approx(missed / (pixels - pixels.mean(0)).square().sum().item(), rel=1e-9)
+        assert health.error == pytest.approx(
+            missed / (pixels - pixels.mean(0)).square().sum().item(), rel=1e-9
+        )
 
 
-def test_the_dictionary_phase_reads_the_teacher_alone() -> None:
+def test_phase_dictionary_never_runs_the_student() -> None:
     world = World.make()
     method = world.method("srm")
     step = world.step()
@@ -297,49 +333,53 @@ def test_the_dictionary_phase_reads_the_teacher_alone() -> None:
     assert set(phase.loss(step)) == {"stage1", "stage2", "stage3"}
 
 
-def test_a_learned_dictionary_fits_any_student(tmp_path: Path) -> None:
+def test_the_dictionaries_of_a_teacher_fit_any_student(tmp_path: Path) -> None:
     world = World.make()
     method = world.method("srm", reseed=1)
     world.fit(method, 0)
     file = tmp_path / "dictionary.safetensors"
-    checkpoint.save_weights(file, {name: t for name, t in method.state_dict().items() if name.startswith("dictionary.")})
+    checkpoint.save_weights(
+        file, {name: t for name, t in method.state_dict().items() if name.startswith("dictionary.")}
+    )
     other = World.make(student="vgg8", teacher="resnet14")
-    heir = other.method("srm", student_stages=("stage2", "stage3"), teacher_stages=("stage2", "stage3"))
+    another = other.method("srm", student_maps=("stage2", "stage3"), teacher_maps=("stage2", "stage3"))
     with pytest.raises(RuntimeError, match="student_dictionary"):
-        heir.load_state_dict(checkpoint.load_weights(file))
-    heir = other.method("srm")
-    heir.load_state_dict(checkpoint.load_weights(file), strict=False)
-    assert isinstance(heir, SparseRepresentationMatching)
+        another.load_state_dict(checkpoint.load_weights(file))
+    another = other.method("srm")
+    another.load_state_dict(checkpoint.load_weights(file), strict=False)
+    assert isinstance(another, SparseRepresentationMatching)
     assert isinstance(method, SparseRepresentationMatching)
-    assert not moved(snapshot(method.dictionary), snapshot(heir.dictionary))
-    assert heir.health([world.step().teacher]) == method.health([world.step().teacher])
+    assert not moved(snapshot(method.dictionary), snapshot(another.dictionary))
+    assert another.health([world.step().teacher]) == method.health([world.step().teacher])
 
 
-def test_a_phase_that_was_stopped_goes_on_with_the_same_dictionary(tmp_path: Path) -> None:
-    cfg = QUICK.model_copy(update={"epochs": 6})
+def test_a_stopped_phase_dictionary_continues_to_the_same_dictionaries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, file = QUICK.model_copy(update={"epochs": 6}), tmp_path / "state"
+    whole = World.make()
+    method = whole.method("srm", reseed=1)
+    whole.fit(method, 0, cfg)
 
-    def trained(stop: bool) -> dict[str, Tensor]:
-        world = World.make()
-        method = world.method("srm", reseed=1)
-        if stop:
-            batches = world.batches(cfg.batch_size)
-            epochs = batches.epoch
-            batches.epoch = lambda n: epochs(n) if n < 2 else pytest.fail("stopped")  # type: ignore[method-assign]
-            with pytest.MonkeyPatch.context() as patch, pytest.raises(pytest.fail.Exception):
-                patch.setattr("pipeline.train.SAVE_EVERY", 0.0)
-                world.fit(method, 0, cfg, batches=batches, state_file=tmp_path / "state")
-            world = World.make(seed=1)  # a new process
-            world.teacher = World.make().teacher
-            method = world.method("srm", reseed=1)
-            assert (tmp_path / "state").exists()
-        world.fit(method, 0, cfg, state_file=tmp_path / "state" if stop else None)
-        assert isinstance(method, SparseRepresentationMatching)
-        return snapshot(method.dictionary)
+    monkeypatch.setattr(state, "SAVE_EVERY", 0.0)
+    stopped = World.make()
+    batches = stopped.batches(cfg.batch_size)
+    epoch = batches.epoch
+    monkeypatch.setattr(batches, "epoch", lambda n: epoch(n) if n < 2 else pytest.fail("stopped"))
+    with pytest.raises(pytest.fail.Exception):
+        stopped.fit(stopped.method("srm", reseed=1), 0, cfg, batches=batches, state_file=file)
+    assert file.exists()
 
-    assert not moved(trained(False), trained(True))
+    continued = World.make(seed=1)  # another student, as if in a new process: all must come from the file
+    continued.teacher = World.make().teacher
+    other = continued.method("srm", reseed=1)
+    continued.fit(other, 0, cfg, state_file=file)
+    assert isinstance(method, SparseRepresentationMatching)
+    assert isinstance(other, SparseRepresentationMatching)
+    assert not moved(snapshot(method.dictionary), snapshot(other.dictionary))
 
 
-def test_numbers_of_the_dictionary_are_in_the_curves() -> None:
+def test_the_notes_of_the_dictionaries_are_in_the_curves() -> None:
     world = World.make()
     method = world.method("srm")
     curves = world.fit(method, 0)
@@ -348,30 +388,29 @@ def test_numbers_of_the_dictionary_are_in_the_curves() -> None:
     assert 0 <= world.fit(method, 1)["note/agreement stage3"][-1] <= 1
 
 
-def test_matching_trains_no_layer_beyond_its_stages() -> None:
+def test_phase_match_trains_no_layer_after_its_last_map() -> None:
     world = World.make()
-    method = world.method("srm", student_stages=("stage1",), teacher_stages=("stage2",))
+    method = world.method("srm", student_maps=("stage1",), teacher_maps=("stage2",))
     trained = {id(p) for module in method.phases(world.student)[1].trains for p in module.parameters()}
     named = dict(world.student.net.named_parameters())
     assert {name.split(".")[0] for name in named if id(named[name]) in trained} == {"stem", "stage1"}
 
 
-def test_a_stage_may_have_a_dot_in_its_name() -> None:
-    student, teacher = {"layer.1": torch.randn(2, 2, 2, 2).double()}, {"layer.2": torch.randn(2, 3, 2, 2).double()}
-    method, step = made(student, teacher)
+def test_the_name_of_a_map_may_have_a_dot() -> None:
+    method, step = made({"layer.1": noise(2, 2, 2, 2)}, {"layer.2": noise(2, 3, 2, 2)})
     assert set(method.dictionary_loss(step)) == {"layer.2"}
     assert set(method.match_loss(step)) == {"pixel", "image"}
 
 
-def test_settings_that_cannot_be_are_refused() -> None:
-    world = World.make()
-    for settings, told in (
-        ({"student_stages": ("stage9",)}, r"method\.student_stages: there is no 'stage9'. Did you mean 'stage3'.*stem"),
-        ({"teacher_stages": ("stag2",)}, r"method\.teacher_stages: there is no 'stag2'. Did you mean 'stage2'"),
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
         ({"pixel": False, "image": False}, r"method\.pixel and method\.image are both false"),
         ({"kernel": "linear"}, r"method\.image needs similarities.*method\.image to false"),
         ({"kernel": "cosine"}, "'sigmoid', 'rbf' or 'linear'"),
         ({"sparsity": 0}, "sparsity"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            world.method("srm", **settings)
+    ],
+)
+def test_illegal_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        World.make().method("srm", **settings)

@@ -1,4 +1,4 @@
-"""That each family is the network its name says, beyond the number of its parameters."""
+"""Each family is the network that its name says, not only in the number of parameters."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from pipeline.nets import build
 from pipeline.nets.layers import Chain, ChannelShuffle
 
-# channels x size of every tap for a 32 x 32 image
+# channels x size of the map at every tap, for a 32 x 32 image
 MAPS = {
     "resnet20": ["16x32", "16x32", "32x16", "64x8"],
     "resnet8x4": ["32x32", "64x32", "128x16", "256x8"],
@@ -30,42 +30,50 @@ def own(name: str, classes: int = 10) -> Chain:
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_the_stages_have_the_shapes_of_the_papers(name: str) -> None:
+def test_maps_have_the_shapes_of_the_papers(name: str) -> None:
     seen: list[str] = []
     with torch.device("meta"):
         net = own(name)
         for path in net.taps.values():
-            net.get_submodule(path).register_forward_hook(lambda module, args, output: seen.append(f"{output.shape[1]}x{output.shape[3]}"))
+            net.get_submodule(path).register_forward_hook(
+                lambda module, args, output: seen.append(f"{output.shape[1]}x{output.shape[3]}")
+            )
         net(torch.empty(1, 3, 32, 32))
     assert seen == MAPS[name]
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3])
-def test_the_shuffle_is_torchs_own(groups: int) -> None:
+def test_the_shuffle_is_that_of_torch(groups: int) -> None:
     maps = torch.arange(2 * 12 * 3 * 3).view(2, 12, 3, 3).float()
     assert torch.equal(ChannelShuffle(groups)(maps), nn.ChannelShuffle(groups)(maps))
 
 
 @pytest.mark.parametrize("name", ["wrn_16_1", "densenet121"])
-def test_a_stages_tap_reads_the_end_of_that_stage(name: str) -> None:
-    """Where blocks activate first, a stage's map is seen at the head of what follows: nothing but a norm lies between."""
+def test_the_tap_of_a_part_reads_the_end_of_that_part(name: str) -> None:
+    """Where blocks activate first, the tap is at the start of the next part, and only a norm is between."""
     net = own(name)
     ends: dict[str, Tensor] = {}
-    taps: dict[str, Tensor] = {}
-    for stage, path in net.taps.items():
-        net.get_submodule(stage).register_forward_hook(lambda module, args, output, stage=stage: ends.update({stage: output}))
-        net.get_submodule(path).register_forward_hook(lambda module, args, output, stage=stage: taps.update({stage: output}))
+    maps: dict[str, Tensor] = {}
+    for part, path in net.taps.items():
+        net.get_submodule(part).register_forward_hook(
+            lambda module, args, output, part=part: ends.update({part: output})
+        )
+        net.get_submodule(path).register_forward_hook(
+            lambda module, args, output, part=part: maps.update({part: output})
+        )
     with torch.no_grad():
         net(torch.randn(2, 3, 16, 16))
-    for stage, end in ends.items():  # an untrained norm in eval mode only divides by sqrt(1 + eps)
-        torch.testing.assert_close(taps[stage], end.relu(), rtol=1e-4, atol=1e-5)
+    assert ends.keys() == maps.keys() == net.taps.keys()
+    for part, end in ends.items():  # an untrained norm in eval mode only divides by sqrt(1 + eps)
+        torch.testing.assert_close(maps[part], end.relu(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("mobilenet", 569), ("mobilenet_x0.75", 325), ("mobilenet_x0.5", 149), ("mobilenet_x0.25", 41)]
+    ("name", "millions"),
+    [("mobilenet", 569), ("mobilenet_x0.75", 325), ("mobilenet_x0.5", 149), ("mobilenet_x0.25", 41)],
 )
 def test_mobilenets_multiply_as_often_as_published(name: str, millions: int) -> None:
-    """Howard et al., 2017, table 6, at 224 pixels: their stem halves the image, ours keeps its size, so ours sees 112."""
+    """Howard et al., 2017, table 6, at 224 pixels. Their stem halves the image; ours does not, so 112."""
     total = 0
 
     def count(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
@@ -85,13 +93,15 @@ def test_mobilenets_multiply_as_often_as_published(name: str, millions: int) -> 
 STEMS = {"shufflenetv2_x0.5": (24, ("conv1.",)), "densenet121": (64, ("features.conv0.", "features.norm0."))}
 
 
-@pytest.mark.parametrize(("name", "torchvisions"), [("shufflenetv2_x0.5", "shufflenet_v2_x0_5"), ("densenet121", "densenet121")])
-def test_with_the_same_weights_it_answers_as_torchvisions(name: str, torchvisions: str) -> None:
-    """Behind the stem, tensor by tensor; a slip in the wiring of branches, joins or shuffles shows here."""
+@pytest.mark.parametrize(
+    ("name", "torchvisions"), [("shufflenetv2_x0.5", "shufflenet_v2_x0_5"), ("densenet121", "densenet121")]
+)
+def test_with_the_same_weights_it_answers_as_the_network_of_torchvision(name: str, torchvisions: str) -> None:
+    """Behind the stem. A mistake in the order of branches, concatenations or shuffles shows here."""
     channels, stem = STEMS[name]
     ours, theirs = own(name), build(f"torchvision:{torchvisions}", 10).eval()
     for parameter in theirs.parameters():
-        if parameter.ndim == 1:  # norms that tell the channels apart
+        if parameter.ndim == 1:  # norms that differ from channel to channel
             nn.init.normal_(parameter, mean=1.0, std=0.3)
     given = [value for key, value in theirs.state_dict().items() if not key.startswith(stem)]
     keys = [key for key in ours.state_dict() if not key.startswith("stem.")]
@@ -108,7 +118,10 @@ def _behind_the_stem(net: nn.Module, maps: Tensor) -> Tensor:
         for name, part in net.get_submodule("features").named_children():
             if not name.endswith("0"):  # conv0, norm0, relu0 and pool0 are the stem
                 maps = part(maps)
-        return net.get_submodule("classifier")(maps.relu().mean((2, 3)))
-    for name in ("stage2", "stage3", "stage4", "conv5"):
-        maps = net.get_submodule(name)(maps)
-    return net.get_submodule("fc")(maps.mean((2, 3)))
+        maps, classifier = maps.relu(), "classifier"
+    else:
+        for name in ("stage2", "stage3", "stage4", "conv5"):
+            maps = net.get_submodule(name)(maps)
+        classifier = "fc"
+    logits: Tensor = net.get_submodule(classifier)(maps.mean((2, 3)))
+    return logits

@@ -1,4 +1,4 @@
-"""Networks of a person's own module."""
+"""Networks of one's own module."""
 
 import sys
 from pathlib import Path
@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.inputs import InputError
 from pipeline.nets import build
+from pipeline.settings import InputError
 
 MODULE = """
 from torch import nn
 
 class Small(nn.Sequential):
     def __init__(self, num_classes, width=4):
-        layers = nn.Conv2d(3, width, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)
-        super().__init__(*layers)
+        body = nn.Conv2d(3, width, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        super().__init__(*body, nn.Linear(width, num_classes))
 
 def make_small(num_classes):
     return Small(num_classes)
@@ -54,7 +54,7 @@ def _own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("factory", ["Small", "make_small", "make_any"])
-def test_a_factory_makes_the_network(factory: str) -> None:
+def test_a_factory_builds_the_network(factory: str) -> None:
     net = build(f"own_nets.small:{factory}", 6)
     assert net(torch.randn(2, 3, 8, 8)).shape == (2, 6)
     activation = net.get_submodule("1")
@@ -63,26 +63,32 @@ def test_a_factory_makes_the_network(factory: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
-        ("own_nets.smal:make_small", "there is no 'own_nets.smal'.*Put it in the project's folder or install it"),
+        (
+            "own_nets.smal:make_small",
+            "there is no 'own_nets.smal'.*Put it in the project's folder, or install it",
+        ),
         ("no_such_package.nets:make", "there is no 'no_such_package'"),
         ("own_nets.small.deeper:make", "names the module 'own_nets.small.deeper'"),
         ("own_nets.small:make_smal", "in own_nets.small: there is no 'make_smal'. Did you mean 'make_small'"),
         ("own_nets.small:no_classes", "Give it a parameter `num_classes`"),
         ("own_nets.small:needs_more", "defaults for all others"),
-        ("own_nets.small:not_a_net", "returned a list; it must return a torch.nn.Module"),
-        ("own_nets.small:a_number", "is a int, not a function"),
-        ("own_nets.broken:oops", "fails to import: SyntaxError"),
-        ("own_nets.needy:make", "fails to import: ModuleNotFoundError: No module named 'no_such_library_anywhere'"),
-        ("own_nets/small.py:make_small", "isn't of the form package.module:factory"),
-        ("own_nets.small:", "isn't of the form package.module:factory"),
-        (":make", "isn't of the form package.module:factory"),
-        ("torchvison:resnet18", "networks of torchvision are torchvision:NAME"),
+        ("own_nets.small:not_a_net", "returned a list. It must return a torch.nn.Module"),
+        ("own_nets.small:a_number", "is of type int. It must be a function or class"),
+        ("own_nets.broken:oops", "its import fails with SyntaxError"),
+        (
+            "own_nets.needy:make",
+            "its import fails with ModuleNotFoundError: No module named 'no_such_library_anywhere'",
+        ),
+        ("own_nets/small.py:make_small", "is not of the form package.module:factory"),
+        ("own_nets.small:", "is not of the form package.module:factory"),
+        (":make", "is not of the form package.module:factory"),
+        ("torchvison:resnet18", "Networks of torchvision are written torchvision:NAME"),
     ],
 )
-def test_a_wrong_one_is_refused_with_the_way_out(name: str, says: str) -> None:
-    with pytest.raises(InputError, match=says) as error:
+def test_a_wrong_name_is_refused_with_what_to_do(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
         build(name, 5)
     assert str(error.value).startswith("net")
 

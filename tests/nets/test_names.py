@@ -1,4 +1,4 @@
-"""Names that can't be built, and what the person is told."""
+"""Names that cannot be built, and the error messages for them."""
 
 import subprocess
 import sys
@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipeline.inputs import InputError
 from pipeline.nets import NetConfig, build, names
+from pipeline.settings import InputError
 
 
-def test_every_family_shows_itself() -> None:
-    shown = names()
-    assert len(shown) == len(set(shown))
-    for name in ("resnet8x4", "wrn_<depth>_<width>", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2_x0.5", "allcnn", "densenet121"):
-        assert name in shown
-    assert {"mobilenet_x<width>", "torchvision:<name>", "<package.module>:<factory>"} <= set(shown)
+def test_every_family_lists_its_names() -> None:
+    listed = names()
+    assert len(listed) == len(set(listed))
+    assert {"resnet8x4", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2_x0.5", "allcnn"} <= set(listed)
+    assert {"densenet121", "wrn_<depth>_<width>", "mobilenet_x<width>"} <= set(listed)
+    assert {"torchvision:<name>", "<package.module>:<factory>"} <= set(listed)
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("resnt20", "Did you mean 'resnet20'"),
         ("resnet21", "Did you mean 'resnet"),
@@ -29,7 +29,7 @@ def test_every_family_shows_itself() -> None:
         ("vgg12", "Did you mean 'vgg1"),
         ("shufflenetv2_x0.25", "Did you mean 'shufflenetv2_x0.5'"),
         ("", "Choose one of: .*resnet20"),
-        ("resnet18", "write 'torchvision:resnet18'"),
+        ("resnet18", "Write 'torchvision:resnet18'"),
         ("torchvision:resnet81", "Did you mean 'torchvision:resnet18'"),
         ("torchvision:", "Choose one of: .*torchvision:resnet18"),
         ("torchvision:fcn_resnet50", "there is no 'torchvision:fcn_resnet50'"),
@@ -42,14 +42,14 @@ def test_every_family_shows_itself() -> None:
         ("mobilenet_x-1", "Did you mean 'mobilenet"),
     ],
 )
-def test_a_wrong_name_is_refused_with_the_way_out(name: str, says: str) -> None:
-    with pytest.raises(InputError, match=says) as error:
+def test_a_wrong_name_is_refused_with_what_to_do(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
         build(name, 5)
     assert str(error.value).startswith("net")
     assert "\n" not in str(error.value)
 
 
-def test_the_config_is_strict() -> None:
+def test_the_settings_are_strict() -> None:
     assert NetConfig(net="resnet8").taps == {}
     with pytest.raises(ValidationError, match="nett"):
         NetConfig.model_validate({"net": "resnet8", "nett": 1})
@@ -59,7 +59,9 @@ def test_the_config_is_strict() -> None:
 
 def test_importing_nets_loads_no_torch_and_building_loads_no_torchvision() -> None:
     code = (
-        "import sys, pipeline.nets; assert 'torch' not in sys.modules\n"
-        "import pipeline.nets.start; pipeline.nets.names(); pipeline.nets.build('resnet8', 2); assert 'torchvision' not in sys.modules"
+        "import sys, pipeline.nets\n"
+        "assert 'torch' not in sys.modules\n"
+        "import pipeline.nets.start; pipeline.nets.names(); pipeline.nets.build('resnet8', 2)\n"
+        "assert 'torchvision' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

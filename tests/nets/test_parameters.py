@@ -1,4 +1,4 @@
-"""Parameter counts as published."""
+"""Numbers of parameters as published."""
 
 import pytest
 import torch
@@ -11,7 +11,8 @@ def parameters(name: str, classes: int) -> int:
         return sum(parameter.numel() for parameter in build(name, classes).parameters())
 
 
-# Millions as printed for CIFAR-100 in the tables that follow CRD (Tian et al., 2020) and SemCKD (Chen et al., 2021), and the exact count.
+# Millions as printed for CIFAR-100 in the tables of CRD (Tian et al., 2020), SemCKD (Chen et al., 2021) and
+# later papers, and the exact number
 CIFAR100 = {
     "resnet8": ("0.08", 83_892),
     "resnet14": ("0.18", 181_108),
@@ -36,7 +37,7 @@ CIFAR100 = {
 
 
 @pytest.mark.parametrize("name", CIFAR100)
-def test_counts_of_the_cifar_100_tables(name: str) -> None:
+def test_numbers_are_those_of_the_cifar_100_tables(name: str) -> None:
     millions, exact = CIFAR100[name]
     assert parameters(name, 100) == exact
     assert f"{exact / 1e6:.2f}" == millions
@@ -52,34 +53,45 @@ def test_counts_of_the_cifar_100_tables(name: str) -> None:
         ("mobilenet_x0.75", 1000, "2.59"),
         ("mobilenet_x0.5", 1000, "1.33"),
         ("mobilenet_x0.25", 1000, "0.47"),
-        ("allcnn", 200, "5.06"),  # SRM (Tran et al., 2021): 5.1 million on the transfer sets, 2.2 at width 0.66 on CIFAR-100
+        # SRM (Tran et al., 2021): 5.1 million on the transfer sets, 2.2 at width 0.66 on CIFAR-100
+        ("allcnn", 200, "5.06"),
         ("allcnn_x0.66", 100, "2.18"),
     ],
 )
-def test_counts_of_other_tables(name: str, classes: int, printed: str) -> None:
+def test_numbers_are_those_of_other_tables(name: str, classes: int, printed: str) -> None:
     assert f"{parameters(name, classes) / 1e6:.2f}" == printed
 
 
 @pytest.mark.parametrize(
     ("name", "published", "stem_of_the_imagenet_form", "stem_here"),
     [
-        ("shufflenetv2", 2_278_604, 3 * 24 * 9, 3 * 24),  # torchvision's table of weights: 3 x 3 stem there, 1 x 1 here
+        # torchvision's table of weights. The stem is 3 x 3 there, and 1 x 1 here
+        ("shufflenetv2", 2_278_604, 3 * 24 * 9, 3 * 24),
         ("shufflenetv2_x0.5", 1_366_792, 3 * 24 * 9, 3 * 24),
-        ("densenet121", 7_978_856, 3 * 64 * 49 + 2 * 64, 3 * 64 * 9),  # 7 x 7 and a norm there, 3 x 3 here
+        ("densenet121", 7_978_856, 3 * 64 * 49 + 2 * 64, 3 * 64 * 9),  # 7 x 7 and a norm there
     ],
 )
-def test_only_the_stem_differs_from_the_imagenet_form(name: str, published: int, stem_of_the_imagenet_form: int, stem_here: int) -> None:
+def test_only_the_stem_differs_from_the_imagenet_form(
+    name: str, published: int, stem_of_the_imagenet_form: int, stem_here: int
+) -> None:
     assert parameters(name, 1000) == published - stem_of_the_imagenet_form + stem_here
 
 
-@pytest.mark.parametrize(("name", "published"), [("torchvision:resnet18", 11_689_512), ("torchvision:mobilenet_v2", 3_504_872)])
-def test_torchvisions_own_counts(name: str, published: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "published"), [("torchvision:resnet18", 11_689_512), ("torchvision:mobilenet_v2", 3_504_872)]
+)
+def test_numbers_of_torchvision_networks_are_its_own(name: str, published: int) -> None:
     assert parameters(name, 1000) == published
 
 
 @pytest.mark.parametrize(
     ("name", "same"),
-    [("mobilenet_x1", "mobilenet"), ("mobilenetv2_x0.5", "mobilenetv2"), ("allcnn_x1.0", "allcnn"), ("wrn_016_2", "wrn_16_2")],
+    [
+        ("mobilenet_x1", "mobilenet"),
+        ("mobilenetv2_x0.5", "mobilenetv2"),
+        ("allcnn_x1.0", "allcnn"),
+        ("wrn_016_2", "wrn_16_2"),
+    ],
 )
 def test_a_width_may_be_written_out(name: str, same: str) -> None:
     assert parameters(name, 10) == parameters(same, 10)

@@ -1,4 +1,4 @@
-"""What a network starts from."""
+"""Where a network's first weights come from."""
 
 import hashlib
 import pickle
@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.inputs import InputError
 from pipeline.nets import build
 from pipeline.nets.start import StartConfig, load_start
+from pipeline.settings import InputError
 
 NAME = "resnet8"
 FIELD = "teachers.big.start"
@@ -35,10 +35,10 @@ def saved(folder: Path, content: object, name: str = "weights.pt") -> Path:
     return file
 
 
-def refused(net: nn.Module, start: StartConfig, *, says: str, name: str = NAME) -> str:
-    """The message; the network must be as it was."""
+def refused(net: nn.Module, start: StartConfig, *, message: str, name: str = NAME) -> str:
+    """The error message. The network must be as it was."""
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    with pytest.raises(InputError, match=says) as error:
+    with pytest.raises(InputError, match=message) as error:
         load_start(net, start, name=name, field=FIELD)
     same(net.state_dict(), before)
     assert str(error.value).startswith(FIELD)
@@ -50,7 +50,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_random_touches_nothing() -> None:
+def test_random_changes_nothing() -> None:
     net = net_of(0)
     assert set(load_start(net, StartConfig(), name=NAME, field=FIELD)) == set(net.state_dict())
     same(net.state_dict(), net_of(0).state_dict())
@@ -70,7 +70,9 @@ def test_random_touches_nothing() -> None:
     ids=["plain", "state_dict", "model", "module.", "_orig_mod.", "all at once", "old norms"],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".pth"])
-def test_a_state_dict_is_loaded_however_it_was_wrapped(tmp_path: Path, wrap: Callable[[dict[str, Tensor]], Any], suffix: str) -> None:
+def test_a_state_dict_is_loaded_from_any_wrapper(
+    tmp_path: Path, wrap: Callable[[dict[str, Tensor]], Any], suffix: str
+) -> None:
     source, net = net_of(1), net_of(2)
     start = config(saved(tmp_path, wrap(source.state_dict()), f"weights{suffix}"))
     assert load_start(net, start, name=NAME, field=FIELD) == ()
@@ -84,60 +86,79 @@ def test_safetensors_are_loaded(tmp_path: Path) -> None:
     same(net.state_dict(), source.state_dict())
 
 
-def test_half_precision_becomes_the_networks_own(tmp_path: Path) -> None:
+def test_half_precision_becomes_the_precision_of_the_network(tmp_path: Path) -> None:
     source, net = net_of(1), net_of(2)
     load_start(net, config(saved(tmp_path, source.half().state_dict())), name=NAME, field=FIELD)
-    same(net.state_dict(), {key: value if value.dtype == torch.int64 else value.float() for key, value in source.state_dict().items()})
+    same(
+        net.state_dict(),
+        {
+            key: value if value.dtype == torch.int64 else value.float()
+            for key, value in source.state_dict().items()
+        },
+    )
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", [NAME, "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1"])
-def test_a_classifier_for_other_classes_stays_random_and_all_else_is_loaded(tmp_path: Path, name: str) -> None:
+def test_only_a_classifier_for_other_classes_stays_random(tmp_path: Path, name: str) -> None:
     source, net = net_of(1, name=name, classes=8), net_of(2, name=name)
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    kept = load_start(net, config(saved(tmp_path, source.state_dict())), name=name, field=FIELD)
-    assert len(kept) == 2
+    random = load_start(net, config(saved(tmp_path, source.state_dict())), name=name, field=FIELD)
+    assert len(random) == 2
     after, given = net.state_dict(), source.state_dict()
-    same({key: after[key] for key in kept}, {key: before[key] for key in kept})
-    same({key: after[key] for key in after if key not in kept}, {key: given[key] for key in given if key not in kept})
+    same({key: after[key] for key in random}, {key: before[key] for key in random})
+    same(
+        {key: after[key] for key in after if key not in random},
+        {key: given[key] for key in given if key not in random},
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "classes", "says"),
+    ("name", "classes", "message"),
     [
-        ("resnet14", 5, "holds 92 tensors, the network 56\\. 36 only in it: stage1.1"),
+        ("resnet14", 5, "holds 92 tensors; the network has 56\\. 36 only in the file: stage1.1"),
         (
             "resnet8x4",
             5,
             "of another shape: stem.0.weight \\(there 32x3x3x3, here 16x3x3x3\\), .*, \\.\\.\\.",
         ),
-        ("vgg8", 5, "not in it: stage1.0.conv1.0.weight.* only in it: stem.0.bias"),
+        ("vgg8", 5, "missing in the file: stage1.0.conv1.0.weight.* only in the file: stem.0.bias"),
         ("resnet8x4", 9, "of another shape"),
     ],
 )
-def test_another_architecture_is_refused_by_name_and_count(tmp_path: Path, name: str, classes: int, says: str) -> None:
+def test_another_architecture_is_refused_with_names_and_numbers(
+    tmp_path: Path, name: str, classes: int, message: str
+) -> None:
     file = saved(tmp_path, net_of(1, name=name, classes=classes).state_dict())
-    message = refused(net_of(2), config(file), says=says)
-    assert str(file) in message
-    assert "isn't a resnet8" in message
+    given = refused(net_of(2), config(file), message=message)
+    assert str(file) in given
+    assert "does not fit resnet8" in given
 
 
 def test_a_missing_tensor_is_refused(tmp_path: Path) -> None:
     state = net_of(1).state_dict()
     del state["fc.bias"]
-    refused(net_of(2), config(saved(tmp_path, state)), says="1 not in it: fc.bias\\.")
+    refused(net_of(2), config(saved(tmp_path, state)), message="1 missing in the file: fc.bias\\.")
 
 
 def test_only_the_classifier_may_differ_and_only_in_its_classes(tmp_path: Path) -> None:
     state = net_of(1).state_dict()
-    refused(net_of(2), config(saved(tmp_path, state | {"fc.weight": torch.zeros(5, 63)})), says="fc.weight \\(there 5x63, here 5x64\\)")
-    refused(net_of(2), config(saved(tmp_path, state | {"stem.0.weight": torch.zeros(17, 3, 3, 3)})), says="stem.0.weight")
+    refused(
+        net_of(2),
+        config(saved(tmp_path, state | {"fc.weight": torch.zeros(5, 63)})),
+        message="fc.weight \\(there 5x63, here 5x64\\)",
+    )
+    refused(
+        net_of(2),
+        config(saved(tmp_path, state | {"stem.0.weight": torch.zeros(17, 3, 3, 3)})),
+        message="stem.0.weight",
+    )
 
 
 @pytest.mark.parametrize("given", ["", "0" * 64])
 def test_the_true_hash_is_printed_to_be_pasted(tmp_path: Path, given: str) -> None:
     file = saved(tmp_path, net_of(1).state_dict())
-    message = refused(net_of(2), StartConfig(source="file", file=str(file), sha256=given), says="sha256")
+    message = refused(net_of(2), StartConfig(source="file", file=str(file), sha256=given), message="sha256")
     lines = [line.strip() for line in message.splitlines()]
     assert f"sha256: {hashlib.sha256(file.read_bytes()).hexdigest()}" in lines
 
@@ -146,11 +167,11 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
     file = saved(tmp_path, net_of(1).state_dict())
     start = config(file)
     saved(tmp_path, net_of(3).state_dict())
-    refused(net_of(2), start, says="belongs to another file")
+    refused(net_of(2), start, message="belongs to another file")
 
 
 class Evil:
-    """Unpickled naively, it leaves a file behind."""
+    """It writes a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -168,15 +189,17 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path, 
         file.write_bytes(pickle.dumps(dict(content), protocol=2))
     else:
         file = saved(tmp_path, content)
-    refused(net_of(2), config(file), says="could run code and so is refused.*torch.save\\(net.state_dict\\(\\)")
+    refused(
+        net_of(2), config(file), message="could run code and so is refused.*torch.save\\(net.state_dict\\(\\)"
+    )
     assert not mark.exists()
     if not plain_pickle:
-        torch.load(file, weights_only=False)  # the trap is a real one
+        torch.load(file, weights_only=False)  # the file does run code
         assert mark.exists()
 
 
 def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
-    refused(net_of(2), config(saved(tmp_path, net_of(1))), says="isn't a plain state dict")
+    refused(net_of(2), config(saved(tmp_path, net_of(1))), message="is not a plain state dict")
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -189,7 +212,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, share: float) 
         save_file(net_of(1).state_dict(), file)
     whole = file.read_bytes()
     file.write_bytes(whole[: int(len(whole) * share)])
-    refused(net_of(2), config(file), says="damaged")
+    refused(net_of(2), config(file), message="damaged")
 
 
 @pytest.mark.parametrize("noise", [b"hello", b"\x80\x02}q\x00.", bytes(range(256)) * 8])
@@ -197,23 +220,37 @@ def test_any_other_bytes_are_refused(tmp_path: Path, noise: bytes) -> None:
     for suffix in (".pt", ".safetensors"):
         file = tmp_path / f"weights{suffix}"
         file.write_bytes(noise)
-        refused(net_of(2), config(file), says="damaged|holds no state dict")
-
-
-@pytest.mark.parametrize("content", [{}, [torch.zeros(1)], torch.zeros(3), {"state_dict": {}}, {"epoch": 3}, {1: torch.zeros(1)}])
-def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object) -> None:
-    refused(net_of(2), config(saved(tmp_path, content)), says="holds no state dict")
-
-
-def test_a_missing_file_a_folder_and_a_strange_suffix_are_refused(tmp_path: Path) -> None:
-    refused(net_of(2), StartConfig(source="file", file=str(tmp_path / "no.pt")), says="can't be opened \\(No such file.*looked for from")
-    (tmp_path / "folder.pt").mkdir()
-    refused(net_of(2), StartConfig(source="file", file=str(tmp_path / "folder.pt")), says="can't be opened \\(Is a directory")
-    refused(net_of(2), StartConfig(source="file", file="weights.onnx"), says="must end in one of .safetensors, .pt, .pth")
+        refused(net_of(2), config(file), message="damaged|holds no state dict")
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    "content", [{}, [torch.zeros(1)], torch.zeros(3), {"state_dict": {}}, {"epoch": 3}, {1: torch.zeros(1)}]
+)
+def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object) -> None:
+    refused(net_of(2), config(saved(tmp_path, content)), message="holds no state dict")
+
+
+def test_a_missing_file_a_folder_and_an_unknown_suffix_are_refused(tmp_path: Path) -> None:
+    refused(
+        net_of(2),
+        StartConfig(source="file", file=str(tmp_path / "no.pt")),
+        message="cannot be opened \\(No such file.*relative path starts at",
+    )
+    (tmp_path / "folder.pt").mkdir()
+    refused(
+        net_of(2),
+        StartConfig(source="file", file=str(tmp_path / "folder.pt")),
+        message="cannot be opened \\(Is a directory",
+    )
+    refused(
+        net_of(2),
+        StartConfig(source="file", file="weights.onnx"),
+        message="must end in one of .safetensors, .pt, .pth",
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
     [
         ({"source": "file"}, "`file` is empty"),
         ({"file": "weights.pt"}, "source is 'random', but a file is given"),
@@ -222,27 +259,27 @@ def test_a_missing_file_a_folder_and_a_strange_suffix_are_refused(tmp_path: Path
         ({"sources": "file"}, "sources"),
     ],
 )
-def test_settings_that_contradict_themselves_are_refused(settings: dict[str, str], says: str) -> None:
-    with pytest.raises(ValidationError, match=says):
+def test_settings_that_contradict_themselves_are_refused(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         StartConfig.model_validate(settings)
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty torch cache, and no network."""
+    """The empty cache folder of torch, without internet access."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub._hub_dir", None)
 
-    def no_network(*args: object, **kwargs: object) -> None:
-        raise OSError("no network here")
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
 
-    monkeypatch.setattr("torch.hub.urlopen", no_network)
+    monkeypatch.setattr("torch.hub.urlopen", offline)
     return tmp_path / "hub" / "checkpoints"
 
 
 @pytest.fixture
 def weights(monkeypatch: pytest.MonkeyPatch, hub: Path) -> tuple[dict[str, Tensor], Path]:
-    """Stands in for torchvision's file of squeezenet1_1, under the name its own hash gives it."""
+    """A substitute for torchvision's file of squeezenet1_1, named after its own hash."""
     from torchvision.models import SqueezeNet1_1_Weights
 
     hub.mkdir(parents=True)
@@ -250,7 +287,9 @@ def weights(monkeypatch: pytest.MonkeyPatch, hub: Path) -> tuple[dict[str, Tenso
     file = saved(hub, state)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
     file = file.rename(hub / f"squeezenet1_1-{digest}.pth")
-    monkeypatch.setattr(SqueezeNet1_1_Weights.DEFAULT.value, "url", f"https://download.pytorch.org/models/{file.name}")
+    monkeypatch.setattr(
+        SqueezeNet1_1_Weights.DEFAULT.value, "url", f"https://download.pytorch.org/models/{file.name}"
+    )
     return state, file
 
 
@@ -258,30 +297,38 @@ SQUEEZENET = "torchvision:squeezenet1_1"
 TORCHVISION = StartConfig(source="torchvision")
 
 
-def test_torchvisions_weights_are_loaded(weights: tuple[dict[str, Tensor], Path]) -> None:
+def test_weights_of_torchvision_are_loaded(weights: tuple[dict[str, Tensor], Path]) -> None:
     net = net_of(2, name=SQUEEZENET, classes=1000)
     assert load_start(net, TORCHVISION, name=SQUEEZENET, field=FIELD) == ()
     same(net.state_dict(), weights[0])
 
 
-def test_torchvisions_weights_leave_another_classifier_random(weights: tuple[dict[str, Tensor], Path]) -> None:
+def test_weights_of_torchvision_leave_a_classifier_for_other_classes_random(
+    weights: tuple[dict[str, Tensor], Path],
+) -> None:
     net = net_of(2, name=SQUEEZENET)
-    assert load_start(net, TORCHVISION, name=SQUEEZENET, field=FIELD) == ("classifier.1.weight", "classifier.1.bias")
+    assert load_start(net, TORCHVISION, name=SQUEEZENET, field=FIELD) == (
+        "classifier.1.weight",
+        "classifier.1.bias",
+    )
     assert torch.equal(net.state_dict()["features.0.weight"], weights[0]["features.0.weight"])
-    assert torch.equal(net.state_dict()["classifier.1.weight"], net_of(2, name=SQUEEZENET).state_dict()["classifier.1.weight"])
+    assert torch.equal(
+        net.state_dict()["classifier.1.weight"],
+        net_of(2, name=SQUEEZENET).state_dict()["classifier.1.weight"],
+    )
 
 
 def test_a_damaged_torchvision_file_is_refused(weights: tuple[dict[str, Tensor], Path]) -> None:
     weights[1].write_bytes(weights[1].read_bytes()[:-100])
-    refused(net_of(2, name=SQUEEZENET), TORCHVISION, says=f"{weights[1]} is damaged", name=SQUEEZENET)
+    refused(net_of(2, name=SQUEEZENET), TORCHVISION, message=f"{weights[1]} is damaged", name=SQUEEZENET)
 
 
 def test_weights_that_cannot_be_downloaded_say_where_to_put_them(hub: Path) -> None:
-    message = refused(net_of(2, name=SQUEEZENET), TORCHVISION, says="no network here", name=SQUEEZENET)
+    message = refused(net_of(2, name=SQUEEZENET), TORCHVISION, message="no route to host", name=SQUEEZENET)
     assert str(hub / "squeezenet1_1-b8a52dc0.pth") in message
     assert "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth" in message
     assert "source: file" in message
 
 
 def test_torchvision_has_no_weights_for_our_own_networks() -> None:
-    refused(net_of(2), TORCHVISION, says="torchvision:NAME networks only, and this one is 'resnet8'")
+    refused(net_of(2), TORCHVISION, message="torchvision:NAME networks only, and this one is 'resnet8'")

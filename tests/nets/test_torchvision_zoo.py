@@ -1,4 +1,4 @@
-"""Networks of torchvision in our form."""
+"""Networks of torchvision."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from pipeline.nets.torchvision_zoo import available
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "densenet121", "swin_t"])
-def test_a_network_takes_the_classes_and_channels_asked_for(name: str, channels: int) -> None:
+def test_a_network_has_the_given_classes_and_channels(name: str, channels: int) -> None:
     net = build(f"torchvision:{name}", 7, channels).eval()
     with torch.no_grad():
         logits = net(torch.randn(2, channels, 64, 64))
@@ -19,11 +19,12 @@ def test_a_network_takes_the_classes_and_channels_asked_for(name: str, channels:
     assert not [path for path, module in net.named_modules() if getattr(module, "inplace", False)]
 
 
-def test_another_number_of_channels_changes_nothing_but_the_first_layer() -> None:
-    grey, colour = build("torchvision:resnet18", 5, 1).state_dict(), build("torchvision:resnet18", 5, 3).state_dict()
-    assert grey.keys() == colour.keys()
-    assert [key for key in grey if grey[key].shape != colour[key].shape] == ["conv1.weight"]
-    first, other = build("torchvision:resnet18", 5, 1).get_submodule("conv1"), build("torchvision:resnet18", 5, 3).get_submodule("conv1")
+def test_another_number_of_channels_changes_the_first_layer_only() -> None:
+    grey, colour = build("torchvision:resnet18", 5, 1), build("torchvision:resnet18", 5, 3)
+    weights, others = grey.state_dict(), colour.state_dict()
+    assert weights.keys() == others.keys()
+    assert [key for key in weights if weights[key].shape != others[key].shape] == ["conv1.weight"]
+    first, other = grey.get_submodule("conv1"), colour.get_submodule("conv1")
     assert isinstance(first, nn.Conv2d)
     assert isinstance(other, nn.Conv2d)
     assert (first.stride, first.padding, first.bias) == (other.stride, other.padding, other.bias)
@@ -31,7 +32,7 @@ def test_another_number_of_channels_changes_nothing_but_the_first_layer() -> Non
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
-def test_networks_with_helper_outputs_give_logits_only(name: str, channels: int) -> None:
+def test_networks_with_auxiliary_outputs_return_logits_only(name: str, channels: int) -> None:
     with torch.device("meta"):
         logits = build(f"torchvision:{name}", 7, channels).train()(torch.empty(2, channels, 299, 299))
     assert isinstance(logits, torch.Tensor)
@@ -39,10 +40,12 @@ def test_networks_with_helper_outputs_give_logits_only(name: str, channels: int)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in available() if not name.startswith("regnet") or name.endswith("400mf")])
+@pytest.mark.parametrize(
+    "name", [name for name in available() if not name.startswith("regnet") or name.endswith("400mf")]
+)
 def test_all_of_torchvision_can_be_built(name: str) -> None:
     size = 299 if name == "inception_v3" else 224
-    # shapes only, except that a regnet computes its widths with tensors; its small members speak for the large ones
+    # shapes only; but a regnet computes its widths with tensors, and small ones are tested instead of all
     with torch.device("cpu" if name.startswith("regnet") else "meta"):
         for channels in (1, 3):
             net = build(f"torchvision:{name}", 7, channels)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from fabricated import NAMES, fabricate, learn
 
-from pipeline import report
-from pipeline.report.plots import plots
+from pipeline.records.results import load_results
+from pipeline.report.plots import write_plots
 
 
 @pytest.fixture
@@ -14,8 +14,8 @@ def records(tmp_path: Path) -> Path:
     return fabricate(tmp_path / "records")
 
 
-def test_plots_curves_are_long_and_whole(records: Path, tmp_path: Path) -> None:
-    plots(report.load(records, **NAMES), tmp_path / "plots")
+def test_curves_have_a_line_for_each_point(records: Path, tmp_path: Path) -> None:
+    write_plots(load_results(records, **NAMES), tmp_path / "plots")
     with (tmp_path / "plots" / "curves.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert Counter((row["run"], row["phase"]) for row in rows) == {
@@ -25,24 +25,35 @@ def test_plots_curves_are_long_and_whole(records: Path, tmp_path: Path) -> None:
         ("fitnet", "hint"): 6,
         ("fitnet", "distill"): 9,
     }
-    last = next(row for row in rows if (row["run"], row["phase"], row["seed"], row["epoch"]) == ("kd", "distill", "1", "3.0"))
+    last = next(
+        row
+        for row in rows
+        if (row["run"], row["phase"], row["seed"], row["epoch"]) == ("kd", "distill", "1", "3.0")
+    )
     assert (last["val_accuracy"], last["loss"]) == ("0.79", "1.5")
     assert {row["val_accuracy"] for row in rows if row["phase"] == "hint"} == {""}
 
 
-def test_plots_have_what_a_teacher_learned(records: Path, tmp_path: Path) -> None:
+def test_curves_include_knowledge(records: Path, tmp_path: Path) -> None:
     learn(records, "atoms", "kd")
-    plots(report.load(records, **NAMES), tmp_path / "plots")
+    write_plots(load_results(records, **NAMES), tmp_path / "plots")
     with (tmp_path / "plots" / "curves.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["run"] == "atoms"]
-    assert [(row["phase"], row["seed"], row["loss"]) for row in rows] == [("dictionary", "0", "0.7"), ("dictionary", "0", "0.6")]
+    assert [(row["phase"], row["seed"], row["loss"]) for row in rows] == [
+        ("dictionary", "0", "0.7"),
+        ("dictionary", "0", "0.6"),
+    ]
 
 
-def test_plots_confusion_counts_the_exported_seed(records: Path, tmp_path: Path) -> None:
+def test_confusions_count_the_exported_seed_of_each_run(records: Path, tmp_path: Path) -> None:
     (tmp_path / "plots" / "confusion").mkdir(parents=True)
     (tmp_path / "plots" / "confusion" / "dropped.csv").write_text("actual,predicted\n")
-    plots(report.load(records, **NAMES), tmp_path / "plots")
-    assert sorted(path.name for path in (tmp_path / "plots" / "confusion").iterdir()) == ["alone.csv", "fitnet.csv", "kd.csv"]
+    write_plots(load_results(records, **NAMES), tmp_path / "plots")
+    assert sorted(path.name for path in (tmp_path / "plots" / "confusion").iterdir()) == [
+        "alone.csv",
+        "fitnet.csv",
+        "kd.csv",
+    ]
     with (tmp_path / "plots" / "confusion" / "kd.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 16

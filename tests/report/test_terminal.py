@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from fabricated import NAMES, RIGHT, edit, fabricate
 
-from pipeline import report
+from pipeline.records.results import RUN_STAGES, load_results
 from pipeline.report.terminal import WIDTH, table
 
 
@@ -12,26 +12,29 @@ def records(tmp_path: Path) -> Path:
     return fabricate(tmp_path / "records")
 
 
-def test_table_has_the_numbers_and_fits(records: Path) -> None:
-    text = table(report.load(records, **NAMES), bundles=Path("models/export"), report=Path("reports/report.md"))
+def test_the_table_has_the_numbers_and_fits(records: Path) -> None:
+    text = table(
+        load_results(records, **NAMES), bundles=Path("models/export"), report=Path("reports/report.md")
+    )
     assert max(map(len, text.splitlines())) <= WIDTH
     cells = {line[2:].split()[0]: " ".join(line.split()) for line in text.splitlines() if "resnet" in line}
     assert cells["big"] == "big (teacher) resnet32x4 96.00 1 7.433 29.50 4.25"
     assert cells["alone"] == "alone resnet8x4 72.00 ± 2.00 3 87.50 1.234 4.75 0.50"
     assert cells["kd"] == "kd resnet8x4 82.00 ± 2.65 3 +10.00 [+7.52, +12.48] 87.50 1.234 4.75 0.50"
     assert cells["fitnet"].startswith("* fitnet resnet8x4 80.00 ± 1.00 3 +8.00 [+5.52, +10.48]")
+    assert "the gain over the baseline has its 95 % interval." in text
     assert "(best: models/export/fitnet)" in text
     assert "make ui" in text
     rows = [line for line in text.splitlines() if "resnet" in line]
-    assert len({len(row) for row in rows}) == 1  # aligned
+    assert len({len(row) for row in rows}) == 1  # they are aligned
 
 
-def test_table_with_long_names_still_fits(records: Path) -> None:
+def test_the_table_fits_with_long_names(records: Path) -> None:
     name = "a_run_that_somebody_named_with_every_one_of_its_settings_in_the_name"
-    for stage in report.RUN_STAGES:
+    for stage in RUN_STAGES:
         edit(records / stage / "kd.json", name=name)
         (records / stage / "kd.json").rename(records / stage / f"{name}.json")
-    results = report.load(records, runs=["alone", name], teachers=["big"])
+    results = load_results(records, runs=["alone", name], teachers=["big"])
     lines = table(results, bundles=Path("models/export"), report=Path("reports/report.md")).splitlines()
     assert max(len(line) for line in lines if "bundles" not in line and "best on" not in line) <= WIDTH
     assert any("…" in line and "82.00 ± 2.65" in line for line in lines)
@@ -39,9 +42,10 @@ def test_table_with_long_names_still_fits(records: Path) -> None:
 
 def test_one_seed_has_neither_spread_nor_interval(tmp_path: Path) -> None:
     records = fabricate(tmp_path / "records", right={name: scores[:1] for name, scores in RIGHT.items()})
-    results = report.load(records, **NAMES)
+    results = load_results(records, **NAMES)
     text = table(results, bundles=Path("b"), report=Path("r"))
     row = next(line for line in text.splitlines() if "fitnet" in line)
     assert "±" not in row
     assert "[" not in row
     assert "+9.00" in row
+    assert "95 % interval (none from one seed)." in text

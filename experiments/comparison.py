@@ -1,0 +1,215 @@
+"""Train and test the runs of a params file, one after the other in one process, and print their table.
+
+    python -m experiments.comparison recipes/tenth.yaml --work WORK [--images FOLDER] [--write FILE] [RUN ...]
+
+WORK keeps everything that was trained. What is there is not trained again, so a command that was stopped goes
+on where it was.
+"""
+
+import argparse
+import hashlib
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments._output import print_table
+from pipeline.data.prepare import prepare
+from pipeline.dependencies import ROOT, listing
+from pipeline.evaluation.evaluate import evaluate_run
+from pipeline.evaluation.gains import gain
+from pipeline.files import atomic_folder
+from pipeline.params import Params, load_params
+from pipeline.records.record import Record, recording
+from pipeline.records.results import read_record
+from pipeline.runs.knowledge import learn_knowledge
+from pipeline.runs.student import distill, pretrain
+from pipeline.runs.teacher import train_teacher
+
+
+class Comparison:
+    """The runs of `params`; their images, networks and records are in the folder `work`."""
+
+    def __init__(self, params: Params, work: Path) -> None:
+        self.params, self.work, self.data = params, work, work / "data"
+        files = (path.relative_to(ROOT).as_posix() for path in (ROOT / "pipeline").rglob("*.py"))
+        self.code = hashlib.sha256(listing(files).encode()).hexdigest()
+
+    def prepare(self) -> None:
+        """The images, the teachers, and what is learned from a teacher alone."""
+        if not self.data.exists():
+            with atomic_folder(self.data) as folder:
+                prepare(self.params.data, folder, progress=True)
+        for name in self.params.teachers:
+            if (file := self.missing("teacher", name)) is not None:
+                run = self.params.teacher_run(name)
+                with recording(file, "teacher", name, dict(run.settings)) as done:
+                    done.add(train_teacher(run, **self.common, out=self.teacher(name)))
+        for name in self.params.knowledge:
+            if (file := self.missing("knowledge", name)) is not None:
+                knowledge = self.params.knowledge_run(name)
+                teacher, out = self.teacher(knowledge.teacher), self.teacher(name)
+                with recording(file, "knowledge", name, dict(knowledge.settings)) as done:
+                    done.add(learn_knowledge(knowledge, **self.common, teacher=teacher, out=out))
+
+    def run(self, name: str) -> None:
+        """Train and test one run."""
+        run = self.params.run(name)
+        teacher, initial = self.teacher(run.teacher), self.work / "initial" / name
+        students = self.work / "students" / name
+        if (file := self.missing("pretrain", name)) is not None:
+            with recording(file, "pretrain", name, dict(run.settings)) as done:
+                done.add(pretrain(run, **self.common, teacher=teacher, out=initial))
+        if (file := self.missing("distill", name)) is not None:
+            with recording(file, "distill", name, dict(run.settings)) as done:
+                done.add(distill(run, **self.common, teacher=teacher, initial=initial, out=students))
+        if (file := self.missing("evaluate", name)) is not None:
+            with recording(file, "evaluate", name, {}) as done:
+                result, _ = evaluate_run(self.data, teacher, students)
+                done.add(result)
+            print(f"{name}: test accuracy {result.metrics['accuracy']:.1%}", flush=True)
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """The arguments that all training functions share."""
+        return {
+            "data": self.data,
+            "work": self.work / "unfinished",
+            "code": self.code,
+            "on_point": lambda name, curves: None,
+        }
+
+    def teacher(self, name: str) -> Path:
+        return self.work / "teachers" / name
+
+    def missing(self, stage: str, name: str) -> Path | None:
+        """Where to write a record; None if it is there already."""
+        file = self.work / "records" / stage / f"{name}.json"
+        return None if file.exists() else file
+
+    def read(self, stage: str, name: str) -> Record:
+        return read_record(self.work / "records", stage, name)
+
+    def table(self) -> str:
+        """Markdown: a line for each run that was tested."""
+        names = [name for name in self.params.runs if self.missing("evaluate", name) is None]
+        baseline = next((name for name in names if self.params.runs[name].method["name"] == "ce"), None)
+        first = self.read("evaluate", names[0])
+        cross_task = "harmonic_mean" in first.metrics
+        teacher = f"Teacher {100 * first.details['teacher']['accuracy']:.2f} %."
+        lines = [
+            f"{self.setting()} {teacher} {COLUMNS}{cross_task_columns(first.metrics) if cross_task else ''}",
+            "",
+            "| run | phases (epochs) | accuracy % | n | gain, points | own terms |"
+            + (" joint % | harmonic mean % |" if cross_task else ""),
+            "|---|---|--:|--:|--:|--:|" + ("--:|--:|" if cross_task else ""),
+            *(f"| {' | '.join(self.row(name, baseline))} |" for name in names),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def row(self, name: str, baseline: str | None) -> list[str]:
+        scores = self.read("evaluate", name).metrics
+        cells = [
+            name,
+            self.phases(name),
+            f"{100 * scores['accuracy']:.2f} ± {100 * scores['spread']:.2f}",
+            f"{scores['n']:.0f}",
+            self.gain(name, baseline) if baseline and baseline != name else "",
+            self.own_share(name),
+        ]
+        if "harmonic_mean" in scores:
+            cells += [f"{100 * scores['joint']:.2f}", f"{100 * scores['harmonic_mean']:.2f}"]
+        return cells
+
+    def setting(self) -> str:
+        """What all runs have in common, as a sentence."""
+        params, train, protocol = self.params, self.params.train, self.params.protocol
+        images = (
+            f"{protocol.shots} labelled images a class"
+            if protocol.shots
+            else f"{protocol.fraction:.0%} of the training images"
+        )
+        if protocol.class_overlap != "all":
+            images += f", class_overlap {protocol.class_overlap:g}"
+        nets = [f"{teacher.net} (teacher)" for teacher in params.teachers.values()]
+        nets += [f"{student.net} (student)" for student in params.students.values()]
+        return (
+            f"{images}, {params.data.size}x{params.data.size}; {', '.join(nets)}; batch {train.batch_size}, "
+            f"{train.optimizer}, learning rate {train.lr:g}, {train.schedule}."
+        )
+
+    def accuracy(self, name: str) -> dict[int, float]:
+        """Test accuracy by seed."""
+        seeds = self.read("evaluate", name).details["seeds"]
+        return {int(seed): scores["accuracy"] for seed, scores in seeds.items()}
+
+    def gain(self, name: str, baseline: str) -> str:
+        """The gain over the baseline with its interval; nothing where one seed gives no interval."""
+        found = gain(self.accuracy(name), self.accuracy(baseline))
+        if found.low is None or found.high is None:
+            return ""
+        return f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+
+    def phases(self, name: str) -> str:
+        """The phases with their epochs, such as `hint 15, distill 15`."""
+        epochs = {
+            curve.partition("/")[0]: columns["epoch"][-1]
+            for stage in ("pretrain", "distill")
+            for curve, columns in self.read(stage, name).curves.items()
+        }
+        return ", ".join(f"{phase} {last:.0f}" for phase, last in epochs.items())
+
+    def own_share(self, name: str) -> str:
+        """The own terms' share of the gradient in the last phase: the mean over points and seeds."""
+        shares = [
+            sum(
+                columns[column][point]
+                for column in columns
+                if column.startswith("share of ") and column not in ("share of ce", "share of kd")
+            )
+            for columns in self.read("distill", name).curves.values()
+            for point in range(len(columns["epoch"]))
+        ]
+        return f"{statistics.fmean(shares):.1%}" if any(shares) else ""
+
+
+COLUMNS = (
+    "Test accuracy, mean and standard deviation over seeds; gain over the baseline with its 95 % interval; "
+    "the share of the student's gradient that the method's own terms have in its last phase."
+)
+
+
+def cross_task_columns(metrics: Mapping[str, float]) -> str:
+    """What the columns mean where teacher and student have other classes."""
+    text = " Joint and harmonic mean: among the classes of both, by nearest centre."
+    if "seen_auc" in metrics:
+        text += (
+            " Lambda_i tells images of the teacher's classes from others with an AUC of "
+            f"{metrics['seen_auc']:.2f}."
+        )
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.comparison",
+        description="Train and test the runs of a params file in one process, and print their table.",
+    )
+    parser.add_argument("params", type=Path, help="such as recipes/few_shot.yaml")
+    parser.add_argument("runs", nargs="*", help="runs of this file; all of them if none is named")
+    parser.add_argument("--images", help="the folder of images, in place of data.root")
+    parser.add_argument("--work", type=Path, required=True, help="the folder that keeps what was trained")
+    parser.add_argument("--write", type=Path, help="a file for the table")
+    given = parser.parse_intermixed_args(arguments)
+    params = load_params(given.params)
+    if given.images:
+        params = params.model_copy(update={"data": params.data.model_copy(update={"root": given.images})})
+    comparison = Comparison(params, given.work)
+    comparison.prepare()
+    for name in given.runs or params.runs:
+        comparison.run(name)
+    print_table(comparison.table(), given.write)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How fast and how large the exported student is on this machine."""

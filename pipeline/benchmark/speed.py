@@ -1,0 +1,332 @@
+"""How fast and how large the student is in each format, beside its teacher, on this machine's CPU.
+
+Each variant has a process of its own, because variants in one process change each other's speed. The
+processes take short turns, so that a busy moment of the machine affects all of them alike. ONNX files run in
+fresh processes without torch. Networks in torch run in forks of this process, made before it has computed
+anything.
+
+"eager" is torch as people call it. "tuned eager" uses channels last and an allocator that keeps its memory.
+Without these, torch spends much of a large batch on page faults, and the speedups would look too large.
+"""
+
+import ctypes
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveInt
+from torch import nn
+
+from pipeline.benchmark import worker
+from pipeline.export import machine
+from pipeline.export.deployable import Deployable
+from pipeline.functional import normalise
+from pipeline.records.record import Result
+from pipeline.settings import InputError, Settings
+
+TURN = 0.02  # seconds
+ROOT = Path(__file__).parents[2]
+# parameters of glibc's mallopt: M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD
+KEEP_MEMORY = ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20))
+
+Load = Callable[[], Deployable]
+Key = tuple[str, str]  # variant, format
+
+
+class BenchmarkConfig(Settings):
+    batches: tuple[PositiveInt, ...] = Field((1, 32), description="batch sizes; 1 is always measured")
+    seconds: float = Field(0.3, gt=0, description="for each variant at each batch size")
+    threads: int = Field(1, ge=1)
+
+
+def measure(bundle: Path, student: Load, teacher: Load, images: np.ndarray, cfg: BenchmarkConfig) -> Result:
+    """Measure the student in `bundle`, and the networks that `student` and `teacher` load.
+
+    Both load in evaluation mode and on the CPU.
+    """
+    formats = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["formats"]
+    networks = {"student": student, "teacher": teacher}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        np.save(folder / "images.npy", images)
+        with _forked(partial(_count, networks, images[:1]), cfg.threads, images) as counter:
+            counts = counter.ask({})
+        processes: dict[Key, Process] = {}
+        for key, runtime, file in _exported(bundle, formats):
+            processes[key] = stack.enter_context(_fresh(runtime, file, cfg.threads, folder / "images.npy"))
+        for key, opening in _in_torch(bundle, formats, networks):
+            processes[key] = stack.enter_context(_forked(opening, cfg.threads, images))
+        opened = {key: process.ask({}) for key, process in processes.items()}
+        rows = [
+            _row(key, batch, timed, opened[key]["size_mb"])
+            for batch in sorted({1, *cfg.batches})
+            for key, timed in _take_turns(processes, batch, cfg.seconds).items()
+        ]
+    return Result(
+        metrics=_headline(rows, counts["student"]),
+        details={
+            "rows": rows,
+            "opened": _openings(opened, processes),
+            "teacher": _teacher(rows) | counts["teacher"],
+            "threads": cfg.threads,
+            "cpu": machine.cpu(),
+            "load": os.getloadavg()[0],
+        },
+    )
+
+
+def parameters(module: nn.Module) -> int:
+    """The number of parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def macs(module: nn.Module, images: np.ndarray) -> float:
+    """The number of multiply-accumulates in convolutions and matrix products for these images."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(torch.tensor(images))
+    return float(counter.get_total_flops()) / 2
+
+
+@dataclass
+class Process:
+    """A process that runs `worker.serve`."""
+
+    name: str
+    questions: IO[str]
+    answers: IO[str]
+    memory_mb: float = 0.0
+
+    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            self.questions.write(json.dumps(question) + "\n")
+            self.questions.flush()
+            line = self.answers.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise InputError(
+                f"benchmark: the process that measures {self.name} ended without an answer. "
+                "It may have run out of memory."
+            )
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise InputError(f"benchmark: {self.name} cannot be measured: {answer['error']}")
+        return answer
+
+
+def _exported(bundle: Path, formats: Mapping[str, Any]) -> Iterator[tuple[Key, str, Path]]:
+    """The ONNX files that may be deployed, with the runtimes that are installed."""
+    files = {
+        format: bundle / formats[format]["file"]
+        for format in ("onnx", "int8")
+        if format in formats and formats[format].get("accepted", True)
+    }
+    for format, file in files.items():
+        yield ("student", format), "onnx", file
+    if importlib.util.find_spec("openvino"):
+        for format, file in files.items():
+            yield ("student", f"openvino {format}"), "openvino", file
+
+
+def _in_torch(
+    bundle: Path, formats: Mapping[str, Any], networks: Mapping[str, Load]
+) -> Iterator[tuple[Key, Callable[[], worker.Opened]]]:
+    if "torchscript" in formats:
+        yield ("student", "torchscript"), partial(_torchscript, bundle / formats["torchscript"]["file"])
+    for variant, load in networks.items():
+        yield (variant, "eager"), partial(_plain, load)
+        yield (variant, "tuned eager"), partial(_tuned, load)
+
+
+@contextmanager
+def _fresh(runtime: str, file: Path, threads: int, images: Path) -> Iterator[Process]:
+    command = [sys.executable, "-m", "pipeline.benchmark.worker", runtime]
+    command += [str(file.absolute()), str(threads), str(images)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as child:  # noqa: S603
+        assert child.stdin is not None
+        assert child.stdout is not None
+        yield Process(file.name, child.stdin, child.stdout)
+
+
+@contextmanager
+def _forked(opening: Callable[[], worker.Opened], threads: int, images: np.ndarray) -> Iterator[Process]:
+    questions, answers = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(questions[1])
+            os.close(answers[0])
+            torch.set_num_threads(threads)
+            with open(questions[0]) as read, open(answers[1], "w") as write:
+                worker.serve(opening, images, read, write)
+        finally:
+            os._exit(0)  # the parent cleans up what belongs to it
+    os.close(questions[0])
+    os.close(answers[1])
+    try:
+        with open(questions[1], "w") as write, open(answers[0]) as read:
+            yield Process("torch", write, read)
+    finally:
+        os.waitpid(pid, 0)
+
+
+def _plain(load: Load) -> worker.Opened:
+    """As people call it: normalised pixels, channels first."""
+    deployed = load()
+    net, mean, std = deployed.net, deployed.mean, deployed.std
+
+    def run(images: np.ndarray) -> Sequence[np.ndarray]:
+        with torch.inference_mode():
+            logits = net(normalise(torch.from_numpy(images), mean, std).contiguous())
+            return logits.numpy(), logits.softmax(1).numpy()
+
+    return run, {"size_mb": _megabytes(net)}
+
+
+def _tuned(load: Load) -> worker.Opened:
+    """As fast as eager gets without changing the network."""
+    keep_memory()
+    deployed = load()
+    net, mean, std = deployed.net.to(memory_format=torch.channels_last), deployed.mean, deployed.std
+
+    def run(images: np.ndarray) -> Sequence[np.ndarray]:
+        with torch.inference_mode():
+            pixels = normalise(torch.from_numpy(images), mean, std)
+            logits = net(pixels.contiguous(memory_format=torch.channels_last))
+            return logits.numpy(), logits.softmax(1).numpy()
+
+    return run, {"size_mb": _megabytes(net)}
+
+
+def _torchscript(path: Path) -> worker.Opened:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.")  # torch has deprecated the format
+        script = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+
+    def run(images: np.ndarray) -> Sequence[np.ndarray]:
+        with torch.inference_mode():
+            return [output.numpy() for output in script(torch.from_numpy(images))]
+
+    return run, {"size_mb": path.stat().st_size / 1e6}
+
+
+def _count(networks: Mapping[str, Load], image: np.ndarray) -> worker.Opened:
+    """Parameters and multiplications of the networks, counted in a process of their own.
+
+    torch's counter loads torch's compiler, which would disturb what is measured later.
+    """
+    counts = {}
+    for name, load in networks.items():
+        deployed = load()
+        counts[name] = {"parameters_m": parameters(deployed.net) / 1e6, "macs_m": macs(deployed, image) / 1e6}
+    return lambda images: [images], counts
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory, instead of returning it to the system at every call.
+
+    Does nothing without glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    for parameter, value in KEEP_MEMORY:
+        mallopt(parameter, value)
+
+
+def _take_turns(processes: Mapping[Key, Process], batch: int, seconds: float) -> dict[Key, dict[str, Any]]:
+    """The times of each variant for a batch, measured in short turns."""
+    wall: dict[Key, list[float]] = {key: [] for key in processes}
+    cpu: dict[Key, list[float]] = {key: [] for key in processes}
+    while unfinished := [
+        key for key, taken in wall.items() if sum(taken) < seconds or len(taken) < worker.FEWEST
+    ]:
+        for key in unfinished:
+            answer = processes[key].ask({"batch": batch, "seconds": TURN})
+            wall[key] += answer["wall"]
+            cpu[key] += answer["cpu"]
+            processes[key].memory_mb = answer["memory_mb"]
+    return {key: _summary(batch, wall[key], cpu[key]) for key in processes}
+
+
+def _summary(batch: int, wall: list[float], cpu: list[float]) -> dict[str, Any]:
+    median = float(np.median(wall))
+    return {
+        "median_ms": 1000 * median,
+        "p95_ms": 1000 * float(np.percentile(wall, 95)),
+        "cpu_ms": 1000 * float(np.median(cpu)),
+        "images_per_s": batch / median,
+        "n": len(wall),
+    }
+
+
+def _row(key: Key, batch: int, timed: Mapping[str, Any], size_mb: float) -> dict[str, Any]:
+    variant, format = key
+    return {"variant": variant, "format": format, "batch": batch, **timed, "size_mb": size_mb}
+
+
+def _openings(opened: Mapping[Key, dict[str, Any]], processes: Mapping[Key, Process]) -> list[dict[str, Any]]:
+    """What it took to open each variant, its memory, and how far its answer is from plain eager's."""
+    answers = {key: np.array(facts["logits"]) for key, facts in opened.items()}
+    rows = []
+    for (variant, format), facts in opened.items():
+        others = {name: value for name, value in facts.items() if name != "logits"}
+        memory = processes[variant, format].memory_mb
+        error = _error(answers[variant, format], answers[variant, "eager"])
+        rows.append({"variant": variant, "format": format, **others, "memory_mb": memory, "error": error})
+    return rows
+
+
+def _teacher(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The teacher's best time for one image, and its size."""
+    single = [row for row in rows if row["variant"] == "teacher" and row["batch"] == 1]
+    return {"latency_ms": min(row["median_ms"] for row in single), "size_mb": single[0]["size_mb"]}
+
+
+def _headline(rows: list[dict[str, Any]], counts: Mapping[str, float]) -> dict[str, float]:
+    """The metrics: those of the float file, and of int8 if it ships.
+
+    A speedup is the CPU time of tuned eager for one image, divided by the file's.
+    """
+    own = {(row["format"], row["batch"]): row for row in rows if row["variant"] == "student"}
+    largest = max(batch for _, batch in own)
+    metrics = {
+        "latency_ms": own["onnx", 1]["median_ms"],
+        "throughput": own["onnx", largest]["images_per_s"],
+        "size_mb": own["onnx", 1]["size_mb"],
+        **counts,
+        "speedup": own["tuned eager", 1]["cpu_ms"] / own["onnx", 1]["cpu_ms"],
+    }
+    if ("int8", 1) in own:
+        metrics |= {
+            "int8_latency_ms": own["int8", 1]["median_ms"],
+            "int8_throughput": own["int8", largest]["images_per_s"],
+            "int8_size_mb": own["int8", 1]["size_mb"],
+            "int8_speedup": own["tuned eager", 1]["cpu_ms"] / own["int8", 1]["cpu_ms"],
+        }
+    return metrics
+
+
+def _error(logits: np.ndarray, truth: np.ndarray) -> float:
+    """The largest difference of a logit, as a share of the largest. It shows a fast but wrong variant."""
+    return float(np.abs(logits - truth).max() / max(float(np.abs(truth).max()), 1e-30))
+
+
+def _megabytes(net: nn.Module) -> float:
+    return sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers())) / 1e6

@@ -1,0 +1,75 @@
+"""Which files of the project a stage's code consists of: the stage runs again if one of them changes.
+
+An edit of any other file leaves the stage's results, and its half-finished trainings, as they are.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# Its imports are there to check params.yaml. A stage imports the code that it computes with elsewhere.
+CHECKS_ONLY = "pipeline/params.py"
+# It imports the files beside it by the names in params.yaml, so any of them may be needed.
+IMPORTS_BY_NAME = "pipeline/nets/__init__.py"
+
+
+def listing(files: Iterable[str]) -> str:
+    """Hashes and names in the form of `sha256sum`, so `sha256sum --check` says which file has changed."""
+    return "".join(
+        f"{hashlib.sha256((ROOT / file).read_bytes()).hexdigest()}  {file}\n" for file in sorted(files)
+    )
+
+
+def closure(*modules: str) -> set[str]:
+    """The project's files that these modules consist of and import, directly or not."""
+    seen: set[str] = set()
+    todo = {file for module in modules for file in _files_of(module)}
+    while todo:
+        file = todo.pop()
+        seen.add(file)
+        todo |= _beside(file)
+        if file.endswith(".py") and file != CHECKS_ONLY:
+            todo |= imported_by(file)
+        todo -= seen
+    return seen
+
+
+def imported_by(file: str) -> set[str]:
+    """The project's files that `file` itself imports, at any place in it, except for types only."""
+    tree = ast.parse((ROOT / file).read_text())
+    typing_only = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for part in ast.walk(node)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) not in typing_only:
+            for module in _modules_in(node):
+                found |= _files_of(module)
+    return found - {file}
+
+
+def _modules_in(node: ast.AST) -> list[str]:
+    """The modules that an import statement may mean: a name in `from a import b` may be the module a.b."""
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
+    return [name.name for name in node.names] if isinstance(node, ast.Import) else []
+
+
+def _files_of(module: str) -> set[str]:
+    """The file of a module, and the `__init__.py` of each package that it is in."""
+    parts = module.split(".")
+    candidates = [Path(*parts[:n], "__init__.py") for n in range(1, len(parts) + 1)]
+    candidates.append(Path(*parts).with_suffix(".py"))
+    return {path.as_posix() for path in candidates if (ROOT / path).is_file()}
+
+
+def _beside(file: str) -> set[str]:
+    """The files of the same folder that `file` may need without an import of them, such as templates."""
+    folder = (ROOT / file).parent
+    kinds = {".html", ".css"} | ({".py"} if file == IMPORTS_BY_NAME else set())
+    return {path.relative_to(ROOT).as_posix() for path in folder.iterdir() if path.suffix in kinds}

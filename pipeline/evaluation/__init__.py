@@ -1,0 +1,1 @@
+"""How good trained networks are: scores, gains, predictions, and what teacher and student know together."""

@@ -1,0 +1,141 @@
+"""How good a classifier is, from its logits alone: any function from images to logits can be scored."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.settings import InputError
+
+BINS = 15
+
+
+def logits_of(
+    predict: Callable[[np.ndarray], np.ndarray],
+    images: np.ndarray,
+    rows: Sequence[int] | np.ndarray,
+    *,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> np.ndarray:
+    """Logits of the given rows, in their order.
+
+    `images` (uint8 N x H x W x C) may be mapped from disk: one batch is read at a time.
+    """
+    rows = np.asarray(rows, dtype=np.int64)
+    if rows.size == 0:
+        raise InputError("There are no images to evaluate: the chosen split has no rows.")
+    from tqdm import tqdm
+
+    starts = tqdm(
+        range(0, len(rows), batch_size),
+        desc="evaluate",
+        unit="batch",
+        disable=None if progress else True,
+        leave=False,
+    )
+    return np.concatenate([predict(images[rows[start : start + batch_size]]) for start in starts])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracies are from 0 to 1. A value that makes no sense for these images or classes is None."""
+
+    accuracy: float
+    top5: float | None  # only with more than 5 classes
+    ece: float
+    agreement: float | None  # share of the images for which the teacher predicts the same class
+    per_class: list[float | None]  # accuracy; None: no image of this class
+    confusion: list[list[int]]  # rows: actual, columns: predicted
+    n: int
+
+
+def score(
+    logits: np.ndarray, labels: np.ndarray, classes: int, teacher_logits: np.ndarray | None = None
+) -> Scores:
+    """All scores of one network on one set of images. Of equal logits the first class is the prediction."""
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    check_logits(logits, "logits", len(labels), classes)
+    if labels.ndim != 1 or len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
+        raise InputError(
+            f"labels: expected at least one image, and for each a whole number from 0 to {classes - 1}."
+        )
+    predicted = logits.argmax(1)
+    confusion = np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(
+        classes, classes
+    )
+    agreement = None
+    if teacher_logits is not None:
+        teacher_logits = np.asarray(teacher_logits)
+        check_logits(teacher_logits, "teacher logits", len(labels), classes)
+        agreement = float((predicted == teacher_logits.argmax(1)).mean())
+    return Scores(
+        accuracy=float((predicted == labels).mean()),
+        top5=float((_rank(logits, labels) < 5).mean()) if classes > 5 else None,
+        ece=calibration_error(logits, labels),
+        agreement=agreement,
+        per_class=[float(row[i] / row.sum()) if row.sum() else None for i, row in enumerate(confusion)],
+        confusion=confusion.tolist(),
+        n=len(labels),
+    )
+
+
+def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
+    """Expected calibration error (Guo et al., 2017).
+
+    Confidence is the largest softmax probability. Predictions fall by confidence into equally wide bins
+    `((b-1)/bins, b/bins]`. The error is the mean over all predictions of their bin's
+    `|mean confidence - accuracy|`.
+    """
+    sure = confidence(logits)
+    correct = logits.argmax(1) == labels
+    which = np.ceil(sure * bins).astype(np.int64) - 1
+    gaps = np.bincount(which, weights=sure - correct, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def confidence(logits: np.ndarray) -> np.ndarray:
+    """The largest softmax probability of each row."""
+    exp = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    largest: np.ndarray = exp.max(1) / exp.sum(1)
+    return largest
+
+
+def summarise(scores: Sequence[Scores]) -> dict[str, float]:
+    """Means over seeds. `spread` is the sample standard deviation of the accuracy (0 with one seed), `n` the
+    number of seeds."""
+    accuracy = [s.accuracy for s in scores]
+    summary = {
+        "accuracy": float(np.mean(accuracy)),
+        "spread": float(np.std(accuracy, ddof=1)) if len(accuracy) > 1 else 0.0,
+        "n": len(accuracy),
+        "ece": float(np.mean([s.ece for s in scores])),
+    }
+    for name in ("agreement", "top5"):
+        values = [value for s in scores if (value := getattr(s, name)) is not None]
+        if len(values) == len(scores):
+            summary[name] = float(np.mean(values))
+    return summary
+
+
+def check_logits(logits: np.ndarray, what: str, n: int, classes: int) -> None:
+    """Refuse logits of a wrong shape and logits that are not finite; `what` names them in the error."""
+    if logits.shape != (n, classes):
+        raise InputError(
+            f"{what}: the shape is {logits.shape}, but must be {(n, classes)}: a row for each image and a "
+            "column for each class."
+        )
+    if not np.isfinite(logits).all():
+        bad = int((~np.isfinite(logits)).any(1).sum())
+        raise InputError(
+            f"{what}: {bad} of {n} rows hold NaN or infinity, so the training has diverged. Train the "
+            "network again with a smaller learning rate."
+        )
+
+
+def _rank(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many classes come before the true one."""
+    own = np.take_along_axis(logits, labels[:, None], 1)
+    earlier = np.arange(logits.shape[1]) < labels[:, None]
+    rank: np.ndarray = ((logits > own) | ((logits == own) & earlier)).sum(1)
+    return rank

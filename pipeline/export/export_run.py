@@ -1,0 +1,104 @@
+"""Exports a run's best student."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint import best_seed, load_network, student_folders
+from pipeline.data.protocol import rows_of_classes
+from pipeline.data.store import Store
+from pipeline.export.build_bundle import ExportConfig, Labelled, build_bundle
+from pipeline.files import atomic_folder, sha256
+from pipeline.records.record import Record, Result
+
+INT8_METRICS = ("accuracy", "drop", "agreement", "snr_db")
+
+
+@dataclass(frozen=True)
+class Exported:
+    seed: int
+    result: Result
+    remarks: list[str]  # what a person should know
+
+
+def export_run(
+    name: str,
+    cfg: ExportConfig,
+    *,
+    data: Path,
+    students: Path,
+    past: Mapping[str, Record],
+    out: Path,
+    record: str,
+) -> Exported:
+    """Write the bundle of the run's best student on validation images into `out`.
+
+    `past` holds the run's records of stages `distill` and `evaluate`. `record` is the id of the record that
+    stage `export` is writing.
+    """
+    store, seed = Store.open(data), best_seed(students)
+    chosen = student_folders(students)[seed]
+    net, facts = load_network(chosen)
+    classes = [store.classes.index(each) for each in facts["classes"]]
+    tested = past["evaluate"]
+    exported = {"seed": seed, "accuracy": tested.details["seeds"][str(seed)]["accuracy"]}
+    with atomic_folder(out) as folder:
+        bundle = build_bundle(
+            net,
+            out=folder,
+            name=name,
+            classes=facts["classes"],
+            mean=store.mean,
+            std=store.std,
+            training=_split(store, "train", classes, cfg.int8.images).images,
+            validation=_split(store, "val", classes, cfg.int8.check),
+            test=_split(store, "test", classes, max(cfg.int8.check, cfg.parity_images)),
+            metrics=tested.metrics | {"exported": exported},
+            provenance=_provenance(store, chosen, facts, past, record),
+            cfg=cfg,
+        )
+    result = Result(
+        metrics=_int8_metrics(bundle),
+        inputs={"data": store.content, "students": sha256(students)},
+        outputs={"bundle": sha256(out)},
+        details=bundle,
+    )
+    return Exported(seed, result, _remarks(bundle))
+
+
+def _split(store: Store, split: str, classes: list[int], most: int) -> Labelled:
+    """The first `most` images of these classes in a split."""
+    subset = rows_of_classes(store.labels, store.indices(split), classes)
+    return Labelled(store.images[subset.rows[:most]], subset.labels[:most])
+
+
+def _provenance(
+    store: Store, student: Path, facts: Mapping[str, Any], past: Mapping[str, Record], record: str
+) -> dict[str, Any]:
+    return {
+        "data": store.content,
+        "teacher": past["evaluate"].inputs["teacher"],
+        "student": sha256(student),
+        "code": past["distill"].inputs["code"],
+        **{key: facts[key] for key in ("net", "seed", "val_accuracy")},
+        "params": past["distill"].params,
+        "record": record,
+        "records": {stage: each.id for stage, each in past.items()},
+    }
+
+
+def _int8_metrics(bundle: Mapping[str, Any]) -> dict[str, float]:
+    if "int8" not in bundle["formats"]:
+        return {}
+    return {f"int8_{name}": bundle["formats"]["int8"]["test"][name] for name in INT8_METRICS}
+
+
+def _remarks(bundle: Mapping[str, Any]) -> list[str]:
+    int8 = bundle["formats"].get("int8")
+    if not int8 or not int8["refused"]:
+        return []
+    return [
+        "only the float files ship, because the int8 file is not close enough to them: on "
+        f"{int8['quality']['images']} validation images {'; '.join(int8['refused'])} (limits: export.int8)"
+    ]

@@ -1,0 +1,196 @@
+"""The protocol that every distillation method follows."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.functional import softened_kl
+from pipeline.settings import InputError, Settings
+from pipeline.taps import Answer, Step, Tapped
+
+Terms = dict[str, Tensor]
+
+
+class Weighted(NamedTuple):
+    """A term of a loss, not yet weighted, and its weight."""
+
+    value: Tensor
+    weight: float
+
+
+Loss = dict[str, Weighted]  # the training loop sums weight * value and logs both; the names are in the curves
+
+
+class MethodConfig(Settings):
+    """Settings of every method."""
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "student_stages": "student_maps",
+        "teacher_stages": "teacher_maps",
+        "student_stage": "student_map",
+        "teacher_stage": "teacher_map",
+    }
+
+    name: str
+    ce_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy on labels")
+    kd_weight: float = Field(0.0, ge=0, description="weight of plain KD on the teacher's logits")
+    term_weight: float = Field(1.0, ge=0, description="weight of the method's own terms")
+    temperature: float = Field(4.0, gt=0, description="tau of KD, which divides the logits of both networks")
+    combine: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings of a second method whose terms are added: {name: crd, ...}",
+    )
+
+
+class MapsConfig(MethodConfig):
+    """Settings of a method that matches maps."""
+
+    student_maps: tuple[str, ...] = Field(
+        (), description="names of the student's maps; empty: all but the stem"
+    )
+    teacher_maps: tuple[str, ...] = Field(
+        (), description="names of the teacher's maps; empty: all but the stem"
+    )
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training of a method."""
+
+    name: str  # key under runs.<run>.phases in params.yaml
+    loss: Callable[[Step], Loss]
+    trains: tuple[nn.Module, ...]  # exactly what the optimizer moves; everything else is frozen
+    # Only for a phase that never reads the student, and so can be trained once for many students: the names
+    # of the settings that it reads.
+    of_teacher: tuple[str, ...] = ()
+
+
+Pairs = Sequence[tuple[str, str]]  # (student's, teacher's): each the name of a map, `pooled` or `logits`
+C = TypeVar("C", bound=MethodConfig)
+
+
+class Method(nn.Module, ABC, Generic[C]):
+    """A method gives its terms. The base adds the terms of labels and plain KD, and holds all weights:
+
+    `ce_weight * CE + kd_weight * tau^2 * KL(teacher || student) + term_weight * sum of the terms`
+
+    `class Foo(Method[Config])` names the settings of the method. Adapters and dictionaries are built in
+    `__init__` from the shapes of the probe. As sub-modules they are trained, moved and saved with the method.
+
+    What a method may keep between calls:
+    - from step to step, only what `state_dict()` saves (parameters and buffers), and plain numbers that a
+      phase sets again at the start of an epoch, where reading a buffer would make the device wait;
+    - within a step, values that `after_backward` uses and drops.
+
+    Everything else would be lost when a training stops and goes on in a new process.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    needs_image_gradients: bool = False  # True if terms differentiate the answers with respect to the images
+    pairs: Pairs = ()  # what the terms match
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in getattr(cls, "__orig_bases__", ()):
+            for argument in get_args(base):
+                if isinstance(argument, type) and issubclass(argument, MethodConfig):
+                    cls.Config = argument
+
+    def __init__(self, cfg: C, probe: Step, labels: Tensor) -> None:
+        """`probe` is a small batch with both answers; `labels` are those of the whole train subset."""
+        super().__init__()
+        self.cfg = cfg
+        self.notes: dict[str, Tensor] = {}  # scalars of this step that are not terms; their means are logged
+        if cfg.kd_weight:
+            classes, teacher_classes = probe.student.logits.shape[1], probe.teacher.logits.shape[1]
+            if teacher_classes != classes:
+                raise InputError(
+                    f"method.kd_weight is {cfg.kd_weight}, but the teacher has {teacher_classes} classes and "
+                    f"the student {classes}, so their logits cannot be matched. Set method.kd_weight to 0."
+                )
+
+    @abstractmethod
+    def terms(self, step: Step) -> Terms:
+        """The method's own terms: scalars, not yet weighted."""
+
+    def loss(self, step: Step) -> Loss:
+        """Labels, plain KD and the method's own terms; what has weight 0 is not computed."""
+        cfg, loss = self.cfg, {}
+        if self.needs_image_gradients:
+            step.images.requires_grad_()  # before an answer is read
+        if cfg.ce_weight:
+            loss["ce"] = Weighted(F.cross_entropy(step.student.logits, step.labels), cfg.ce_weight)
+        if cfg.kd_weight:
+            teacher = step.teacher.logits.detach()  # they have a graph if a method needs image gradients
+            loss["kd"] = Weighted(softened_kl(step.student.logits, teacher, cfg.temperature), cfg.kd_weight)
+        if cfg.term_weight:
+            loss.update({name: Weighted(value, cfg.term_weight) for name, value in self.terms(step).items()})
+        return loss
+
+    def matched(self) -> Pairs:
+        """All pairs, including the logits of KD."""
+        return [*self.pairs, *([("logits", "logits")] if self.cfg.kd_weight else [])]
+
+    def take_notes(self) -> dict[str, Tensor]:
+        """Return the notes of this step and forget them."""
+        notes, self.notes = self.notes, {}
+        return notes
+
+    def phases(self, student: Tapped) -> list[Phase]:
+        """The phases in the order in which they are trained. The last one is called `distill`."""
+        return [Phase("distill", self.loss, (student.net, self))]
+
+    def after_backward(self, step: Step, student: Tapped) -> None:
+        """The one hook in the training loop: the gradients are ready, the optimizer has not stepped yet."""
+
+
+def map_pairs(
+    probe: Step, student: Sequence[str], teacher: Sequence[str], *, with_stem: bool = False
+) -> list[tuple[str, str]]:
+    """Pairs of maps to match, shallow to deep: those named, otherwise all maps but the stem.
+
+    If one network has more maps than the other, its deepest ones are matched.
+    """
+    students = _names(probe.student, student, "student", with_stem=with_stem)
+    teachers = _names(probe.teacher, teacher, "teacher", with_stem=with_stem)
+    count = min(len(students), len(teachers))
+    for field, named in (("method.student_maps", student), ("method.teacher_maps", teacher)):
+        if len(named) > count:
+            raise InputError(
+                f"{field} names {len(named)} maps, but the other network has only {count} to match. Name "
+                f"{count} or fewer."
+            )
+    return list(zip(students[-count:], teachers[-count:], strict=True))
+
+
+def _names(answer: Answer, named: Sequence[str], network: str, *, with_stem: bool) -> Sequence[str]:
+    for name in named:
+        answer.named_map(name, f"method.{network}_maps")
+    names = named or (list(answer.maps) if with_stem else answer.body)
+    if not names:
+        raise InputError(
+            f"The {network} has no map to match. Under `taps` of that network, name the modules whose "
+            "outputs are maps."
+        )
+    return names
+
+
+def preactivation_pairs(probe: Step, student: Sequence[str], teacher: Sequence[str]) -> list[tuple[str, str]]:
+    """`map_pairs`, where each map must end in an activation, so that there is a map before the activation."""
+    pairs = map_pairs(probe, student, teacher)
+    answers = {"student": probe.student, "teacher": probe.teacher}
+    for (network, answer), names in zip(answers.items(), zip(*pairs, strict=True), strict=True):
+        for name in names:
+            if name not in answer.preactivations:
+                raise InputError(
+                    f"method.{network}_maps: map {name!r} of the {network} does not end in an activation "
+                    "module, so there is no map before the activation. Choose among: "
+                    f"{', '.join(answer.preactivations) or '(none)'}; or name the activation, such as "
+                    "layer1.2.relu, under `taps` of the network."
+                )
+    return pairs

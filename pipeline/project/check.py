@@ -1,0 +1,74 @@
+"""What `check` finds out before anything runs: is params.yaml sound, and which code does each stage have?"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.dependencies import closure, listing
+from pipeline.files import atomic_file, atomic_folder
+from pipeline.params import Params
+from pipeline.settings import InputError
+
+OF_ALL = ("prepare", "report", "track")
+OF_A_RUN = ("pretrain", "distill", "evaluate", "export", "benchmark")
+WITH_METHODS = ("pretrain", "distill", "analyse")
+
+
+def check_data_root(params: Params) -> None:
+    """DVC watches the folder, so it must be there whatever the source."""
+    root = params.data.root
+    if not Path(root).is_dir():
+        raise InputError(
+            f"data.root: there is no folder {root!r}. Name the folder that holds the images, or make it "
+            "(mkdir -p) to download to."
+        )
+
+
+def write_code_lists(params: Params, folder: Path) -> None:
+    """A file for each stage that lists its code with hashes: DVC runs the stage again when it changes."""
+    with atomic_folder(folder) as filled:
+        for name, modules in modules_of_stages(params):
+            (filled / name).parent.mkdir(parents=True, exist_ok=True)
+            (filled / name).write_text(listing(closure(*modules)))
+
+
+def write_class_split(params: Params, file: Path) -> None:
+    """What of `protocol` concerns teachers. DVC cannot watch a setting that params.yaml may leave out."""
+    split = {"overlap": params.protocol.class_overlap, "seed": params.protocol.class_seed}
+    with atomic_file(file) as partial:
+        partial.write_text(json.dumps(split) + "\n")
+
+
+def write_names(names: dict[str, object], file: Path) -> None:
+    """A list of names, so that the folder that `report` watches exists even if there are none."""
+    with atomic_file(file) as partial:
+        partial.write_text("".join(f"{name}\n" for name in names))
+
+
+def modules_of_stages(params: Params) -> Iterator[tuple[str, list[str]]]:
+    """Each stage of the graph with the modules it starts from: its own, and those that params.yaml names."""
+    for stage in OF_ALL:
+        yield stage, [f"stages.{stage}"]
+    yield (
+        "export_trial",
+        ["stages.export_trial", *(_module(student.net) for student in params.students.values())],
+    )
+    for name, teacher in params.teachers.items():
+        yield f"teacher/{name}", ["stages.teacher", "pipeline.methods.ce", _module(teacher.net)]
+    for name, knowledge in params.knowledge.items():
+        method = f"pipeline.methods.{params.knowledge_run(name).method.name}"
+        yield (
+            f"knowledge/{name}",
+            ["stages.knowledge", method, _module(params.teachers[knowledge.teacher].net)],
+        )
+    for name in params.runs:
+        run = params.run(name)
+        nets = [_module(params.trained_teacher(run.teacher).net), _module(run.student.net)]
+        methods = [f"pipeline.methods.{method.name}" for method in (run.method, run.partner) if method]
+        for stage in OF_A_RUN + (("analyse",) if name in params.analysis else ()):
+            yield f"{stage}/{name}", [f"stages.{stage}", *nets, *(methods if stage in WITH_METHODS else [])]
+
+
+def _module(net: str) -> str:
+    """Where a network comes from: `my_nets.small` for `my_nets.small:make`."""
+    return net.partition(":")[0] if ":" in net else "pipeline.nets"

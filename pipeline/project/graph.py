@@ -1,0 +1,29 @@
+"""Commands that run the graph."""
+
+import sys
+from pathlib import Path
+
+from pipeline.project.dvc import dvc
+
+# what `dvc exp show` would list beside the parameters and scores that a person compares
+NOT_COMPARED = (
+    r"(data|models|my_nets|pipeline|plots|records|reports|stages)(/|$)|params\.yaml$"
+    r"|metrics/evaluate/.*:(?!accuracy)|metrics/benchmark/"
+)
+
+
+def run() -> None:
+    """Run what changed in the graph, then print the table of results."""
+    if code := dvc("repro"):
+        sys.exit(code)
+    print(Path("reports/table.txt").read_text(), end="")
+
+
+def tries() -> None:
+    """Compare what was tried with `dvc exp run`: the parameters that differ, accuracies and gains."""
+    sys.exit(dvc("exp", "show", "--only-changed", "--drop", NOT_COMPARED))
+
+
+def track() -> None:
+    """Write the rows that are missing in MLflow, after a server was down or a database was lost."""
+    sys.exit(dvc("repro", "-f", "-s", "track"))

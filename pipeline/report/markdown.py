@@ -1,0 +1,171 @@
+"""The report as Markdown, to be read wherever text can be read."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from pipeline.evaluation.predictions import AllPredictions, outcomes
+from pipeline.records.results import Results, RunResults
+from pipeline.report import costs, exports
+from pipeline.report.confusions import frequent_errors
+from pipeline.report.words import COSTS, HEADER, caveats, environments, percent, points, result_rows, verdict
+
+CLASSES_SHOWN = 20  # if there are more, half of them from each end
+
+
+class _Markdown(str):
+    """A cell that is Markdown already."""
+
+
+def markdown_report(results: Results, *, predictions: AllPredictions | None, sheet: str, bundles: str) -> str:
+    """`predictions` are those of the best run; `sheet` and `bundles` are links to the picture of the data and
+    to the folder of the bundles."""
+    best, teachers = results.best, ", ".join(f"**{_safe(name)}**" for name in results.teachers)
+    sections = [
+        "# Which small student should be deployed?",
+        f"Students that learned from {teachers}, compared with the baseline: the same student, trained "
+        f"without a teacher. **{_safe(best.name)}** is the best on validation ({percent(best.validation)} "
+        f"%): {_safe(verdict(results))}",
+        f"Its bundle is [{_safe(best.name)}]({bundles}/{best.name}). Use it for images like those below, "
+        "which belong to one of these classes.",
+        "## Data",
+        _data(results, sheet),
+        "## Results",
+        _table([HEADER, *result_rows(results)]),
+        "`*` best on validation. Accuracy, gain and agreement with the teacher are on the test images; ± is "
+        "the sample standard deviation over n seeds; the gain is over the baseline, with its 95 % interval. "
+        f"{COSTS}",
+        "## Runs",
+        _runs(results),
+        "## Gains by class",
+        _classes(results),
+        "## Errors of the best student",
+        _errors(best, predictions),
+        "## Cost of training",
+        _costs(results),
+        "## Exports",
+        _exports(results, bundles),
+        "## Provenance",
+        _provenance(results),
+        "## How to read this report",
+        _bullets(caveats(results)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    head, *body = (
+        [cell if isinstance(cell, _Markdown) else _safe(cell.strip()) for cell in line] for line in lines
+    )
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body))
+
+
+def _safe(text: str) -> str:
+    """A name as plain text, whatever it contains: none of it is markup, and it stays on its line."""
+    return re.sub(r"([\\`*\[\]<>|~$#&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+
+
+def _code(text: str) -> _Markdown:
+    """Text as code. A backtick or a bar inside would end the code or the cell."""
+    return _Markdown("`" + " ".join(text.split()).replace("`", "'").replace("|", "\\|") + "`")
+
+
+def _data(results: Results, sheet: str) -> str:
+    manifest = results.prepare.details["manifest"]
+    splits = [split for split in ("train", "val", "test") if split in manifest["splits"]]
+    classes = manifest["classes"]
+    counts = [
+        ["class", *splits],
+        *([name, *(str(manifest["per_class"][split].get(name, 0)) for split in splits)] for name in classes),
+        [_Markdown("**all**"), *(_Markdown(f"**{manifest['splits'][split]}**") for split in splits)],
+    ]
+    size, channels = manifest["size"], manifest["channels"]
+    return (
+        f"Source {_code(manifest['source'])}: {len(classes)} classes, images {size}x{size}x{channels}, "
+        f"{manifest['duplicates_removed']} duplicates removed, content `{manifest['content'][:12]}`. "
+        "Teachers learn from all training images. The table of runs says from how many images each student "
+        f"learns.\n\n![a few images of each class]({sheet})\n\n{_table(counts)}"
+    )
+
+
+def _runs(results: Results) -> str:
+    lines = [["run", "teacher", "student", "method", "images", "validation %", "ECE", "settings"]]
+    for name, run in results.runs.items():
+        settings = {key: value for key, value in run.params["run"]["method"].items() if key != "name"}
+        settings["protocol"] = run.params["protocol"]
+        images = run.records["distill"].details["subset"]["images"]
+        ece = percent(run.records["evaluate"].metrics["ece"])
+        numbers = [str(images), percent(run.validation), ece]
+        lines.append([name, run.teacher, run.student, run.method, *numbers, _code(json.dumps(settings))])
+    return (
+        f"{_table(lines)}\n\nECE is the expected calibration error on the test images: the mean distance "
+        "between confidence and accuracy (0 is best)."
+    )
+
+
+def _classes(results: Results) -> str:
+    best = results.best
+    if best.baseline is None:
+        return "There is no baseline to compare the best student with."
+    ours, theirs = best.per_class, results.runs[best.baseline].per_class
+    names = sorted(ours.keys() & theirs.keys(), key=lambda name: (theirs[name] - ours[name], name))
+    lines = [
+        [name, percent(theirs[name]), percent(ours[name]), points(ours[name] - theirs[name])]
+        for name in names
+    ]
+    if len(lines) > CLASSES_SHOWN:
+        half = CLASSES_SHOWN // 2
+        lines = [*lines[:half], ["…", "", "", ""], *lines[-half:]]
+    return _table([["class", f"{best.baseline} %", f"{best.name} %", "points"], *lines])
+
+
+def _errors(best: RunResults, predictions: AllPredictions | None) -> str:
+    errors = [
+        [pair.actual, pair.predicted, str(pair.images), f"{percent(pair.share)} %"]
+        for pair in frequent_errors(best, 10)
+    ]
+    parts = ["It makes no errors on the test images."]
+    if errors:
+        parts = [_table([["class", "predicted as", "images", "of the class"], *errors])]
+    if predictions is not None:
+        counts = outcomes(predictions, best.exported_seed)
+        lines = [[what, str(n), f"{percent(n / len(predictions.labels))} %"] for what, n in counts.items()]
+        parts.append(_table([["student and teacher", "images", "of all"], *lines]))
+    return f"The exported student (seed {best.exported_seed}) on the test images:\n\n" + "\n\n".join(parts)
+
+
+def _costs(results: Results) -> str:
+    found = costs.training_costs(results)
+    lines = [[cost.name, *costs.cells(cost)] for cost in found]
+    return f"{_table([['', *costs.HEADER], *lines])}\n\n{costs.note(found)}"
+
+
+def _exports(results: Results, bundles: str) -> str:
+    def lines(of: Callable[[RunResults], list[list[str]]]) -> list[list[str]]:
+        return [[run.name, *line] for run in results.runs.values() for line in of(run)]
+
+    linked = [
+        [_Markdown(f"[{_safe(name)}]({bundles}/{name})"), *line] for name, *line in lines(exports.parity)
+    ]
+    parts = [
+        "Each file was compared with the trained network on real test images. A file that differs is not "
+        "shipped. The relative difference is the largest difference as a share of the largest logit.",
+        _table([["bundle", *exports.PARITY], *linked]),
+    ]
+    if quantized := lines(exports.int8):
+        parts += ["The int8 file compared with the float file:", _table([["run", *exports.INT8], *quantized])]
+    parts += ["Speed on this machine's CPU:", _table([["run", *exports.SPEED], *lines(exports.speed)])]
+    return "\n\n".join(parts)
+
+
+def _provenance(results: Results) -> str:
+    lines: list[list[str]] = [["stage", "record", "finished", "seconds", "outputs"]]
+    for record in results.records:
+        outputs = ", ".join(f"{_safe(name)} `{digest[:12]}`" for name, digest in record.outputs.items())
+        times = [record.finished[:19], f"{record.seconds:.1f}"]
+        lines.append([f"{record.stage} {record.name}", _code(record.id[:8]), *times, _Markdown(outputs)])
+    return f"Machines and versions:\n\n{_bullets(environments(results))}\n\n{_table(lines)}"
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {_safe(line)}" for line in lines)

@@ -1,0 +1,82 @@
+"""One phase of a method, trained with one seed."""
+
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.methods import Method, Phase
+from pipeline.records.progress import OnPoint
+from pipeline.records.record import Curves
+from pipeline.runs.context import Context
+from pipeline.settings import unknown
+from pipeline.taps import Tapped
+from pipeline.training.loop import Validate, fit
+from pipeline.training.recipe import TrainConfig
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A network to train, and what trains it."""
+
+    seed: int
+    student: Tapped
+    teacher: Tapped | None
+    method: Method[Any]
+
+
+def train_phase(
+    context: Context,
+    trainee: Trainee,
+    phase: Phase,
+    cfg: TrainConfig,
+    *,
+    validate: Validate | None,
+    folder: Path,
+    curve: str,
+    label: str,
+    on_point: OnPoint,
+) -> Curves:
+    """Train one phase and print one line about it. With `validate`, the student ends with its best weights.
+
+    `folder` holds the state of an unfinished training. `on_point` gets the name `curve` and the curves so
+    far. The order of the images, their views and all random numbers depend only on the seed and the phase's
+    name.
+    """
+    own_seed = zlib.crc32(f"{trainee.seed}/{phase.name}".encode())
+    curves = fit(
+        phase,
+        context.batches(cfg, own_seed),
+        cfg,
+        student=trainee.student,
+        teacher=trainee.teacher,
+        method=trainee.method,
+        accelerator=context.accelerator,
+        seed=own_seed,
+        validate=validate,
+        on_point=lambda so_far: on_point(curve, so_far),
+        state_file=folder / f"{phase.name}.state",
+        label=f"{label} {phase.name}",
+    )
+    if context.is_main:
+        images, seconds = len(context.labels), curves["seconds"][-1]
+        reached = (
+            f"validation accuracy {max(curves['val_accuracy']):.1%}"
+            if "val_accuracy" in curves
+            else f"loss {curves['loss'][-1]:.4g}"
+        )
+        print(
+            f"{label} {phase.name}: {cfg.epochs} epochs on {images} images, {seconds:.1f} s, {reached}",
+            flush=True,
+        )
+    return curves
+
+
+def check_phases(phases: list[Phase], named: Collection[str], field: str) -> list[Phase]:
+    """The phases of a method. Refused if the setting `field` names a phase that is not among them."""
+    names = [phase.name for phase in phases]
+    for name in named:
+        if name not in names:
+            raise unknown(field, name, names)
+    return phases

@@ -1,0 +1,172 @@
+"""The students of a run, seed by seed: first the early phases of its method, then the last one."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.checkpoint import load_network_weights, load_weights, save_network, save_weights
+from pipeline.files import atomic_folder, sha256
+from pipeline.methods import Method, Phase
+from pipeline.records.progress import OnPoint
+from pipeline.records.record import Curves, Result
+from pipeline.runs.context import Context
+from pipeline.runs.knowledge import recall_knowledge
+from pipeline.runs.overview import overview, table
+from pipeline.runs.phase import Trainee, check_phases, train_phase
+from pipeline.runs.run import Run
+from pipeline.runs.work_folder import work_folder
+from pipeline.settings import InputError
+from pipeline.taps import Tapped, in_eval_mode
+from pipeline.training.loop import Validate
+
+METHOD = "method.safetensors"  # the method's own weights beside those of an initial student
+
+
+def pretrain(
+    run: Run, *, data: Path, teacher: Path, out: Path, work: Path, code: str, on_point: OnPoint
+) -> Result:
+    """All phases of the run's method but the last. If it has one phase only: the seeded initial students."""
+    context = Context.of_students(data, run.protocol, run.augment)
+    result = _begin(context, code, teacher=teacher)
+    depends = {"settings": run.settings, "inputs": result.inputs}
+    with work_folder(work, "pretrain", run.name, depends, is_main=context.is_main) as folder:
+        for trainee, early, _ in _trainees(context, run, teacher):
+            if trainee.seed == run.seeds[0]:
+                result.details["overview"] = _overview(context, trainee)
+            for phase in early:
+                result.curves |= _train(context, run, trainee, phase, folder, on_point, validate=None)
+            if context.is_main:
+                trained = folder / "out" / f"seed-{trainee.seed}"
+                _save(trained, context, run, trainee)
+                save_weights(trained / METHOD, trainee.method.state_dict())
+        if context.is_main:
+            result.outputs["student"] = _finish(folder / "out", out)
+    return result
+
+
+def distill(
+    run: Run, *, data: Path, teacher: Path, initial: Path, out: Path, work: Path, code: str, on_point: OnPoint
+) -> Result:
+    """The last phase of the run's method, from what `pretrain` made; each student is chosen on validation."""
+    context = Context.of_students(data, run.protocol, run.augment)
+    result = _begin(context, code, teacher=teacher, initial=initial)
+    depends = {"settings": run.settings, "inputs": result.inputs}
+    with work_folder(work, "distill", run.name, depends, is_main=context.is_main) as folder:
+        for trainee, _, last in _trainees(context, run, teacher):
+            seed = trainee.seed
+            load_initial(initial / f"seed-{seed}", trainee.student, trainee.method)
+            if seed == run.seeds[0]:
+                result.details["overview"] = _overview(context, trainee)
+            result.curves |= _train(context, run, trainee, last, folder, on_point, validate=context.validate)
+            scores = context.validate(trainee.student.net)
+            result.metrics |= {f"{name}/seed-{seed}": value for name, value in scores.items()}
+            if context.is_main:
+                _save(folder / "out" / f"seed-{seed}", context, run, trainee, **scores)
+        for name in ("val_accuracy", "val_loss"):
+            of_seeds = [result.metrics[f"{name}/seed-{seed}"] for seed in run.seeds]
+            result.metrics[name] = sum(of_seeds) / len(of_seeds)
+        if context.is_main:
+            result.outputs["student"] = _finish(folder / "out", out)
+    return result
+
+
+def build_student(context: Context, run: Run, seed: int, teacher: Tapped) -> tuple[Tapped, Method[Any]]:
+    """The untrained student of a seed, and the run's method for it."""
+    torch.manual_seed(seed)
+    student = context.tap(context.build_network(run.student), run.student.taps)
+    method = context.build_method(run.method, student, teacher, run.partner)
+    if context.is_cross_task and any(name == "logits" for _, name in method.matched()):
+        raise InputError(
+            f"runs.{run.name}.method matches the teacher's logits, but with protocol.class_overlap teacher "
+            "and student have different classes. Set kd_weight to 0, choose a method that reads no logits, "
+            "such as refilled, or set class_overlap to all."
+        )
+    return student, method
+
+
+def load_initial(folder: Path, student: Tapped, method: Method[Any]) -> None:
+    """Load the weights of a seed's student and method that `pretrain` saved."""
+    student.net.load_state_dict(load_network_weights(folder))
+    method.load_state_dict(load_weights(folder / METHOD))
+
+
+def _begin(context: Context, code: str, **folders: Path) -> Result:
+    inputs = {"data": context.store.content} | {name: sha256(folder) for name, folder in folders.items()}
+    return Result(inputs=inputs | {"code": code}, details={"subset": context.describe_subset()})
+
+
+def _trainees(context: Context, run: Run, teacher: Path) -> Iterator[tuple[Trainee, list[Phase], Phase]]:
+    """For each seed: the untrained student and its method, the early phases it needs, and the last phase.
+
+    The next seed starts when all processes are done with this one.
+    """
+    teacher_net = context.load_network(teacher)
+    for seed in run.seeds:
+        student, method = build_student(context, run, seed, teacher_net)
+        *early, last = check_phases(method.phases(student), run.phases, f"runs.{run.name}.phases")
+        learned = _recall(run, teacher, method)
+        needed = [phase for phase in early if phase.name not in learned]
+        yield Trainee(seed, student, teacher_net, method), needed, last
+        context.accelerator.wait_for_everyone()
+
+
+def _recall(run: Run, teacher: Path, method: Method[Any]) -> list[str]:
+    """Load the teacher's knowledge for the method, and return the phases it replaces."""
+    learned = recall_knowledge(teacher, method, run.name)
+    for name in run.phases.keys() & set(learned):
+        raise InputError(
+            f"runs.{run.name}.phases.{name}: knowledge.{run.teacher} has learned this phase. Set it there."
+        )
+    return learned
+
+
+def _overview(context: Context, trainee: Trainee) -> list[list[str]]:
+    """What both networks output and what the method matches, printed before the first step."""
+    with in_eval_mode(trainee.student.net):
+        probe = context.probe(trainee.student, trainee.teacher)
+        rows = overview(probe.student, probe.teacher, trainee.method.matched())
+    if context.is_main:
+        print(table(rows), flush=True)
+    return rows
+
+
+def _train(
+    context: Context,
+    run: Run,
+    trainee: Trainee,
+    phase: Phase,
+    folder: Path,
+    on_point: OnPoint,
+    *,
+    validate: Validate | None,
+) -> dict[str, Curves]:
+    """The curves of one phase under their name."""
+    seed, curve = trainee.seed, f"{phase.name}/seed-{trainee.seed}"
+    curves = train_phase(
+        context,
+        trainee,
+        phase,
+        run.training(phase.name),
+        validate=validate,
+        folder=folder / f"seed-{seed}",
+        curve=curve,
+        label=f"{run.name} seed {seed}",
+        on_point=on_point,
+    )
+    return {curve: curves}
+
+
+def _save(folder: Path, context: Context, run: Run, trainee: Trainee, **scores: float) -> None:
+    student = trainee.student
+    facts = {"net": run.student.net, "taps": student.taps, "seed": trainee.seed} | context.facts | scores
+    save_network(folder, student.net.state_dict(), facts)
+
+
+def _finish(trained: Path, out: Path) -> str:
+    """Copy all students to `out`; the hash of what is there."""
+    with atomic_folder(out) as folder:
+        shutil.copytree(trained, folder, dirs_exist_ok=True)
+    return sha256(out)

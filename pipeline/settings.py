@@ -1,0 +1,25 @@
+"""Strict settings, and the error for input that cannot be used."""
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+from pydantic import BaseModel
+
+
+class Settings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+    """Base of every Config: an unknown key is refused, and nothing changes after validation."""
+
+    RENAMED: ClassVar[dict[str, str]] = {}  # old key -> new key; the error for an old key names the new one
+
+
+class InputError(ValueError):
+    """Something that a person gave cannot be used. The message names it and says what to do."""
+
+
+def unknown(what: str, value: str, legal: Iterable[str]) -> InputError:
+    """The error for a name that is not a legal one. It gives the nearest legal name, then all of them."""
+    legal = sorted(legal)
+    near = difflib.get_close_matches(value, legal, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return InputError(f"{what}: there is no {value!r}.{hint} Choose one of: {', '.join(legal) or '(none)'}.")

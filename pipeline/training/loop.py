@@ -1,0 +1,158 @@
+"""The one training loop, for every phase of every method. It knows no method and no network by name."""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Never
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from pipeline.data.batches import Batches
+from pipeline.methods import Loss, Method, Phase
+from pipeline.records.record import Curves
+from pipeline.settings import InputError
+from pipeline.taps import Step, Tapped
+from pipeline.training.monitor import Means, Shares, gradient_shares
+from pipeline.training.recipe import TrainConfig
+from pipeline.training.state import State
+
+Validate = Callable[[nn.Module], Mapping[str, float]]
+
+
+def fit(
+    phase: Phase,
+    batches: Batches,
+    cfg: TrainConfig,
+    *,
+    student: Tapped,
+    teacher: Tapped | None,
+    method: Method[Any],
+    accelerator: Accelerator,
+    seed: int,
+    validate: Validate | None = None,
+    on_point: Callable[[Curves], None] | None = None,
+    state_file: Path | None = None,
+    label: str = "",
+) -> Curves:
+    """Train what the phase trains, and return its curves.
+
+    The student ends with its best weights on validation, or with its last ones without `validate`, which
+    returns at least `val_accuracy` and `val_loss` of a network. `on_point` gets the curves so far at each
+    point. With a `state_file`, a phase that was stopped continues from there and ends with the same weights.
+    """
+    torch.manual_seed(seed)
+    parameters = set_trainable(phase, student, method)
+    optimizer = cfg.build_optimizer(parameters)
+    schedule = cfg.build_scheduler(optimizer, len(batches))
+    scaler = torch.amp.GradScaler(enabled=cfg.amp == "fp16" and accelerator.device.type == "cuda")
+    average = _averaged(student.net, cfg)
+    means, shares, started = Means(), Shares(phase.name), time.perf_counter()
+    state = State(student.net, method, optimizer, schedule, scaler, average, shares)
+    state.load(state_file)
+    autocast = partial(cfg.autocast, accelerator.device.type)
+    steps, epochs_per_point = len(batches), -(-cfg.epochs // cfg.points)
+    bar = _progress_bar(label, cfg.epochs * steps, state.epoch * steps, shown=accelerator.is_main_process)
+
+    for epoch in range(state.epoch, cfg.epochs):
+        for n, batch in enumerate(batches.epoch(epoch)):
+            progress = (epoch + n / steps) / cfg.epochs
+            optimizer.zero_grad(set_to_none=True)
+            for part in batch.split(cfg.accumulate):
+                step = Step(part.images, part.labels, part.index, student, teacher, epoch, progress, autocast)
+                loss = phase.loss(step)
+                total = _weighted_sum(loss, phase)
+                if shares_are_due(epoch * steps + n):
+                    shares.add(gradient_shares(loss, student.net))
+                torch.autograd.backward(scaler.scale(total * part.share))
+                place = f"{phase.name}, epoch {epoch}, step {n}"
+                means.add(place, loss, total, part.share, method.take_notes())
+            _average_gradients(parameters, accelerator)
+            scaler.unscale_(optimizer)
+            method.after_backward(step, student)
+            scaler.step(optimizer)
+            scaler.update()
+            schedule.step()
+            if average is not None:
+                average.update_parameters(student.net)
+            bar.update()
+        if (epoch + 1) % epochs_per_point and epoch + 1 < cfg.epochs:
+            continue
+        _average_buffers(student.net, accelerator)
+        net = student.net if average is None else average.module
+        point = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"]} | means.take() | shares.take()
+        if validate is not None:
+            point |= validate(net)
+            bar.set_postfix(val=f"{point['val_accuracy']:.1%}")
+        point["seconds"] = time.perf_counter() - started
+        state.add_point(epoch + 1, point, net)
+        if on_point is not None:
+            on_point(state.curves)
+        if accelerator.is_main_process and (epoch + 1 == cfg.epochs or state.is_due()):
+            state.save(state_file)
+    bar.close()
+    student.net.load_state_dict(state.best)
+    return state.curves
+
+
+def shares_are_due(step: int) -> bool:
+    """Whether to measure each term's share of the gradient at this step.
+
+    Each measurement costs one more backward pass for each term. It is frequent at first, since a phase may be
+    short, and rare later (experiments/logging_cost.py measures the cost).
+    """
+    return step % (50 if step < 200 else 200) == 0
+
+
+def set_trainable(phase: Phase, student: Tapped, method: Method[Any]) -> list[nn.Parameter]:
+    """Freeze everything but what the phase trains: no gradients, and eval mode so that buffers do not change.
+
+    Returns the parameters to train.
+    """
+    for module in (student.net, method):
+        module.requires_grad_(False).eval()
+    for module in phase.trains:
+        module.requires_grad_(True).train()
+    return list(dict.fromkeys(p for module in phase.trains for p in module.parameters()))
+
+
+def _averaged(net: nn.Module, cfg: TrainConfig) -> AveragedModel | None:
+    """A copy of the network for the moving average of its weights; None if `cfg` asks for none."""
+    if not cfg.ema:
+        return None
+    ema = get_ema_multi_avg_fn(cfg.ema)  # type: ignore[no-untyped-call]
+    return AveragedModel(net, multi_avg_fn=ema, use_buffers=True)
+
+
+def _progress_bar(label: str, total: int, done: int, *, shown: bool) -> "tqdm[Never]":
+    hidden = None if shown else True  # None: tqdm shows the bar on a terminal only
+    return tqdm(total=total, initial=done, desc=label, disable=hidden, leave=False)
+
+
+def _weighted_sum(loss: Loss, phase: Phase) -> Tensor:
+    if not loss:
+        raise InputError(
+            f"Phase {phase.name} has nothing to learn from. Raise method.ce_weight, kd_weight or term_weight "
+            "above 0."
+        )
+    return torch.stack([term.weight * term.value for term in loss.values()]).sum()
+
+
+def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:
+    """Each process has the gradients of its part of the batch; all continue with the mean."""
+    if accelerator.num_processes > 1:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.copy_(accelerator.reduce(parameter.grad, "mean"))
+
+
+def _average_buffers(net: nn.Module, accelerator: Accelerator) -> None:
+    """Each process has seen other images, so its batch norms differ; all continue with the mean."""
+    if accelerator.num_processes > 1:
+        for buffer in net.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(accelerator.reduce(buffer, "mean"))

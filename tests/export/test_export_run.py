@@ -1,0 +1,118 @@
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pipeline import nets
+from pipeline.checkpoint import save_network
+from pipeline.data.prepare import prepare
+from pipeline.data.sources import DataConfig
+from pipeline.data.store import Store
+from pipeline.deploy.predictor import Predictor
+from pipeline.export.build_bundle import ExportConfig
+from pipeline.export.export_run import Exported, export_run
+from pipeline.export.int8 import Int8Config
+from pipeline.files import sha256
+from pipeline.records.record import Record
+
+ROOT = Path(__file__).parents[2]
+CFG = ExportConfig(
+    formats=("onnx", "int8"), parity_images=20, int8=Int8Config(images=32, check=40, min_snr=99)
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """An exported run of two students that tell three digits apart."""
+
+    store: Store
+    students: Path
+    out: Path
+    past: dict[str, Record]
+    exported: Exported
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    place = tmp_path_factory.mktemp("run")
+    data, students, out = place / "data", place / "students", place / "out"
+    data.mkdir()
+    prepare(DataConfig(**yaml.safe_load((ROOT / "params.yaml").read_text())["data"]), data)
+    store = Store.open(data)
+    classes = [store.classes[i] for i in (7, 0, 3)]
+    for seed, accuracy in ((0, 0.6), (1, 0.9)):
+        torch.manual_seed(seed)
+        facts = {"net": "resnet8", "classes": classes, "channels": store.channels, "seed": seed}
+        scores = {"val_accuracy": accuracy, "val_loss": 1.0}
+        net = nets.build("resnet8", len(classes), store.channels)
+        save_network(students / f"seed-{seed}", net.state_dict(), facts | scores)
+    past = {
+        "distill": Record("distill", "kd", {"runs.kd": {"method": "kd"}}, inputs={"code": "c" * 64}),
+        "evaluate": Record(
+            "evaluate",
+            "kd",
+            {},
+            metrics={"accuracy": 0.75, "spread": 0.05, "n": 2},
+            details={"seeds": {"0": {"accuracy": 0.7}, "1": {"accuracy": 0.8}}},
+            inputs={"teacher": "e" * 64},
+        ),
+    }
+    exported = export_run("kd", CFG, data=data, students=students, past=past, out=out, record="r" * 32)
+    return Run(store, students, out, past, exported)
+
+
+def test_the_best_student_on_validation_is_exported(run: Run) -> None:
+    facts = run.exported.result.details
+    assert run.exported.seed == 1
+    assert facts["metrics"]["exported"] == {"seed": 1, "accuracy": 0.8}
+    assert facts["metrics"]["accuracy"] == 0.75
+    assert facts["provenance"] == {
+        "data": run.store.content,
+        "teacher": "e" * 64,
+        "student": sha256(run.students / "seed-1"),
+        "code": "c" * 64,
+        "net": "resnet8",
+        "seed": 1,
+        "val_accuracy": 0.9,
+        "params": {"runs.kd": {"method": "kd"}},
+        "record": "r" * 32,
+        "records": {stage: record.id for stage, record in run.past.items()},
+    }
+
+
+def test_the_result_holds_hashes_and_the_metrics_of_int8(run: Run) -> None:
+    result = run.exported.result
+    assert result.inputs == {"data": run.store.content, "students": sha256(run.students)}
+    assert result.outputs == {"bundle": sha256(run.out)}
+    test = result.details["formats"]["int8"]["test"]
+    assert result.metrics == {
+        f"int8_{name}": test[name] for name in ("accuracy", "drop", "agreement", "snr_db")
+    }
+
+
+def test_a_remark_says_that_int8_is_refused(run: Run) -> None:
+    (remark,) = run.exported.remarks
+    assert "on 40 validation images" in remark
+    assert "at least 99 dB are needed" in remark
+
+
+def test_images_and_labels_are_those_of_the_students_classes(run: Run) -> None:
+    """The labels of the bundle are positions in the student's classes, not in those of the store."""
+    predictor = Predictor(run.out)
+    assert predictor.bundle.classes == [run.store.classes[i] for i in (7, 0, 3)]
+    rows = run.store.indices("test")
+    rows = rows[np.isin(run.store.labels[rows], (7, 0, 3))][:40]
+    answers = predictor.answers(run.store.images[rows])
+    right = [
+        answer.label == run.store.classes[run.store.labels[row]]
+        for answer, row in zip(answers, rows, strict=True)
+    ]
+    int8: dict[str, Any] = run.exported.result.details["formats"]["int8"]
+    assert int8["test"]["images"] == 40
+    assert int8["test"]["accuracy_fp32"] == pytest.approx(np.mean(right))
+    golden = predictor.bundle.golden().images
+    assert all(any(np.array_equal(image, other) for other in run.store.images[rows]) for image in golden)

@@ -1,0 +1,108 @@
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data.decode import decode
+from pipeline.export import model_card, onnx_format
+from pipeline.export.build_bundle import ExportConfig
+
+
+def snippets(out: Path) -> dict[str, str]:
+    """The card's code by the runtime that it imports."""
+    found = {}
+    for code in re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL):
+        runtime = re.search(r"import (?:onnxruntime|openvino|torch)|from safetensors", code)
+        assert runtime, code
+        found[runtime[0].split()[-1]] = code
+    return found
+
+
+def printed_by(code: str, out: Path) -> str:
+    wrapped = "import warnings; warnings.simplefilter('ignore')\n" + code  # torch: TorchScript is deprecated
+    return subprocess.run(
+        [sys.executable, "-c", wrapped], cwd=out, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def bundle(exported: Any, world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the bundle, with a picture in the shape of a photograph and with an orientation."""
+    folder = Path(shutil.copytree(exported.out, tmp_path_factory.mktemp("card") / "bundle"))
+    image = Image.fromarray(np.tile(world.pictures(3, 3)[2], (3, 5, 1)))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(folder / model_card.PICTURE, exif=exif, quality=95)
+    return folder
+
+
+def test_snippets_give_the_files_answers_to_the_pixels_of_evaluation(
+    exported: Any, world: Any, bundle: Path
+) -> None:
+    codes = snippets(bundle)
+    assert codes.keys() == {"onnxruntime", "openvino", "torch", "safetensors"}
+    pixels = decode(bundle / model_card.PICTURE, 16, 3)[None]
+    for runtime, file in (("onnxruntime", "student.int8.onnx"), ("torch", "student.onnx")):
+        _, probabilities = onnx_format.load(bundle / file)(pixels)
+        best = int(probabilities[0].argmax())
+        printed = printed_by(codes[runtime], bundle)
+        if runtime == "onnxruntime":
+            name, share = printed.split()
+            assert name == world.classes[best]
+            assert float(share) == pytest.approx(probabilities[0].max(), abs=1e-6)
+        else:
+            assert printed == str(best)
+    count = sum(p.numel() for p in exported.net.state_dict().values())
+    assert printed_by(codes["safetensors"], bundle) == f"{count} numbers"
+
+
+def test_the_openvino_snippet_runs_if_it_is_installed(bundle: Path) -> None:
+    pytest.importorskip("openvino")
+    pixels = decode(bundle / model_card.PICTURE, 16, 3)[None]
+    _, probabilities = onnx_format.load(bundle / "student.onnx")(pixels)
+    assert printed_by(snippets(bundle)["openvino"], bundle) == str(probabilities[0].argmax())
+
+
+def test_the_snippets_for_grey_pictures_and_torch_export_run(world: Any, tmp_path: Path) -> None:
+    world.write(world.make(1), tmp_path, 1, ExportConfig(formats=("onnx", "pt2")))
+    Image.fromarray(np.tile(world.pictures(3, 1)[0], (2, 3, 1))).save(tmp_path / model_card.PICTURE)
+    _, probabilities = onnx_format.load(tmp_path / "student.onnx")(
+        decode(tmp_path / model_card.PICTURE, 16, 1)[None]
+    )
+    codes = snippets(tmp_path)
+    assert printed_by(codes["onnxruntime"], tmp_path).split()[0] == world.classes[probabilities[0].argmax()]
+    assert printed_by(codes["torch"], tmp_path) == str(probabilities[0].argmax())
+
+
+def test_the_card_shows_what_was_measured(exported: Any) -> None:
+    text = (exported.out / "README.md").read_text()
+    quality = exported.bundle["formats"]["int8"]["quality"]
+    for words in (
+        "87.50 ± 1.25 % (mean ± standard deviation of 3 seeds)",
+        "90.00 %.",
+        f"{quality['snr_db']:.1f} dB",
+        "ant, bee, cat",
+        "`" + "r" * 32 + "`",
+    ):
+        assert words in text
+    for name in exported.bundle["files"]:
+        assert name in text or name == "README.md"
+
+
+def test_one_seed_has_no_spread(exported: Any) -> None:
+    metrics = exported.bundle["metrics"] | {"n": 1, "spread": 0.0}
+    sizes = {name: entry["bytes"] for name, entry in exported.bundle["files"].items()}
+    assert "87.50 % (one seed)" in model_card.text(exported.bundle | {"metrics": metrics}, sizes)
+
+
+def test_only_the_first_of_many_classes_are_shown(exported: Any) -> None:
+    sizes = {name: entry["bytes"] for name, entry in exported.bundle["files"].items()}
+    text = model_card.text(exported.bundle | {"classes": [f"class {n}" for n in range(1000)]}, sizes)
+    assert "class 19 and 980 more" in text
+    assert "class 20" not in text

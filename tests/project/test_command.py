@@ -1,0 +1,161 @@
+"""What a person sees when a stage cannot go on: a paragraph, an exit code, nothing half-written."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from scratch_project import ROOT, heeding_ctrl_c
+
+OF_TEACHER = [
+    "--name",
+    "big",
+    "--data",
+    "d",
+    "--code",
+    "c",
+    "--out",
+    "o",
+    "--work",
+    "w",
+    "--record",
+    "t.json",
+]
+SAVING_OFTEN = """
+import runpy
+from pipeline.training import state
+
+state.SAVE_EVERY = 0.0
+runpy.run_module("stages.teacher", run_name="__main__")
+"""
+
+
+def stage(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", f"stages.{name}", *arguments],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def with_params(tmp_path: Path, **data: object) -> Path:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["data"] |= data
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"source": "folder", "root": "nowhere"}, "nowhere"),
+        ({"source": "foldr"}, "data.source"),
+        ({"sizes": 3}, "Did you mean 'size'?"),
+    ],
+)
+def test_bad_input_is_a_paragraph_and_an_exit_code(
+    data: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    cwd = with_params(tmp_path, **data)
+    done = stage("prepare", "--data", "out", "--record", "r.json", cwd=cwd)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.strip().startswith("Error: ")
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in cwd.iterdir()] == ["params.yaml"]
+
+
+def test_a_missing_input_says_which_command_makes_it(tmp_path: Path) -> None:
+    cwd = with_params(tmp_path)
+    (cwd / "c").touch()
+    done = stage("teacher", *OF_TEACHER, cwd=cwd)
+    assert done.returncode == 2
+    assert "dvc repro" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_keeps_what_was_trained(tmp_path: Path) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["data"] |= {"size": 8}
+    params["teachers"]["big"] = {"net": "resnet8", "train": {"epochs": 500, "batch_size": 256}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    assert stage("prepare", "--data", "d", "--record", "r.json", cwd=tmp_path).returncode == 0
+    (tmp_path / "c").touch()
+    command = [
+        sys.executable,
+        "-c",
+        SAVING_OFTEN,
+    ]
+    running = subprocess.Popen(
+        [*command, *OF_TEACHER],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heeding_ctrl_c,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("w/*/distill.state")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        running.send_signal(signal.SIGINT)
+        _, printed = running.communicate(timeout=60)
+    finally:
+        running.kill()
+        running.wait()
+    assert running.returncode == 130
+    assert "`dvc repro` goes on from there" in printed
+    assert list(tmp_path.glob("w/teacher-big-*/distill.state"))
+    assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "t.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "python",
+        "torchrun --nproc-per-node 2",
+        "accelerate launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no",
+    ],
+)
+def test_stages_run_under_every_launcher(launcher: str, tmp_path: Path) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["train"] |= {"epochs": 2}
+    params["teachers"]["big"] = {"net": "resnet8", "train": {"epochs": 2}}
+    params["runs"] = {"fitnet": params["runs"]["fitnet"] | {"seeds": [0], "phases": {"hint": {"epochs": 2}}}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    assert stage("prepare", "--data", "d", "--record", "r.json", cwd=tmp_path).returncode == 0
+    (tmp_path / "c").touch()
+    common = ["--data", "d", "--code", "c", "--work", "w"]
+    of_run = [*common, "--name", "fitnet", "--teacher", "t"]
+    for arguments in (
+        ["stages.teacher", *common, "--name", "big", "--out", "t", "--record", "t.json"],
+        ["stages.pretrain", *of_run, "--out", "i", "--record", "p.json"],
+        ["stages.distill", *of_run, "--initial", "i", "--out", "s", "--record", "s.json"],
+    ):
+        env = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        done = subprocess.run(
+            [*launcher.split(), "-m", *arguments],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("epochs on") == 1  # one of the processes prints
+    assert (tmp_path / "s/seed-0/weights.safetensors").is_file()
+    assert not list(tmp_path.glob("w/*/*"))

@@ -1,0 +1,100 @@
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.dependencies import ROOT
+from pipeline.files import atomic_file, atomic_folder, held, locked, sha256
+
+
+def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "a.txt"
+    with pytest.raises(KeyError), atomic_file(target) as file:
+        file.write_text("half")
+        raise KeyError
+    assert list(target.parent.iterdir()) == []
+    with atomic_file(target) as file:
+        file.write_text("whole")
+        assert not target.exists()
+    assert [path.name for path in target.parent.iterdir()] == ["a.txt"]
+    assert target.read_text() == "whole"
+
+
+def test_a_file_keeps_its_old_content_until_the_new_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(KeyError), atomic_file(target) as file:
+        file.write_text("half")
+        raise KeyError
+    assert target.read_text() == "old"
+    with atomic_file(target) as file:
+        file.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+
+
+def test_a_folder_keeps_its_old_content_until_the_new_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "f"
+    with atomic_folder(target) as folder:
+        (folder / "old").touch()
+    with pytest.raises(KeyError), atomic_folder(target) as folder:
+        (folder / "half").touch()
+        raise KeyError
+    assert [path.name for path in tmp_path.rglob("*")] == ["f", "old"]
+    with atomic_folder(target) as folder:
+        (folder / "new").touch()
+        assert [path.name for path in target.iterdir()] == ["old"]
+    assert [path.name for path in target.iterdir()] == ["new"]
+
+
+def test_a_lock_is_held_by_one_at_a_time_and_is_free_afterwards(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "lock"
+    assert not held(path)
+    with locked(path):
+        assert held(path)
+        with pytest.raises(BlockingIOError), locked(path, wait=False):
+            pass
+    assert not held(path)
+    with locked(path, wait=False):
+        assert held(path)
+    with pytest.raises(KeyError), locked(path):
+        raise KeyError
+    assert not held(path)
+
+
+def test_the_system_frees_the_lock_of_a_killed_process(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    code = (
+        "import sys, time; from pathlib import Path; from pipeline.files import locked\n"
+        "with locked(Path(sys.argv[1])):\n"
+        "    print('locked', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        assert held(path)
+        process.kill()
+    assert not held(path)
+
+
+def test_the_hash_of_a_folder_depends_on_names_and_contents(tmp_path: Path) -> None:
+    def made(**files: str) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        return sha256(folder)
+
+    assert made(a="1", b="2") == made(b="2", a="1")
+    assert len({made(a="1", b="2"), made(a="1", b="3"), made(a="1", c="2"), made(a="12"), made(a="1")}) == 5
+
+
+def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(bytes(range(256)) * 5000)  # more than one block
+    assert sha256(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(FileNotFoundError):
+        sha256(tmp_path / "nothing")

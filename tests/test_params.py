@@ -1,0 +1,211 @@
+"""params.yaml: what is legal, what each run is made of, and how a mistake is reported."""
+
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import methods
+from pipeline.params import load_params
+from pipeline.settings import InputError
+
+ROOT = Path(__file__).parents[1]
+DEFAULT = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+Change = Callable[[Any], object]  # changes the sections of a params file in place
+
+
+def write_params(folder: Path, change: Change) -> Path:
+    """Our params.yaml, changed."""
+    params = deepcopy(DEFAULT)
+    change(params)
+    file = folder / "params.yaml"
+    file.write_text(yaml.safe_dump(params))
+    return file
+
+
+def method_of(p: Any) -> Any:
+    return p["runs"]["kd"]["method"]
+
+
+def test_our_params_compare_kd_and_fitnet_with_the_baseline() -> None:
+    params = load_params(ROOT / "params.yaml")
+    found = {name: run.method["name"] for name, run in params.runs.items()}
+    assert found == {"alone": "ce", "kd": "kd", "fitnet": "fitnet"}
+    assert all(len(run.seeds) == 3 for run in params.runs.values())
+
+
+def test_no_line_of_a_params_file_is_over_110_columns() -> None:
+    for file in (ROOT / "params.yaml", *(ROOT / "recipes").glob("*.yaml")):
+        assert max(map(len, file.read_text().splitlines())) <= 110, file
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda p: method_of(p).update(temprature=2),
+            r"runs\.kd\.method\.temprature.*Did you mean 'temperature'",
+        ),
+        (
+            lambda p: method_of(p).update(name="kdd"),
+            r"runs\.kd\.method\.name: there is no 'kdd'. Did you mean 'kd'.*fitnet",
+        ),
+        (lambda p: method_of(p).pop("name"), r"runs\.kd\.method\.name is missing"),
+        (
+            lambda p: method_of(p).update(temperature=0),
+            r"runs\.kd\.method\.temperature: .*greater than 0 \(it is 0\)",
+        ),
+        (lambda p: p["runs"]["kd"].update(studnt="small"), r"runs\.kd\.studnt.*Did you mean 'student'"),
+        (
+            lambda p: p["runs"]["kd"].update(student="smal"),
+            r"runs\.kd\.student: there is no 'smal'. Did you mean 'small'",
+        ),
+        (
+            lambda p: p["runs"]["kd"].update(teacher="bg"),
+            r"runs\.kd\.teacher: there is no 'bg'. Did you mean 'big'",
+        ),
+        (lambda p: p["runs"]["kd"].update(seeds=[]), r"runs\.kd\.seeds: .*at least 1"),
+        (lambda p: p["runs"]["kd"].update(seeds=[1, 1]), r"runs\.kd\.seeds: seeds must be different"),
+        (lambda p: p["runs"]["kd"].update(seeds=[-1]), r"runs\.kd\.seeds: seeds must be .*not negative"),
+        (
+            lambda p: method_of(p).update(combine={"name": "crdd"}),
+            r"runs\.kd\.method\.combine\.name: there is no 'crdd'.*'crd'",
+        ),
+        (lambda p: method_of(p).update(combine={"name": "kd"}), r"kd cannot be combined with itself"),
+        (
+            lambda p: method_of(p).update(combine={"name": "crd", "kd_weight": 1}),
+            r"combine\.kd_weight: a partner only adds its terms. Set kd_weight of runs\.kd\.method",
+        ),
+        (
+            lambda p: method_of(p).update(combine={"name": "crd", "dimension": 1}),
+            r"combine\.dimension.*Did you mean 'dimensions'",
+        ),
+        (
+            lambda p: p["knowledge"].update(big={"teacher": "big", "method": {"name": "srm"}}),
+            r"knowledge\.big: there is also a teacher of this name. Choose another",
+        ),
+        (
+            lambda p: p["knowledge"].update(a={"teacher": "bg", "method": {"name": "srm"}}),
+            r"knowledge\.a\.teacher: there is no 'bg'",
+        ),
+        (
+            lambda p: p["runs"]["kd"].update(protocol={"shotz": 1}),
+            r"runs\.kd\.protocol\.shotz.*Did you mean 'shots'",
+        ),
+        (
+            lambda p: p["runs"]["kd"].update(protocol={"class_seed": 1}),
+            r"runs\.kd\.protocol\.class_seed: runs share their teachers, so it is set once, in `protocol`",
+        ),
+        (
+            lambda p: p["runs"]["fitnet"]["phases"]["hint"].update(epocs=1),
+            r"runs\.fitnet\.phases\.hint\.epocs.*Did you mean 'epochs'",
+        ),
+        (lambda p: p["runs"].update({"a b;c": p["runs"]["kd"]}), r"runs\.a b;c: a name has letters"),
+        (lambda p: p["runs"].clear(), r"runs is empty"),
+        (lambda p: p["analysis"].update(kdd={}), r"analysis: there is no 'kdd'. Did you mean 'kd'"),
+        (
+            lambda p: p["analysis"].update(kd={"transfer": {"source": "digits", "size": 8}}),
+            r"analysis\.kd\.transfer\.size: other images are decoded as those of `data`. Leave it out",
+        ),
+        (
+            lambda p: p["teachers"]["big"].update(net="resnet21"),
+            r"teachers\.big\.net: .*there is no 'resnet21'",
+        ),
+        (
+            lambda p: p["teachers"]["big"]["train"].update(epochs="many"),
+            r"teachers\.big\.train\.epochs: .*integer.*'many'",
+        ),
+        (
+            lambda p: p["teachers"]["big"]["start"].update(source="file"),
+            r"teachers\.big\.start.*name a state dict",
+        ),
+        (
+            lambda p: p["students"]["small"].update(widht=2),
+            r"students\.small\.widht.*Choose one of: net, taps",
+        ),
+        (lambda p: p["data"].update(sorce="x"), r"data\.sorce.*Did you mean 'source'"),
+        (lambda p: p["train"].update(lr=float("inf")), r"train\.lr: .*finite"),
+        (lambda p: p.pop("data"), r"data is missing"),
+        (lambda p: p.update(trian={}), r"unknown key trian.*Did you mean 'train'"),
+    ],
+)
+def test_a_mistake_is_reported_in_one_line_that_names_it_and_what_is_legal(
+    change: Change, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load_params(write_params(tmp_path, change))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "old", "new"),
+    [
+        ("at", "student_stages", "student_maps"),
+        ("at", "teacher_stages", "teacher_maps"),
+        ("fitnet", "student_stage", "student_map"),
+        ("fitnet", "teacher_stage", "teacher_map"),
+    ],
+)
+def test_an_old_name_of_a_setting_is_refused_with_the_new_one(
+    method: str, old: str, new: str, tmp_path: Path
+) -> None:
+    def rename(p: Any) -> None:
+        p["runs"]["kd"]["method"] = {"name": method, old: "stage1"}
+
+    assert new in methods.load(method).Config.model_fields
+    with pytest.raises(InputError, match=rf"runs\.kd\.method\.{old} is now called {new}$"):
+        load_params(write_params(tmp_path, rename))
+
+
+@pytest.mark.parametrize("text", ["", "- a", "a: [", "\x00"])
+def test_a_file_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"params\.yaml"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_wrong_torchvision_name_is_found_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"students\.small\.net: .*resnet19.*Did you mean 'resnet1"):
+        load_params(
+            write_params(tmp_path, lambda p: p["students"]["small"].update(net="torchvision:resnet19"))
+        )
+
+
+def test_a_phase_and_a_protocol_override_the_common_settings(tmp_path: Path) -> None:
+    def change(p: Any) -> None:
+        p["runs"]["fitnet"] |= {"phases": {"hint": {"epochs": 7}}, "protocol": {"shots": 9}}
+
+    params = load_params(write_params(tmp_path, change))
+    fitnet, kd = params.run("fitnet"), params.run("kd")
+    assert fitnet.training("hint") == params.train.model_copy(update={"epochs": 7})
+    assert fitnet.training("distill") == params.train
+    assert fitnet.protocol == params.protocol.model_copy(update={"shots": 9})
+    assert kd.protocol == params.protocol
+
+
+def test_a_run_has_the_settings_of_the_knowledge_that_it_uses(tmp_path: Path) -> None:
+    def change(p: Any) -> None:
+        p["knowledge"]["atoms"] = {"teacher": "big", "method": {"name": "srm", "mu": 3.0}}
+        p["runs"]["srm"] = {
+            "teacher": "atoms",
+            "student": "small",
+            "method": {"name": "srm", "kd_weight": 0.5},
+        }
+
+    run = load_params(write_params(tmp_path, change)).run("srm")
+    assert run.method.model_dump()["mu"] == 3.0
+    assert run.method.kd_weight == 0.5
+
+
+def test_every_method_has_a_line_and_those_in_comments_are_legal(tmp_path: Path) -> None:
+    text = re.sub(r"^  # (\w+: {teacher| +phases: )", r"  \1", (ROOT / "params.yaml").read_text(), flags=re.M)
+    (tmp_path / "params.yaml").write_text(text)
+    params = load_params(tmp_path / "params.yaml")
+    assert {run.method["name"] for run in params.runs.values()} == set(methods.names())
+    assert params.run("srm").training("match").lr == 0.01

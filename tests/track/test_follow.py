@@ -1,0 +1,222 @@
+"""Stages that train, end, are killed and start again, as `make live` shows them, and the rows that they end
+in."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import fabricated
+import pytest
+from scratch_project import heeding_ctrl_c
+from tracked import CODE, OLD_LOADER, client, log, make_project
+
+from pipeline import track
+from pipeline.records import progress as progress_module
+from pipeline.records.progress import FOLLOWER, progress
+from pipeline.records.record import Record, load_record
+from pipeline.settings import InputError
+from pipeline.track import follow as following
+from pipeline.track.database import open_experiment
+from pipeline.track.follow import follow
+
+pytestmark = pytest.mark.filterwarnings(OLD_LOADER)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(progress_module, "EVERY", -1.0)
+    monkeypatch.setattr(following, "PAUSE", 0.0)
+    return make_project(tmp_path / "my project", monkeypatch)
+
+
+@contextmanager
+def training(project: Path, key: str, *, id: str | None = None) -> Iterator[Callable[[], None]]:
+    """A stage that trains, with one point of each curve so far. Each call adds a point to each curve."""
+    done = load_record(project / "records" / f"{key}.json")
+    record = Record(done.stage, done.name, done.params, id=id or done.id)
+    points = 0
+    with progress(record, project / ".work/live") as on_point:
+
+        def add_points() -> None:
+            nonlocal points
+            points += 1
+            for name, curve in done.curves.items():
+                on_point(
+                    name, {column: [values[0] + i for i in range(points)] for column, values in curve.items()}
+                )
+
+        add_points()
+        yield add_points
+
+
+def follow_for(work: Path, *between: Callable[[], Any]) -> None:
+    """Follow for one round, and for one more after each of these calls."""
+
+    def rounds() -> Iterator[None]:
+        yield
+        for call in between:
+            call()
+            yield
+
+    follow(work, rounds=rounds())
+
+
+def live_runs() -> dict[str, Any]:
+    mlflow, experiment = open_experiment()
+    return {run.info.run_name: run for run in mlflow.search_runs([experiment], "tags.kind = 'stage'")}
+
+
+def files(work: Path) -> list[Path]:
+    return [file for file in (work / "live").iterdir() if file.name != FOLLOWER]
+
+
+def steps(run: Any, metric: str) -> list[int]:
+    return [point.step for point in client().get_metric_history(run.info.run_id, metric)]
+
+
+def test_a_stage_is_shown_while_it_trains_and_ends_up_under_its_row(project: Path) -> None:
+    work = project / ".work"
+    seen: list[tuple[str, list[int]]] = []
+
+    def see() -> None:
+        run = live_runs()["distill kd"]
+        seen.append((run.info.status, steps(run, "distill/seed-0/val_accuracy")))
+
+    with ExitStack() as stack:
+        add_points = stack.enter_context(training(project, "distill/kd"))
+        follow_for(work, see, add_points, see, stack.close, see)
+    assert seen == [("RUNNING", [1]), ("RUNNING", [1, 2]), ("FINISHED", [1, 2])]
+    assert live_runs()["distill kd"].data.params["run.method.name"] == "kd"
+    assert not files(work)
+    logged = log(project)
+    assert live_runs()["distill kd"].data.tags["mlflow.parentRunId"] == logged.runs["kd"]
+    # another row, for which DVC took that stage from its cache, does not get it
+    fabricated.fabricate(project / "records", again=["evaluate/kd"])
+    assert log(project).runs["kd"] != logged.runs["kd"]
+    assert live_runs()["distill kd"].data.tags["mlflow.parentRunId"] == logged.runs["kd"]
+
+
+def test_rows_are_the_same_whether_somebody_followed_or_not(project: Path) -> None:
+    with training(project, "teacher/big"):
+        follow_for(project / ".work")
+    logged = log(project)
+    tags = live_runs()["teacher big"].data.tags
+    assert tags["mlflow.parentRunId"] == logged.teachers["big"]
+    row = client().get_run(logged.teachers["big"])
+    assert steps(row, "teacher/epochs/val_accuracy") == [1, 2]
+    assert "pipeline_key" not in tags  # so that it is neither listed as a row nor taken for one
+
+
+def test_a_killed_stage_is_shown_as_killed(project: Path) -> None:
+    work = project / ".work"
+    with training(project, "distill/kd"):
+        (file,) = work.glob("live/distill-kd-*.json")
+        unfinished = file.read_text()
+        follow_for(work)
+        assert live_runs()["distill kd"].info.status == "RUNNING"
+    file.write_text(unfinished)  # as if it had been killed before it could write its end
+    follow_for(work)
+    assert live_runs()["distill kd"].info.status == "KILLED"
+    assert not files(work)
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_the_next_try_of_a_killed_stage_is_a_run_of_its_own(
+    project: Path, monkeypatch: pytest.MonkeyPatch, swept: bool
+) -> None:
+    """Also if the second try has swept the first one's file, because nobody followed for long."""
+    work = project / ".work"
+    with training(project, "distill/kd"):
+        (file,) = work.glob("live/distill-kd-*.json")
+        unfinished = file.read_text()
+        follow_for(work)
+        killed = live_runs()["distill kd"]
+    file.write_text(unfinished)
+    file.with_suffix(".lock").touch()
+    monkeypatch.setattr(progress_module, "PATIENCE", 0.0 if swept else 30.0)
+    with training(project, "distill/kd", id="another"):
+        assert file.exists() != swept
+        follow_for(work)
+        mlflow, experiment = open_experiment()
+        statuses = {
+            run.data.tags["record"]: run.info.status
+            for run in mlflow.search_runs([experiment], "tags.kind = 'stage'")
+        }
+    assert client().get_run(killed.info.run_id).info.status == "KILLED"
+    assert statuses == {killed.data.tags["record"]: "KILLED", "another": "RUNNING"}
+
+
+def test_to_stop_following_and_start_again_repeats_nothing(project: Path) -> None:
+    with training(project, "pretrain/fitnet") as add_points:
+        for _ in range(3):
+            follow_for(project / ".work")
+            add_points()
+    mlflow, experiment = open_experiment()
+    assert len(mlflow.search_runs([experiment], "tags.kind = 'stage'")) == 1
+    assert steps(live_runs()["pretrain fitnet"], "hint/seed-0/loss") == [1, 2, 3]
+
+
+def test_the_link_shows_what_trains_and_nothing_else(project: Path) -> None:
+    log(project)
+    link = track.view_link(5055, "training")
+    assert "compareRunsMode=CHART" in link
+    mlflow, experiment = open_experiment()
+    view = json.loads(mlflow.get_experiment(experiment).tags["mlflow.sharedViewState.training"])
+    state = json.loads(zlib.decompress(b64decode(view["state"].removeprefix("deflate;"))))
+    with training(project, "distill/kd"):
+        follow_for(project / ".work")
+        found = mlflow.search_runs(
+            [experiment], state["searchFilter"], order_by=[f"{state['orderByKey']} DESC"]
+        )
+    assert [run.info.run_name for run in found] == ["distill kd"]
+
+
+def test_only_one_process_follows(project: Path) -> None:
+    refused = []
+
+    def follow_too() -> None:
+        with pytest.raises(InputError, match="Another process already follows the training") as error:
+            follow(project / ".work", rounds=[])
+        refused.append(error)
+
+    follow_for(project / ".work", follow_too)
+    assert refused
+
+
+def test_a_server_that_is_down_is_reported(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match="No model is lost"):
+        follow_for(project / ".work")
+
+
+def test_ctrl_c_ends_the_command_quietly(project: Path) -> None:
+    options = ["--work", str(project / ".work"), "--port", "5000"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.project", "live", *options],
+        cwd=CODE,
+        env=os.environ | {"DVC_ROOT": str(project)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heeding_ctrl_c,
+    )
+    assert running.stdout is not None
+    printed = running.stdout.readline()
+    while not (project / ".work/live" / FOLLOWER).exists():
+        time.sleep(0.05)
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=30)
+    assert (running.returncode, out, err) == (0, "", "")
+    assert "viewStateShareKey=training" in printed
+    shutil.rmtree(project / ".work")
