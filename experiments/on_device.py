@@ -193,7 +193,7 @@ def network(name: str, *, seed: int) -> nn.Module:
 
 
 def pictures(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images whose class is the period of their stripes, under noise."""
+    """Noisy uint8 images of stripes; the period of the stripes is the class."""
     random, labels = np.random.default_rng(0), np.arange(count) % CLASSES
     angle = np.arange(size) * np.pi / (1 + labels[:, None]) + random.uniform(0, 6, (count, 1))
     stripes = (100 + 60 * np.sin(angle)).astype(np.uint8)
