@@ -15,11 +15,11 @@ from typing import Any
 
 from experiments._output import print_table
 from pipeline.data.prepare import prepare
-from pipeline.dependencies import ROOT, listing
 from pipeline.evaluation.evaluate import evaluate_run
 from pipeline.evaluation.gains import gain
 from pipeline.files import atomic_folder
 from pipeline.params import Params, load_params
+from pipeline.project.dependencies import ROOT, listing
 from pipeline.records.record import Record, recording
 from pipeline.records.results import read_record
 from pipeline.runs.knowledge import learn_knowledge
@@ -157,7 +157,7 @@ class Comparison:
             for stage in ("pretrain", "distill")
             for curve, columns in self.read(stage, name).curves.items()
         }
-        return ", ".join(f"{phase} {last:.0f}" for phase, last in epochs.items())
+        return ", ".join(f"{phase} {round(last, 2):g}" for phase, last in epochs.items())
 
     def own_share(self, name: str) -> str:
         """The own terms' share of the gradient in the last phase: the mean over points and seeds."""

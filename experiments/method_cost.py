@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from experiments._output import print_table
 from pipeline import methods, nets
-from pipeline.benchmark.speed import keep_memory
+from pipeline.device import keep_memory
 from pipeline.export import machine
 from pipeline.methods import Method
 from pipeline.taps import Step, Tapped

@@ -21,7 +21,7 @@ from pipeline import methods, nets
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.batches import Batches
 from pipeline.data.protocol import Subset
-from pipeline.functional import normalise
+from pipeline.functional import Input, normalise
 from pipeline.methods import Method
 from pipeline.methods._combined import build_method
 from pipeline.records.record import Curves
@@ -201,7 +201,13 @@ def pictures(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def batches_of(check: Check, images: np.ndarray, labels: np.ndarray, batch: int) -> Batches:
-    options: dict[str, Any] = {"mean": MEAN, "std": STD, "augment": AugmentConfig(), "device": check.device}
+    input = Input(images.shape[1], MEAN, STD)
+    options: dict[str, Any] = {
+        "mean": MEAN,
+        "input": input,
+        "augment": AugmentConfig(),
+        "device": check.device,
+    }
     return Batches(images, Subset(np.arange(len(labels)), labels), batch_size=batch, seed=0, **options)
 
 

@@ -1,6 +1,8 @@
 """Pure maths on tensors: no state, no networks."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,48 @@ def normalise(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[floa
     mean = torch.as_tensor(mean, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
     std = torch.as_tensor(std, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
     return (images.permute(0, 3, 1, 2).float() - 255 * mean) * (1 / (255 * std))
+
+
+@dataclass(frozen=True)
+class Input:
+    """How a network takes its images.
+
+    They are squares of `size` pixels, and become `(pixel / 255 - mean) / std` for each channel.
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> "Input":
+        """What `as_facts` returned, after JSON."""
+        return cls(facts["size"], tuple(facts["mean"]), tuple(facts["std"]))
+
+    def as_facts(self) -> dict[str, Any]:
+        """To be saved with a network."""
+        return asdict(self)
+
+    def normalise_(self, pictures: Tensor) -> Tensor:
+        """Pictures B x C x H x W, floats from 0 to 255, as the network takes them; changed in place.
+
+        Another tensor would cost more than the arithmetic.
+        """
+        mean, std = self._columns(pictures)
+        return pictures.sub_(255 * mean).mul_(1 / (255 * std))
+
+    def renormalise(self, images: Tensor, other: "Input") -> Tensor:
+        """Images as `other` takes them, as this network takes them. Differentiable."""
+        mean, std = self._columns(images)
+        other_mean, other_std = other._columns(images)
+        return images * (other_std / std) + (other_mean - mean) / std
+
+    def _columns(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = (
+            torch.tensor(each, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
+            for each in (self.mean, self.std)
+        )
+        return mean, std
 
 
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -17,27 +17,25 @@ from pipeline.data.augment import AugmentConfig
 from pipeline.data.protocol import ProtocolConfig
 from pipeline.data.sources import DataConfig
 from pipeline.export.build_bundle import ExportConfig
+from pipeline.functional import Input
 from pipeline.methods import MethodConfig
-from pipeline.nets import NetConfig, torchvision_zoo
-from pipeline.nets.start import StartConfig
-from pipeline.runs.run import KnowledgeRun, Run, TeacherRun
+from pipeline.nets import onnx_file, timm_zoo, torchvision_zoo
+from pipeline.nets.input import resolve_input
+from pipeline.nets.start import check_start
+from pipeline.runs.run import KnowledgeRun, Run, StudentConfig, TeacherConfig, TeacherRun
 from pipeline.settings import InputError, Settings, unknown
-from pipeline.training.recipe import TrainConfig
+from pipeline.training.recipe import TrainConfig, merged
 
 NAME = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 )  # names become file names, stage names and words of a command
 
 
-class TeacherConfig(NetConfig):
-    start: StartConfig = StartConfig()
-    train: TrainConfig = TrainConfig()
-
-
 class RunConfig(Settings):
     teacher: str
     student: str
     method: dict[str, Any]
+    augment: dict[str, Any] = Field(default_factory=dict, description="settings that differ from `augment`")
     protocol: dict[str, Any] = Field(default_factory=dict, description="settings that differ from `protocol`")
     phases: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="by phase: settings that differ from `train`"
@@ -85,7 +83,7 @@ class Params(Settings):
     train: TrainConfig
     teachers: dict[str, TeacherConfig]
     knowledge: dict[str, KnowledgeConfig]
-    students: dict[str, NetConfig]
+    students: dict[str, StudentConfig]
     runs: dict[str, RunConfig]
     analysis: dict[str, AnalysisConfig] = Field(default_factory=dict, description="by run")
     export: ExportConfig
@@ -105,20 +103,22 @@ class Params(Settings):
             name=name,
             teacher=cfg.teacher,
             student=self.students[cfg.student],
+            student_name=cfg.student,
             method=method,
             partner=_partner(method, f"runs.{name}.method.combine"),
             protocol=self._protocol(name),
-            augment=self.augment,
+            augment=self._augment(name),
             train=self.train,
             phases=self._phases(cfg.phases, f"runs.{name}.phases"),
             seeds=cfg.seeds,
             settings={},
         )
-        if cfg.teacher in self.knowledge and cfg.protocol:
-            raise InputError(
-                f"params.yaml: runs.{name}.protocol: knowledge.{cfg.teacher} was learned under the common "
-                "`protocol`. Leave it out."
-            )
+        for section in ("protocol", "augment"):
+            if cfg.teacher in self.knowledge and getattr(cfg, section):
+                raise InputError(
+                    f"params.yaml: runs.{name}.{section}: knowledge.{cfg.teacher} was learned under the "
+                    f"common `{section}`. Leave it out."
+                )
         return run.with_settings(self._run_settings(cfg, run))
 
     def teacher_run(self, name: str) -> TeacherRun:
@@ -127,8 +127,7 @@ class Params(Settings):
             raise unknown("teachers", name, self.teachers)
         cfg = self.teachers[name]
         settings = {"teacher": cfg.model_dump(mode="json"), "augment": self.augment.model_dump(mode="json")}
-        net = NetConfig(net=cfg.net, taps=cfg.taps)
-        return TeacherRun(name, net, cfg.start, cfg.train, self.protocol, self.augment, settings)
+        return TeacherRun(name, cfg, self.protocol, self.augment, settings)
 
     def knowledge_run(self, name: str) -> KnowledgeRun:
         """Everything about one piece of knowledge."""
@@ -176,6 +175,12 @@ class Params(Settings):
             given = known.method | given
         return _method(given, f"runs.{run}.method")
 
+    def _augment(self, run: str) -> AugmentConfig:
+        """A run's own preset starts anew; other settings of its own change the common ones."""
+        own = self.runs[run].augment
+        common = {} if "preset" in own else self.augment.model_dump()
+        return _check(AugmentConfig, common | own, f"runs.{run}.augment")
+
     def _protocol(self, run: str) -> ProtocolConfig:
         own = self.runs[run].protocol
         for key in ("class_overlap", "class_seed"):
@@ -187,8 +192,10 @@ class Params(Settings):
         return _check(ProtocolConfig, self.protocol.model_dump() | own, f"runs.{run}.protocol")
 
     def _phases(self, given: dict[str, dict[str, Any]], where: str) -> dict[str, TrainConfig]:
-        common = self.train.model_dump()
-        return {phase: _check(TrainConfig, common | own, f"{where}.{phase}") for phase, own in given.items()}
+        return {
+            phase: _check(TrainConfig, merged(self.train, own), f"{where}.{phase}")
+            for phase, own in given.items()
+        }
 
     def _run_settings(self, cfg: RunConfig, run: Run) -> dict[str, Any]:
         """Everything a run is trained with, defaults written out, as plain JSON."""
@@ -221,6 +228,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     for section in ("teachers", "students"):
         for name, net in getattr(params, section).items():
             _check_net(net.net, f"{section}.{name}.net")
+            _check_input(net, params.data, f"{section}.{name}")
     for name in params.knowledge:
         if name in params.teachers:
             raise InputError(
@@ -255,14 +263,30 @@ def _check_net(name: str, field: str) -> None:
     Networks of `module:factory` are left to their own stage, since only it may run their code.
     """
     try:
-        if ":" not in name:
+        if ":" not in name or name.startswith(onnx_file.PREFIX):
             nets.build(name, classes=2)
         elif name.startswith(torchvision_zoo.PREFIX):
-            member = name.removeprefix(torchvision_zoo.PREFIX)
-            if member not in torchvision_zoo.available():
-                raise unknown("net", member, torchvision_zoo.available())
+            torchvision_zoo.member_of(name)
+        elif name.startswith(timm_zoo.PREFIX):
+            timm_zoo.member_of(name)
     except InputError as error:
         raise InputError(f"params.yaml: {field}: {error}") from error
+
+
+def _check_input(net: StudentConfig | TeacherConfig, data: DataConfig, field: str) -> None:
+    """Whether it is known how the network takes its images. The data's own numbers do not matter here."""
+    channels = data.channels
+    try:
+        check_start(net.start, net=net.net, field=f"{field}.start")
+        resolve_input(
+            net.input,
+            net=net.net,
+            source=net.start.source,
+            data=Input(data.size, (0.5,) * channels, (0.5,) * channels),
+            field=field,
+        )
+    except InputError as error:
+        raise InputError(f"params.yaml: {error}") from error
 
 
 def _method(given: dict[str, Any], where: str) -> MethodConfig:

@@ -1,18 +1,22 @@
 """What a network answers to a batch: logits, pooled embedding and maps. The only hook code."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.functional import Input
 from pipeline.settings import InputError, unknown
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish)
 STEM = "stem"  # name of the first tap of our networks
+AS_THEY_ARE = Input(0, (0.0,), (1.0,))  # of a network that is given its images ready
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,25 @@ class Answer:
         return self.maps[name]
 
 
+class LogitsOnly(Answer):
+    """The answer of a network that gives nothing else. To read its maps or pooled embedding is refused."""
+
+    def __init__(self, logits: Tensor) -> None:
+        object.__setattr__(self, "logits", logits)  # answers are frozen
+
+    @property
+    def everything(self) -> dict[str, Tensor]:
+        return {"logits": self.logits}
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name not in ("maps", "pooled", "preactivations"):
+            raise AttributeError(name)
+        raise InputError(
+            "The teacher is an ONNX file, which gives logits alone, without maps and gradients. Choose a "
+            "method that reads logits, such as kd, or a teacher with weights."
+        )
+
+
 class Tapped:
     """A network with hooks at its taps: `tapped(images) -> Answer`.
 
@@ -48,19 +71,31 @@ class Tapped:
     `layer1.2.relu#2` is its second call; without a number it is the last one. The taps are those of the
     argument `taps` (name -> tap), or else the network's own: `net.taps`, and `net.classifier` for the layer
     that classifies. If the network names none, one pass over `probe` finds them: the last map of each spatial
-    size, and the last linear layer.
+    size, and the last linear layer. A network that says `gives_logits_alone` has no taps.
+
+    `input` is how the network takes its images. `loaded` holds the names of the parameters that come from
+    pretrained weights.
     """
 
-    def __init__(self, net: nn.Module, probe: Tensor, *, taps: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        probe: Tensor,
+        *,
+        taps: dict[str, str] | None = None,
+        input: Input = AS_THEY_ARE,
+        loaded: Collection[str] = (),
+    ) -> None:
         self.net = net
+        self.input, self.loaded = input, frozenset(loaded)
         self._calls = _module_calls(net, probe)
         self.taps: dict[str, str] = taps or getattr(net, "taps", None) or _find_taps(self._calls)
         _check_taps(self.taps, self._calls)
-        classifier = getattr(net, "classifier", None)
-        self.classifier = classifier if isinstance(classifier, str) else _find_classifier(self._calls)
+        self._gives_logits_alone: bool = getattr(net, "gives_logits_alone", False)
+        self.classifier: str = "" if self._gives_logits_alone else _classifier_of(net, self._calls)
         self._caught: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         self._catching = False  # a call of the network itself must not fill the memory with maps
-        paths = dict.fromkeys([*map(_path, self.taps.values()), self.classifier])
+        paths = dict.fromkeys(filter(None, (*map(_path, self.taps.values()), self.classifier)))
         self._hooks = [
             net.get_submodule(path).register_forward_hook(partial(self._catch, path)) for path in paths
         ]
@@ -76,6 +111,8 @@ class Tapped:
             logits = self.net(images).float()
         finally:
             self._catching = False
+        if self._gives_logits_alone:
+            return LogitsOnly(logits)
         caught = {name: self._caught[_path(tap)][_call_number(tap)] for name, tap in self.taps.items()}
         maps = {name: after.float() for name, (_, after) in caught.items()}
         preactivations = {
@@ -105,14 +142,18 @@ class Tapped:
 class Step:
     """One batch, with the answers of student and teacher. A network runs only when its answer is read."""
 
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # as the student takes them
+    labels: Tensor  # of a mixed image: the class of its larger part
     index: Tensor  # positions in the train subset
     student_net: Tapped | None = None
     teacher_net: Tapped | None = None
     epoch: int = 0
     progress: float = 0.0  # share of the phase that is done, from 0 to 1
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+    # the student's images and their `index` -> the same views as the teacher takes them; None: no difference
+    for_teacher: Callable[[Tensor, Tensor], Tensor] | None = None
+    targets: Tensor | None = None  # B x classes, the share of each class in mixed images; None: the labels
+    label_smoothing: float = 0.0
 
     @classmethod
     def of(
@@ -137,7 +178,17 @@ class Step:
         assert not self.teacher_net.net.training, "the teacher must be in eval mode"
         # a method that needs gradients of the images (jacobian) sets requires_grad before it reads an answer
         with torch.set_grad_enabled(self.images.requires_grad), self.autocast():
-            return self.teacher_net(self.images)
+            return self.teacher_net(self.teacher_images)
+
+    @cached_property
+    def teacher_images(self) -> Tensor:
+        """The same views as the teacher takes them."""
+        return self.images if self.for_teacher is None else self.for_teacher(self.images, self.index)
+
+    def cross_entropy(self, logits: Tensor) -> Tensor:
+        """With the labels, smoothed and mixed as the training asks; mean over the batch."""
+        targets = self.labels if self.targets is None else self.targets
+        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
 
 @contextmanager
@@ -180,11 +231,13 @@ def _module_calls(net: nn.Module, probe: Tensor) -> list[_Call]:
     try:
         with in_eval_mode(net):
             net(probe)
+    except InputError:  # it says what to do
+        raise
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
         raise InputError(
             f"{type(net).__name__} cannot take images of {' x '.join(map(str, probe.shape[1:]))} (channels, "
             f"height, width): {error}. "
-            "Change data.size or data.channels in params.yaml, or choose another net."
+            "Change input.size of this network, or data.size or data.channels, or choose another net."
         ) from error
     finally:
         for hook in hooks:
@@ -220,6 +273,11 @@ def _find_taps(calls: list[_Call]) -> dict[str, str]:
         number = 1 + [call.output for call in calls if call.path == maker.path].index(output)
         taps[f"stage{n}"] = f"{maker.path}#{number}"
     return taps
+
+
+def _classifier_of(net: nn.Module, calls: list[_Call]) -> str:
+    named = getattr(net, "classifier", None)
+    return named if isinstance(named, str) else _find_classifier(calls)
 
 
 def _find_classifier(calls: list[_Call]) -> str:

@@ -1,8 +1,9 @@
 from functools import partial
 from pathlib import Path
 
-from pipeline.benchmark.speed import measure
-from pipeline.checkpoint import best_seed, load_network, student_folders
+from pipeline.benchmark.speed import Network, measure
+from pipeline.checkpoint import best_seed, load_facts, load_network, student_folders
+from pipeline.data.seen import Seen
 from pipeline.data.store import Store
 from pipeline.export.deployable import Deployable
 from pipeline.files import sha256
@@ -18,12 +19,16 @@ def stage(
     cfg, store = load_params().benchmark, Store.open(data)
 
     def load(folder: Path) -> Deployable:
-        return Deployable(load_network(folder)[0], store.mean, store.std)
+        net, facts = load_network(folder)
+        return Deployable(net, facts["input"]["mean"], facts["input"]["std"])
+
+    def network(folder: Path) -> Network:
+        seen = Seen(store.images, load_facts(folder)["input"]["size"])
+        return Network(partial(load, folder), seen[store.indices("test")[: max(cfg.batches)]])
 
     with recording(record, "benchmark", name, {"benchmark": cfg.model_dump(mode="json")}) as done:
-        images = store.images[store.indices("test")[: max(cfg.batches)]]
-        student = partial(load, student_folders(students)[best_seed(students)])
-        done.add(measure(bundle, student, partial(load, teacher), images, cfg))
+        student = network(student_folders(students)[best_seed(students)])
+        done.add(measure(bundle, student, network(teacher), cfg))
         done.inputs["bundle"] = sha256(bundle)
         write_metrics(metrics, done.metrics, digits=4)
     print(f"{name}: {done.metrics['latency_ms']:.3f} ms an image, {done.metrics['size_mb']:.2f} MB")

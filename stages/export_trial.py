@@ -16,9 +16,8 @@ def stage(data: Path, out: Path) -> None:
     for name, student in params.students.items():
         if ":" in student.net:
             net = nets.build(student.net, classes, store.channels)
-            try_export(
-                net, name=f"students.{name}.net", size=store.size, channels=store.channels, classes=classes
-            )
+            size = student.input.size or store.size
+            try_export(net, name=f"students.{name}.net", size=size, channels=store.channels, classes=classes)
             print(f"{name}: {student.net} can be exported")
     with atomic_file(
         out

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dependencies import ROOT
 from pipeline.files import atomic_file, atomic_folder, held, locked, sha256
+from pipeline.project.dependencies import ROOT
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:

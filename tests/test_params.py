@@ -127,7 +127,7 @@ def test_no_line_of_a_params_file_is_over_110_columns() -> None:
         ),
         (
             lambda p: p["students"]["small"].update(widht=2),
-            r"students\.small\.widht.*Choose one of: net, taps",
+            r"students\.small\.widht.*Choose one of: input, net, start, taps",
         ),
         (lambda p: p["data"].update(sorce="x"), r"data\.sorce.*Did you mean 'source'"),
         (lambda p: p["train"].update(lr=float("inf")), r"train\.lr: .*finite"),
@@ -171,7 +171,9 @@ def test_a_file_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_a_wrong_torchvision_name_is_found_before_anything_is_trained(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"students\.small\.net: .*resnet19.*Did you mean 'resnet1"):
+    with pytest.raises(
+        InputError, match=r"students\.small\.net: .*resnet19.*Did you mean 'torchvision:resnet1"
+    ):
         load_params(
             write_params(tmp_path, lambda p: p["students"]["small"].update(net="torchvision:resnet19"))
         )

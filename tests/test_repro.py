@@ -54,7 +54,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 def test_01_everything_is_there(project: Project) -> None:
     place = project.place
-    assert len(project.first) == 3 + 1 + 5 * 2 + 1 + 2  # type: ignore[attr-defined]
+    assert len(project.first) == 4 + 1 + 5 * 2 + 1 + 2  # type: ignore[attr-defined]
     table = (place / "reports/table.txt").read_text()
     for word in ("big", "alone", "hints", "models/export", "make ui"):
         assert word in table, table

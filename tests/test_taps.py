@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 from world import World, moved, snapshot
 
+from pipeline.settings import InputError
 from pipeline.taps import Step, Tapped, in_eval_mode
 
 
@@ -180,3 +181,36 @@ def test_a_call_of_the_network_itself_keeps_no_maps() -> None:
     assert not tapped._caught
     tapped(torch.randn(2, 3, 8, 8))
     assert not tapped._caught
+
+
+class Mute(nn.Module):
+    """A network that gives logits and nothing else."""
+
+    gives_logits_alone = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+def test_a_network_that_gives_logits_alone_has_no_taps() -> None:
+    images = torch.randn(2, 3, 8, 8)
+    tapped = Tapped(Mute().eval(), images)
+    assert (tapped.taps, tapped.classifier) == ({}, "")
+    answer = tapped(images)
+    assert torch.equal(answer.logits, images.mean((2, 3)))
+    assert list(answer.everything) == ["logits"]
+    assert answer.everything["logits"] is answer.logits
+    assert not tapped._caught
+    with pytest.raises(ValueError, match=r"taps\.a: there is no 'layer1'"):
+        Tapped(Mute(), images, taps={"a": "layer1"})
+
+
+@pytest.mark.parametrize("read", ["maps", "pooled", "preactivations", "body"])
+def test_what_is_not_in_an_answer_of_logits_alone_cannot_be_read(read: str) -> None:
+    answer = Tapped(Mute(), torch.randn(2, 3, 8, 8))(torch.randn(2, 3, 8, 8))
+    with pytest.raises(InputError, match=r"gives logits alone.* a method that reads logits, such as kd"):
+        getattr(answer, read)
+    with pytest.raises(InputError, match="gives logits alone"):
+        answer.named_map("stage1", "method.teacher_map")
+    with pytest.raises(AttributeError):
+        _ = answer.logit  # type: ignore[attr-defined]

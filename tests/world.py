@@ -14,7 +14,7 @@ from pipeline import methods, nets
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.batches import Batches
 from pipeline.data.protocol import Subset
-from pipeline.functional import normalise
+from pipeline.functional import Input, normalise
 from pipeline.methods import Method
 from pipeline.methods._combined import build_method
 from pipeline.records.record import Curves
@@ -75,7 +75,7 @@ class World:
         fixed: dict[str, Any] = {
             "seed": 0,
             "mean": MEAN,
-            "std": STD,
+            "input": Input(self.images.shape[1], MEAN, STD),
             "augment": AugmentConfig(pad=1, flip=0.5),
             "device": "cpu",
         }

@@ -71,9 +71,8 @@ class Subject:
                 "Raise data.val."
             )
         for part in batches:
-            images = self.context.images(part)
             with torch.no_grad():
-                yield tuple(net(images) for net in nets)
+                yield tuple(net(self.context.images(part, net.input)) for net in nets)
 
 
 @dataclass
@@ -155,7 +154,7 @@ def _probes(subject: Subject, students: Path) -> Part:
 def _probe(subject: Subject, net: Tapped) -> float:
     context, store = subject.context, subject.context.store
     train, validation = (
-        (embeddings(net, store.images, subset.rows, mean=store.mean, std=store.std), subset.labels)
+        (embeddings(net, store.images, subset.rows), subset.labels)
         for subset in (context.subset, context.validation)
     )
     return linear_probe(*train, *validation, *validation).accuracy
@@ -277,7 +276,7 @@ def _looks(subject: Subject, count: int, folder: Path, *, teacher_classes: Seque
     nets |= {f"student, seed {seed}": (net, student_classes) for seed, net in subject.after.items()}
     names = [student_classes[label] for label in context.validation.labels[chosen]]
     images = np.asarray(store.images[context.validation.rows[chosen]])
-    side_by_side(nets, images, names, folder / "grad_cam.png", mean=store.mean, std=store.std)
+    side_by_side(nets, images, names, folder / "grad_cam.png")
     caption = "Where teacher and students look when they predict a class (Grad-CAM), on validation images."
     return Part(pictures={"grad_cam.png": caption})
 
@@ -300,7 +299,7 @@ def _one_of_each(labels: np.ndarray, count: int) -> np.ndarray:
 def _transfer(subject: Subject, other: DataConfig) -> Part:
     groups = {"before": subject.before, "after": subject.after, "teacher": {0: subject.teacher}}
     nets = {f"{group}/{seed}": net for group, of_seeds in groups.items() for seed, net in of_seeds.items()}
-    scores, facts = transfer_scores(other, nets, subject.context.store)
+    scores, facts = transfer_scores(other, nets)
     part = Part(details={"transfer": facts})
     for group, of_seeds in groups.items():
         accuracies = {seed: scores[f"{group}/{seed}"].accuracy for seed in of_seeds}

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pipeline.analysis.drawing import Font, fitted, paper, save
+from pipeline.data.seen import Seen
 from pipeline.functional import normalise
 from pipeline.taps import Tapped, in_eval_mode
 
@@ -62,9 +63,6 @@ def side_by_side(
     images: np.ndarray,
     labels: Sequence[str],
     out: Path,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
 ) -> None:
     """A picture: a row for each image (uint8 N x H x W x C), then what each network predicts, with which
     probability, and where it looks.
@@ -83,7 +81,7 @@ def side_by_side(
         page.paste(tile, (x, y))
         draw.text((x, y + TILE + 2), fitted(label, TILE, draw, font), fill="black", font=font)
     for column, (net, classes) in enumerate(nets.values(), start=1):
-        explained = grad_cam(net, _input(net, images, mean, std))
+        explained = grad_cam(net, _input(net, images))
         for row, (tile, label) in enumerate(zip(tiles, labels, strict=True)):
             x, y = GAP + column * (TILE + GAP), GAP + LINE + row * ROW
             page.paste(_heated(tile, explained.heat[row].cpu().numpy()), (x, y))
@@ -111,8 +109,9 @@ def _caption(
     draw.text((x + 13, y + 2), fitted(predicted, room, draw, font), fill=colour, font=font)
 
 
-def _input(net: Tapped, images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    return normalise(torch.as_tensor(images, device=next(net.net.parameters()).device), mean, std)
+def _input(net: Tapped, images: np.ndarray) -> Tensor:
+    pixels = torch.as_tensor(Seen(images, net.input.size)[:], device=next(net.net.parameters()).device)
+    return normalise(pixels, net.input.mean, net.input.std)
 
 
 def _tile(pixels: np.ndarray) -> Image.Image:

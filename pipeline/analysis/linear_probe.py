@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from pipeline.data.seen import Seen, images_at_once
 from pipeline.functional import normalise
 from pipeline.settings import InputError
 from pipeline.taps import Tapped, in_eval_mode
@@ -71,24 +72,21 @@ def embeddings(
     images: np.ndarray,
     rows: Sequence[int] | np.ndarray,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> np.ndarray:
     """What the network's classifier reads, rows x features, in eval mode.
 
-    `images` (uint8 N x H x W x C) may be mapped from disk. `mean` and `std` are those the network was trained
-    with.
+    `images` (uint8 N x H x W x C) may be mapped from disk.
     """
-    device = next(net.net.parameters()).device
+    device, seen = next(net.net.parameters()).device, Seen(images, net.input.size)
     rows = np.asarray(rows, dtype=np.int64)
     if not len(rows):
         raise InputError("There are no images to embed: the chosen split has no rows.")
-    found = []
+    found, batch_size = [], batch_size or images_at_once(net.input.size, most=256)
     with in_eval_mode(net.net):
         for start in range(0, len(rows), batch_size):
-            pixels = torch.as_tensor(images[rows[start : start + batch_size]], device=device)
-            found.append(net(normalise(pixels, mean, std)).pooled.cpu().numpy())
+            pixels = torch.as_tensor(seen[rows[start : start + batch_size]], device=device)
+            found.append(net(normalise(pixels, net.input.mean, net.input.std)).pooled.cpu().numpy())
     return np.concatenate(found)
 
 

@@ -19,15 +19,12 @@ from pipeline.taps import Tapped
 Facts = dict[str, Any]
 
 
-def transfer_scores(
-    cfg: DataConfig, nets: Mapping[str, Tapped], own: Store
-) -> tuple[dict[str, ProbeScores], Facts]:
-    """The scores of each network, and what the other images are. `own`: the store the networks were trained
-    with."""
+def transfer_scores(cfg: DataConfig, nets: Mapping[str, Tapped]) -> tuple[dict[str, ProbeScores], Facts]:
+    """The scores of each network, and what the other images are."""
     with TemporaryDirectory() as folder:
         manifest = prepare(cfg, Path(folder))
         other = Store.open(folder)
-        scores = {name: _scores(net, other, own) for name, net in nets.items()}
+        scores = {name: _scores(net, other) for name, net in nets.items()}
     facts = {
         "source": cfg.source,
         "root": cfg.root,
@@ -37,10 +34,7 @@ def transfer_scores(
     return scores, facts
 
 
-def _scores(net: Tapped, other: Store, own: Store) -> ProbeScores:
+def _scores(net: Tapped, other: Store) -> ProbeScores:
     rows = [other.indices(split) for split in SPLITS]
-    train, val, test = (
-        (embeddings(net, other.images, split, mean=own.mean, std=own.std), other.labels[split])
-        for split in rows
-    )
+    train, val, test = ((embeddings(net, other.images, split), other.labels[split]) for split in rows)
     return linear_probe(*train, *val, *test)

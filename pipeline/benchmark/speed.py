@@ -9,7 +9,6 @@ anything.
 Without these, torch spends much of a large batch on page faults, and the speedups would look too large.
 """
 
-import ctypes
 import importlib.util
 import json
 import os
@@ -30,6 +29,7 @@ from pydantic import Field, PositiveInt
 from torch import nn
 
 from pipeline.benchmark import worker
+from pipeline.device import keep_memory
 from pipeline.export import machine
 from pipeline.export.deployable import Deployable
 from pipeline.functional import normalise
@@ -38,8 +38,6 @@ from pipeline.settings import InputError, Settings
 
 TURN = 0.02  # seconds
 ROOT = Path(__file__).parents[2]
-# parameters of glibc's mallopt: M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD
-KEEP_MEMORY = ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20))
 
 Load = Callable[[], Deployable]
 Key = tuple[str, str]  # variant, format
@@ -51,22 +49,28 @@ class BenchmarkConfig(Settings):
     threads: int = Field(1, ge=1)
 
 
-def measure(bundle: Path, student: Load, teacher: Load, images: np.ndarray, cfg: BenchmarkConfig) -> Result:
-    """Measure the student in `bundle`, and the networks that `student` and `teacher` load.
+@dataclass(frozen=True)
+class Network:
+    """A network to measure, and images (uint8 N x H x W x C) of the size that it takes."""
 
-    Both load in evaluation mode and on the CPU.
-    """
+    load: Load  # in evaluation mode and on the CPU
+    images: np.ndarray
+
+
+def measure(bundle: Path, student: Network, teacher: Network, cfg: BenchmarkConfig) -> Result:
+    """Measure the student in `bundle`, and the networks that `student` and `teacher` load."""
     formats = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["formats"]
     networks = {"student": student, "teacher": teacher}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        np.save(folder / "images.npy", images)
-        with _forked(partial(_count, networks, images[:1]), cfg.threads, images) as counter:
+        np.save(folder / "images.npy", student.images)
+        with _forked(partial(_count, networks), cfg.threads, student.images) as counter:
             counts = counter.ask({})
         processes: dict[Key, Process] = {}
         for key, runtime, file in _exported(bundle, formats):
             processes[key] = stack.enter_context(_fresh(runtime, file, cfg.threads, folder / "images.npy"))
         for key, opening in _in_torch(bundle, formats, networks):
+            images = networks[key[0]].images
             processes[key] = stack.enter_context(_forked(opening, cfg.threads, images))
         opened = {key: process.ask({}) for key, process in processes.items()}
         rows = [
@@ -143,13 +147,13 @@ def _exported(bundle: Path, formats: Mapping[str, Any]) -> Iterator[tuple[Key, s
 
 
 def _in_torch(
-    bundle: Path, formats: Mapping[str, Any], networks: Mapping[str, Load]
+    bundle: Path, formats: Mapping[str, Any], networks: Mapping[str, Network]
 ) -> Iterator[tuple[Key, Callable[[], worker.Opened]]]:
     if "torchscript" in formats:
         yield ("student", "torchscript"), partial(_torchscript, bundle / formats["torchscript"]["file"])
-    for variant, load in networks.items():
-        yield (variant, "eager"), partial(_plain, load)
-        yield (variant, "tuned eager"), partial(_tuned, load)
+    for variant, network in networks.items():
+        yield (variant, "eager"), partial(_plain, network.load)
+        yield (variant, "tuned eager"), partial(_tuned, network.load)
 
 
 @contextmanager
@@ -225,29 +229,16 @@ def _torchscript(path: Path) -> worker.Opened:
     return run, {"size_mb": path.stat().st_size / 1e6}
 
 
-def _count(networks: Mapping[str, Load], image: np.ndarray) -> worker.Opened:
+def _count(networks: Mapping[str, Network]) -> worker.Opened:
     """Parameters and multiplications of the networks, counted in a process of their own.
 
     torch's counter loads torch's compiler, which would disturb what is measured later.
     """
     counts = {}
-    for name, load in networks.items():
-        deployed = load()
+    for name, network in networks.items():
+        deployed, image = network.load(), network.images[:1]
         counts[name] = {"parameters_m": parameters(deployed.net) / 1e6, "macs_m": macs(deployed, image) / 1e6}
     return lambda images: [images], counts
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed memory, instead of returning it to the system at every call.
-
-    Does nothing without glibc.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    for parameter, value in KEEP_MEMORY:
-        mallopt(parameter, value)
 
 
 def _take_turns(processes: Mapping[Key, Process], batch: int, seconds: float) -> dict[Key, dict[str, Any]]:

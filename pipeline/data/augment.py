@@ -1,66 +1,102 @@
-"""Random shift and mirror of whole batches. A view depends on seed, row of the store and number alone.
+"""What a view may change of an image: presets, and single settings beside them."""
 
-An image's random numbers are a hash of these three. So a view is the same in any batch, order, process and
-device, and a teacher's answer to view 7 of an image can be stored and used again.
-"""
+from typing import Any, Literal
 
-import hashlib
-
-import torch
-import torch.nn.functional as F
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, model_validator
 
 from pipeline.settings import Settings
 
+# What a preset sets. What it leaves out is as in AugmentConfig.
+PRESETS: dict[str, dict[str, Any]] = {
+    "light": {},
+    "standard": {"pad": 0, "crop": (0.35, 1.0), "brightness": 0.2, "contrast": 0.2, "saturation": 0.2},
+    "strong": {
+        "pad": 0,
+        "crop": (0.2, 1.0),
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.4,
+        "hue": 0.05,
+        "grey": 0.1,
+        "blur": 0.1,
+        "erase": 0.1,
+    },
+}
+
 
 class AugmentConfig(Settings):
-    """What a view may change of an image."""
+    """What a view may change of an image. Single settings replace those of the preset.
 
+    In order: shift or crop, mirror, one operation of `policy`, colours, grey, blur, erasing, mixing.
+    """
+
+    preset: Literal["light", "standard", "strong"] = Field(
+        "light", description="light: shift and mirror; standard: crops and some colour; strong: much of all"
+    )
     pad: int = Field(
-        4, ge=0, description="pixels to shift by, at most, each way; the mean colour fills the gap"
+        4,
+        ge=0,
+        description="pixels of the stored image to shift by, at most, each way; the mean fills the gap",
     )
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal mirror")
+    crop: tuple[float, float] = Field(
+        (1.0, 1.0),
+        description="share of the area that a random crop shows: smallest, largest; (1, 1): all of it",
+    )
+    ratio: tuple[float, float] = Field(
+        (0.75, 1.3333), description="width of a crop over its height: smallest, largest"
+    )
+    policy: Literal["none", "trivial"] = Field(
+        "none", description="trivial: one random operation for each image (TrivialAugment)"
+    )
+    brightness: float = Field(0.0, ge=0, le=1, description="factor of the brightness: 1 plus or minus this")
+    contrast: float = Field(0.0, ge=0, le=1, description="factor of the contrast: 1 plus or minus this")
+    saturation: float = Field(0.0, ge=0, le=1, description="factor of the saturation: 1 plus or minus this")
+    hue: float = Field(
+        0.0, ge=0, le=0.5, description="turn of the hue, at most, each way; 0.5: half a circle"
+    )
+    grey: float = Field(0.0, ge=0, le=1, description="probability of a grey image")
+    blur: float = Field(
+        0.0, ge=0, le=1, description="probability of a Gaussian blur, of 2 in 224 pixels at most"
+    )
+    erase: float = Field(0.0, ge=0, le=1, description="probability that a rectangle is erased")
+    mixup: float = Field(
+        0.0, ge=0, le=100, description="alpha of the share of another image that is mixed in; 0: none"
+    )
+    cutmix: float = Field(
+        0.0, ge=0, le=100, description="alpha of the share of another image that is pasted in; 0: none"
+    )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        preset = PRESETS.get(str(given.get("preset", "light")), {})
+        shift = {"pad": 0} if "crop" in given else {}  # a crop moves the image more than a shift
+        return preset | shift | given
 
-def augment(images: Tensor, index: Tensor, number: int, seed: int, cfg: AugmentConfig) -> Tensor:
-    """View number `number` of each image: N x C x H x W, normalised floats, in which zero is the mean colour.
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "AugmentConfig":
+        low, high = self.crop
+        if not 0.01 <= low <= high <= 1:
+            raise ValueError(
+                f"crop is {list(self.crop)}: give the smallest and the largest share of the area, from "
+                "0.01 to 1, such as [0.35, 1.0]"
+            )
+        if not 0.1 <= self.ratio[0] <= self.ratio[1] <= 10:
+            raise ValueError(
+                f"ratio is {list(self.ratio)}: give the smallest and the largest width over height, from "
+                "0.1 to 10, such as [0.75, 1.3333]"
+            )
+        if self.is_cropped and self.pad:
+            raise ValueError(f"pad is {self.pad}, but a random crop moves the image already. Set pad to 0")
+        return self
 
-    `index` (N) holds the rows of the images in the store.
-    """
-    count, channels, height, width = images.shape
-    down, right, mirror = draws(index, number, seed)
-    padded = F.pad(images, (cfg.pad,) * 4)
-    row, column = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-    mirrored = (mirror < cfg.flip * 2**21).unsqueeze(1)
-    rows = row + _below(down, 2 * cfg.pad + 1).unsqueeze(1)
-    columns = torch.where(mirrored, width - 1 - column, column) + _below(right, 2 * cfg.pad + 1).unsqueeze(1)
-    first = torch.arange(count, device=images.device).unsqueeze(1) * padded.shape[2]
-    places = (first + rows).unsqueeze(2) * padded.shape[3] + columns.unsqueeze(1)
-    pixels = padded.permute(0, 2, 3, 1).reshape(-1, channels)
-    # one gather of whole pixels is faster than a crop and then a flip
-    return pixels.index_select(0, places.flatten()).view(count, height, width, channels).permute(0, 3, 1, 2)
+    @property
+    def is_cropped(self) -> bool:
+        return self.crop != (1.0, 1.0)
 
-
-def draws(index: Tensor, number: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Three independent random integers of 21 bits for each index.
-
-    They are the bits of the index-th output of SplitMix64, started at a hash of seed and number.
-    """
-    start = int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:8], "little", signed=True)
-    # the constants are those of SplitMix64 as signed numbers; products wrap around, as it requires
-    bits = index * -0x61C8864680B583EB + start
-    bits = (bits ^ _shifted(bits, 30)) * -0x40A7B892E31B1A47
-    bits = (bits ^ _shifted(bits, 27)) * -0x6B2FB644ECCEEE15
-    bits = bits ^ _shifted(bits, 31)
-    low = 2**21 - 1
-    return bits & low, _shifted(bits, 21) & low, _shifted(bits, 42) & low
-
-
-def _shifted(bits: Tensor, by: int) -> Tensor:
-    """Right shift that brings in zeros. The shift of int64 brings in the sign."""
-    return torch.bitwise_and(bits >> by, 2 ** (64 - by) - 1)
-
-
-def _below(draw: Tensor, count: int) -> Tensor:
-    return (draw * count) >> 21
+    @property
+    def is_mixed(self) -> bool:
+        return bool(self.mixup or self.cutmix)

@@ -1,23 +1,22 @@
 """Batches of a train subset: the same for the same seed and epoch, gathered and augmented without workers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.augment import AugmentConfig, augment
+from pipeline.data.augment import AugmentConfig
 from pipeline.data.protocol import Subset
-from pipeline.functional import normalise
+from pipeline.data.views import Rows, Views
+from pipeline.functional import Input
 from pipeline.settings import InputError
-
-RESIDENT_BYTES = 2 << 30  # up to this size the pixels of a subset are kept on the device
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images B x C x H x W, their labels, and their positions (`index`) in the train subset.
+    """Images B x C x H x W as the student takes them, their labels, and their places (`index`) in the subset.
 
     `share` is the weight of the batch's mean loss: summed over the parts of `split` and averaged over
     processes, the weighted losses give the mean over the global batch. It is 1 for a whole batch of one
@@ -28,26 +27,33 @@ class Batch:
     labels: Tensor
     index: Tensor
     share: float = 1.0
+    targets: Tensor | None = None  # B x classes, shares of the classes in mixed images
+    for_teacher: Callable[[Tensor, Tensor], Tensor] | None = None  # images and index -> the teacher's images
 
     def split(self, parts: int) -> "list[Batch]":
         """At most `parts` parts of nearly equal size, each with two images or more (for batch norm)."""
         count = len(self.index)
         wanted = max(1, min(parts, count // 2))
         pieces = zip(
-            *(each.tensor_split(wanted) for each in (self.images, self.labels, self.index)), strict=True
+            *(each.tensor_split(wanted) for each in (self.images, self.labels, self.index)),
+            [None] * wanted if self.targets is None else self.targets.tensor_split(wanted),
+            strict=True,
         )
         return [
-            Batch(images, labels, index, self.share * len(index) / count) for images, labels, index in pieces
+            Batch(images, labels, index, self.share * len(index) / count, targets, self.for_teacher)
+            for images, labels, index, targets in pieces
         ]
 
 
 class Batches:
     """The images of a train subset in batches. Each epoch has a new random order and new views.
 
-    A view depends on (seed, row of the store, epoch), so an image has the same views in every subset. `shard`
-    = (rank, world) gives each process its slice of every global batch. The slices of a batch differ in size
-    by at most one. Batch norm cannot train on one image, so a short last batch joins the batch before it if a
-    process would get fewer than two images of it.
+    A view depends on (seed, row of the store, epoch), so an image has the same views in every subset. `input`
+    is how the student takes its images, `teacher_input` how the teacher takes the same views.
+
+    `shard` = (rank, world) gives each process its slice of every global batch. The slices of a batch differ
+    in size by at most one. Batch norm cannot train on one image, so a short last batch joins the batch before
+    it if a process would get fewer than two images of it.
     """
 
     def __init__(
@@ -57,12 +63,14 @@ class Batches:
         *,
         batch_size: int,
         seed: int,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: tuple[float, ...],
         augment: AugmentConfig | None,
+        input: Input,
+        teacher_input: Input | None = None,
         device: torch.device | str,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
+        """`mean`: the colour of what lies outside of an image, from 0 to 1 for each channel."""
         rank, world = shard
         assert 0 <= rank < world
         if batch_size < world or len(subset.rows) < world:
@@ -70,28 +78,23 @@ class Batches:
                 f"{world} processes cannot share batches of {min(batch_size, len(subset.rows))} image(s). "
                 "Raise the batch size (or the shots), or start fewer processes."
             )
-        self.batch_size, self.seed, self.augment, self.shard = batch_size, seed, augment, shard
+        self.batch_size, self.seed, self.shard = batch_size, seed, shard
+        self.input, self.teacher_input = input, teacher_input or input
         self.device = torch.device(device)
-        self.mean = torch.tensor(mean, device=self.device)
-        self.std = torch.tensor(std, device=self.device)
-        self.rows = torch.as_tensor(subset.rows, dtype=torch.int64)
-        self.rows_on_device = self.rows.to(self.device)
+        fill = torch.tensor(mean, device=self.device)
+        self.views = Views(images, subset.rows, augment, seed=seed, mean=fill, device=self.device)
         self.labels = torch.as_tensor(subset.labels, dtype=torch.int64).to(self.device)
-        self.source = images
-        size = len(self.rows) * images[0].nbytes
-        self.resident = (
-            torch.from_numpy(images[subset.rows]).to(self.device) if size <= RESIDENT_BYTES else None
-        )
+        self.classes = len(subset.classes)
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
-        steps, last = divmod(len(self.rows), self.batch_size)
+        steps, last = divmod(len(self.labels), self.batch_size)
         return max(1, steps + (last >= 2 * self.shard[1]))
 
     def epoch(self, n: int) -> Iterator[Batch]:
         """The batches of epoch `n`: of each batch, the slice of this process."""
         rank, world = self.shard
-        order = torch.from_numpy(np.random.default_rng([self.seed, n]).permutation(len(self.rows)))
+        order = torch.from_numpy(np.random.default_rng([self.seed, n]).permutation(len(self.labels)))
         on_device = order.to(self.device)  # once an epoch, so that no step waits for the device
         for step in range(len(self)):
             end = (step + 1) * self.batch_size if step < len(self) - 1 else len(order)
@@ -99,19 +102,27 @@ class Batches:
                 torch.tensor_split(each[step * self.batch_size : end], world)[rank]
                 for each in (order, on_device)
             )
-            images = normalise(self._pixels(chosen, index), self.mean, self.std)
-            if self.augment:
-                images = augment(images, self.rows_on_device[index], n, self.seed, self.augment)
             share = world * len(index) / (end - step * self.batch_size)
-            yield Batch(images, self.labels[index], index, share)
+            yield self._batch(Rows(chosen, index), n, share)
 
-    def _pixels(self, chosen: Tensor, index: Tensor) -> Tensor:
-        if self.resident is not None:
-            return self.resident.index_select(0, index)
-        return torch.from_numpy(self.source[self.rows[chosen].numpy()]).to(self.device)
+    def _batch(self, places: Rows, number: int, share: float) -> Batch:
+        index = places.on_device
+        return Batch(
+            self.input.normalise_(self.views.pictures(places, number, self.input.size)),
+            self.labels[index],
+            index,
+            share,
+            self.views.targets(places, number, self.labels, self.classes),
+            self._for_teacher(number),
+        )
 
-
-def ordered(images: np.ndarray, rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """The uint8 images of `rows` in the given order, one batch at a time."""
-    for start in range(0, len(rows), batch_size):
-        yield images[rows[start : start + batch_size]]
+    def _for_teacher(self, number: int) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """From the student's images to the teacher's: drawn again only if the sizes differ."""
+        own, other = self.input, self.teacher_input
+        if own == other:
+            return None
+        if own.size == other.size:
+            return lambda images, index: other.renormalise(images, own)
+        return lambda images, index: other.normalise_(
+            self.views.pictures(Rows(index.cpu(), index), number, other.size)
+        )

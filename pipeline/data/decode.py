@@ -3,8 +3,11 @@
 It imports numpy and Pillow only, because the predictor runs where nothing else is installed. The rules: the
 EXIF orientation is applied, and a broken EXIF block is ignored. Transparency is laid on white. Palette, grey,
 CMYK and 16-bit pixels become 8-bit RGB. An animation gives its first frame. Colour profiles are not applied.
-Then the largest centred square is resized to `size` by Pillow's bilinear filter with anti-aliasing. That is
-the same as resizing the shorter side to `size` and cropping the centre.
+Then the largest centred square is resized by Pillow's bilinear filter with anti-aliasing. That is the same as
+resizing the shorter side and cropping the centre.
+
+The way of a picture has two steps. `fit` makes the square that the store keeps (`data.size`), and `see` makes
+what a network sees of it (`input.size`). The first rounds to whole pixels, so the second cannot be skipped.
 """
 
 from io import BytesIO
@@ -28,9 +31,12 @@ class Undecodable(ValueError):
     """The bytes are not a usable picture. The message says why in a few words."""
 
 
-def decode(source: Readable, size: int, channels: int) -> np.ndarray:
-    """A picture as uint8 `size x size x channels` (channels 1: luma, 3: RGB)."""
-    return fit(load(source), size, channels)
+def decode(source: Readable, size: int, channels: int, *, kept: int | None = None) -> np.ndarray:
+    """A picture as a network sees it: uint8 `size x size x channels` (channels 1: luma, 3: RGB).
+
+    `kept` is the side of the square that the store keeps of it; None: also `size`.
+    """
+    return see(fit(load(source), kept or size, channels), size)
 
 
 def load(source: Readable) -> Image.Image:
@@ -55,6 +61,15 @@ def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """The largest centred square of an RGB picture as uint8 `size x size x channels`."""
     square = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     return np.asarray(square) if channels == 3 else np.asarray(square.convert("L"))[:, :, None]
+
+
+def see(pixels: np.ndarray, size: int) -> np.ndarray:
+    """A square of uint8 pixels as `size x size x channels`; the same array if it has this size already."""
+    side, _, channels = pixels.shape
+    if side == size:
+        return pixels
+    image = Image.fromarray(pixels if channels == 3 else pixels[:, :, 0])
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).reshape(size, size, channels)
 
 
 def _upright(image: Image.Image) -> Image.Image:

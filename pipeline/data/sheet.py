@@ -29,7 +29,7 @@ def sheet(
         room = width - 3 * GAP - draw.textlength(counts, font=font)
         draw.text((GAP, top), _shortened(" ".join(name.split()), room, draw, font), fill="black", font=font)
         for column, row in enumerate(np.flatnonzero(labels == label)[:PER_CLASS]):
-            page.paste(_tile(images[row]), (GAP + column * (TILE + GAP), top + LINE))
+            page.paste(tile(images[row]), (GAP + column * (TILE + GAP), top + LINE))
     if rest:
         noun = "class" if rest == 1 else "classes"
         draw.text((GAP, page.height - LINE), f"... and {rest} more {noun}", fill="black", font=font)
@@ -45,7 +45,7 @@ def _shortened(
     return text
 
 
-def _tile(pixels: np.ndarray) -> Image.Image:
+def tile(pixels: np.ndarray) -> Image.Image:
     """One image on white: a small one enlarged by a whole factor, a large one smoothly reduced."""
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     if image.width > TILE:

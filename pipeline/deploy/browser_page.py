@@ -17,16 +17,17 @@ from pipeline.deploy.read_bundle import Bundle, BundleError, Format
 
 RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 PACKAGE = "onnxruntime-web@1.30.0"  # the version that the page is tested with
+SHOWN = ("name", "classes", "input", "transform")
 PLACES = (".", "dist", "node_modules/onnxruntime-web/dist")
 
 
 def write(facts: Mapping[str, Any], out: Path, *, inside: Mapping[str, bytes] | None = None) -> None:
     """Write the page of a bundle.
 
-    `facts` holds name, classes and input of its bundle.json. The files of `inside` are put into the page.
+    `facts` holds what SHOWN names of its bundle.json. The files of `inside` are put into the page.
     """
     page = files("pipeline.deploy").joinpath("browser_page.html").read_text(encoding="utf-8")
-    shown = json.dumps({key: facts[key] for key in ("name", "classes", "input")})
+    shown = json.dumps({key: facts[key] for key in SHOWN})
     shown = shown.replace("<", "\\u003c")  # otherwise a name could end the script
     scripts = "\n".join(_script(name, content) for name, content in (inside or {}).items())
     head, rest = page.split("{{facts}}")

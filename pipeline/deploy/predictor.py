@@ -111,7 +111,7 @@ class Predictor:
 
     def decode(self, picture: Readable) -> np.ndarray:
         """A picture's pixels exactly as in evaluation; raises Undecodable if it cannot be read."""
-        return decode(picture, self.bundle.size, self.bundle.channels)
+        return decode(picture, self.bundle.size, self.bundle.channels, kept=self.bundle.kept)
 
     def deviation(self, golden: Golden, *, most: int = BATCH) -> float:
         """The largest difference from the first `most` golden logits, as a share of the largest of all.

@@ -19,6 +19,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 # bytes: a file is read into memory, so its size is limited, whatever bundle.json says
 LARGEST = {"bundle.json": 4 << 20, "golden.npz": 64 << 20}
 LARGEST_MODEL = 2 << 30  # protobuf allows no more
+LARGEST_SIDE = 4096  # pixels
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _AGAIN = "Copy the bundle again from where it was made, or export it again."
 
@@ -56,7 +57,13 @@ class Bundle:
 
     @property
     def size(self) -> int:
+        """The side of the squares that the student sees."""
         return cast(int, self.facts["input"]["size"])
+
+    @property
+    def kept(self) -> int:
+        """The side of the squares that pictures become first. The student sees these at `size`."""
+        return cast(int, self.facts["transform"].get("kept", self.size))
 
     @property
     def channels(self) -> int:
@@ -176,12 +183,16 @@ def sealed(facts: Mapping[str, Any]) -> str:
     return _text({**facts, "seal": seal})
 
 
-def transform(size: int, channels: int) -> dict[str, Any]:
-    """What `data.decode` does, as fields of bundle.json. Another transform needs another predictor."""
+def transform(size: int, channels: int, kept: int) -> dict[str, Any]:
+    """What `data.decode` does, as fields of bundle.json. Another transform needs another predictor.
+
+    `kept` is a field only if it is not `size`.
+    """
     return {
         "exif_transpose": True,
         "background": "white",
         "crop": "largest centred square",
+        **({} if kept == size else {"kept": kept}),
         "size": size,
         "filter": "bilinear",
         "antialias": True,
@@ -234,15 +245,20 @@ def _check_interface(facts: Mapping[str, Any]) -> None:
     are_names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     _demand(are_names and len(classes) >= 2, "'classes' is not a list of at least two names")
     _demand(len(set(classes)) == len(classes), "'classes' names a class twice")
-    has_size = type(size) is int and 1 <= size <= 4096 and channels in (1, 3)
-    _demand(has_size, "'input' has no valid size and number of channels")
+    _demand(_is_side(size) and channels in (1, 3), "'input' has no valid size and number of channels")
     uint8 = {"size": size, "channels": channels, "dtype": "uint8", "layout": "NHWC"}
     _demand(pixels == uint8, "'input' is not uint8 NHWC")
     fields = {key: value for key, value in facts["transform"].items() if key != "words"}
-    _demand(fields == transform(size, channels), "'transform' is not the one that this predictor applies")
+    _demand(_is_side(kept := fields.get("kept", size)), "'transform' has no valid size 'kept'")
+    is_ours = fields == transform(size, channels, kept)
+    _demand(is_ours, "'transform' is not the one that this predictor applies")
     _demand(facts["outputs"] == ["logits", "probabilities"], "'outputs' is not logits and probabilities")
     is_count = type(facts["max_batch"]) is int and facts["max_batch"] >= 1
     _demand(is_count, "'max_batch' is not a number of 1 or more")
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= LARGEST_SIDE
 
 
 def _demand(fulfilled: bool, otherwise: str) -> None:

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from pipeline.checkpoint import load_network
 from pipeline.data.protocol import rows_of_classes
+from pipeline.data.seen import Seen
 from pipeline.data.store import Store
 from pipeline.evaluation.scores import check_logits, confidence, logits_of
-from pipeline.functional import centre_scores, normalise
+from pipeline.functional import Input, centre_scores, normalise
 from pipeline.settings import InputError
 from pipeline.taps import Tapped
 
@@ -139,13 +140,15 @@ def _nearest_centres(store: Store, network: Path, classes: Sequence[int]) -> tup
 
 def _embeddings(store: Store, folder: Path, rows: np.ndarray) -> np.ndarray:
     def pixels(images: np.ndarray) -> Tensor:
-        return normalise(torch.as_tensor(images), store.mean, store.std)
+        return normalise(torch.as_tensor(images), input.mean, input.std)
 
     def pooled(images: np.ndarray) -> np.ndarray:
         answer: np.ndarray = tapped(pixels(images)).pooled.numpy()
         return answer
 
     net, facts = load_network(folder)
-    tapped = Tapped(net, pixels(store.images[[0, 1]]), taps=facts["taps"])
+    input = Input.from_facts(facts["input"])
+    seen = Seen(store.images, input.size)
+    tapped = Tapped(net, pixels(seen[np.arange(2)]), taps=facts["taps"])
     with torch.no_grad():
-        return logits_of(pooled, store.images, rows)
+        return logits_of(pooled, seen, rows)

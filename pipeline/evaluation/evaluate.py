@@ -9,12 +9,14 @@ import numpy as np
 
 from pipeline.checkpoint import best_seed, load_facts, load_network, student_folders
 from pipeline.data.protocol import Subset, rows_of_classes
+from pipeline.data.seen import Seen
 from pipeline.data.store import Store
 from pipeline.evaluation.cross_task import evaluate_cross_task
 from pipeline.evaluation.predictions import AllPredictions, Predictions
 from pipeline.evaluation.scores import logits_of, score, summarise
 from pipeline.export.deployable import Deployable
 from pipeline.files import sha256
+from pipeline.functional import Input
 from pipeline.records.record import Result
 
 
@@ -79,5 +81,6 @@ def _test_images(store: Store, classes: Sequence[int]) -> Subset:
 
 
 def _logits(store: Store, folder: Path, rows: np.ndarray) -> np.ndarray:
-    net, _ = load_network(folder)
-    return logits_of(Deployable(net, store.mean, store.std).predict, store.images, rows)
+    net, facts = load_network(folder)
+    input = Input.from_facts(facts["input"])
+    return logits_of(Deployable(net, input.mean, input.std).predict, Seen(store.images, input.size), rows)

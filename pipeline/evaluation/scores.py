@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.data.seen import Seen, images_at_once
 from pipeline.settings import InputError
 
 BINS = 15
@@ -12,10 +13,10 @@ BINS = 15
 
 def logits_of(
     predict: Callable[[np.ndarray], np.ndarray],
-    images: np.ndarray,
+    images: np.ndarray | Seen,
     rows: Sequence[int] | np.ndarray,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> np.ndarray:
     """Logits of the given rows, in their order.
@@ -27,6 +28,7 @@ def logits_of(
         raise InputError("There are no images to evaluate: the chosen split has no rows.")
     from tqdm import tqdm
 
+    batch_size = batch_size or images_at_once(images.shape[1], most=256)
     starts = tqdm(
         range(0, len(rows), batch_size),
         desc="evaluate",

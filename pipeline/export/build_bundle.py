@@ -17,7 +17,7 @@ from pipeline.deploy import browser_page, read_bundle
 from pipeline.deploy.read_bundle import SCHEMA, sealed
 from pipeline.deploy.verify import passed, verify
 from pipeline.export import int8, machine, model_card, onnx_format, parity, pt2, quick_latency, torchscript
-from pipeline.export.deployable import Deployable, Predict, plain_pools
+from pipeline.export.deployable import Deployable, Images, Predict, plain_pools
 from pipeline.export.int8 import Int8Config
 from pipeline.files import sha256
 from pipeline.settings import InputError, Settings
@@ -55,9 +55,9 @@ class BudgetError(InputError):
 
 @dataclass(frozen=True)
 class Labelled:
-    """uint8 images N x H x W x C, which may be mapped from disk, and their classes."""
+    """Images and their classes."""
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
 
 
@@ -69,15 +69,17 @@ def build_bundle(
     classes: Sequence[str],
     mean: Sequence[float],
     std: Sequence[float],
-    training: np.ndarray,
+    training: Images,
     validation: Labelled,
     test: Labelled,
     metrics: Mapping[str, Any],
     provenance: Mapping[str, Any],
     cfg: ExportConfig,
+    kept: int | None = None,
 ) -> dict[str, Any]:
     """Write the bundle of `net` (evaluation mode, on the CPU) into `out` and return its bundle.json.
 
+    All images are as the network sees them, made of squares of side `kept` (None: of their own side).
     int8 takes its ranges from `training` images and is accepted or refused on `validation`. The files are
     compared with the network on `test`, and the report uses it too.
     """
@@ -87,7 +89,7 @@ def build_bundle(
     parity.assert_still(model)
     images = np.asarray(test.images[: cfg.parity_images])
     out.mkdir(parents=True, exist_ok=True)
-    files = _Files(out, trained, model, images, _description(classes, mean, std, test.images))
+    files = _Files(out, trained, model, images, _description(classes, mean, std, test.images, kept))
     largest_batch = files.write_onnx()
     if "int8" in cfg.formats:
         files.write_int8(training, validation, test, cfg.int8)
@@ -117,18 +119,28 @@ def build_bundle(
     return _seal(out, facts)
 
 
-def transform(size: int, channels: int) -> dict[str, Any]:
+def transform(size: int, channels: int, kept: int) -> dict[str, Any]:
     """What `data.decode` does to any picture: in words, and in the fields that a predictor reads."""
-    luma = " Reduce it to luma." if channels == 1 else ""
     return {
         "words": (
             "Turn the picture upright by its EXIF orientation, lay transparency on white, convert it to RGB, "
-            f"crop the largest centred square, and resize it to {size} x {size} with Pillow's bilinear "
-            f"filter (antialiased).{luma} The input is uint8 pixels, N x {size} x {size} x {channels}. "
+            f"crop the largest centred square, {_resizing(size, channels, kept)} "
+            f"The input is uint8 pixels, N x {size} x {size} x {channels}. "
             "Scaling and normalisation happen inside the graph."
         ),
-        **read_bundle.transform(size, channels),
+        **read_bundle.transform(size, channels, kept),
     }
+
+
+def _resizing(size: int, channels: int, kept: int) -> str:
+    if kept == size:
+        luma = " Reduce it to luma." if channels == 1 else ""
+        return f"and resize it to {size} x {size} with Pillow's bilinear filter (antialiased).{luma}"
+    then = ", reduce it to luma, and resize it to" if channels == 1 else " and then to"
+    return (
+        f"resize it to {kept} x {kept}{then} {size} x {size} with Pillow's bilinear filter "
+        "(antialiased, rounding to 8 bits each time)."
+    )
 
 
 class _Files:
@@ -162,7 +174,7 @@ class _Files:
         run = onnx_format.load(path)
         return self._add("onnx", path, run, "The ONNX file", opset=onnx_format.OPSET).largest_batch
 
-    def write_int8(self, training: np.ndarray, validation: Labelled, test: Labelled, cfg: Int8Config) -> None:
+    def write_int8(self, training: Images, validation: Labelled, test: Labelled, cfg: Int8Config) -> None:
         source = self.out / self.entries["onnx"]["file"]
         entry = self.entries["int8"] = _int8(source, self.description, training, validation, test, cfg)
         if entry["accepted"]:
@@ -194,7 +206,7 @@ class _Files:
 
 
 def _description(
-    classes: Sequence[str], mean: Sequence[float], std: Sequence[float], images: np.ndarray
+    classes: Sequence[str], mean: Sequence[float], std: Sequence[float], images: Images, kept: int | None
 ) -> dict[str, Any]:
     """What bundle.json and the metadata of the exported files both say."""
     _, size, _, channels = images.shape
@@ -202,7 +214,7 @@ def _description(
         "schema": SCHEMA,
         "classes": list(classes),
         "input": {"size": size, "channels": channels, "dtype": "uint8", "layout": "NHWC"},
-        "transform": transform(size, channels),
+        "transform": transform(size, channels, kept or size),
         "mean": [float(x) for x in mean],
         "std": [float(x) for x in std],
         "outputs": list(OUTPUTS),
@@ -225,7 +237,7 @@ def _seal(out: Path, facts: dict[str, Any]) -> dict[str, Any]:
 def _int8(
     source: Path,
     description: Mapping[str, Any],
-    training: np.ndarray,
+    training: Images,
     validation: Labelled,
     test: Labelled,
     cfg: Int8Config,
@@ -242,13 +254,11 @@ def _int8(
             source, path, calibration, portable=cfg.portable, metadata=description, float_first=float_first
         )
         run = onnx_format.load(path, threads=threads)
-        on_validation = int8.compare(
-            float_run, run, validation.images[: cfg.check], validation.labels[: cfg.check]
-        )
+        on_validation = int8.compare(float_run, run, validation.images, validation.labels[: cfg.check])
         refused = int8.faults(on_validation, cfg) + int8.batch_faults(run, validation.images[:64])
         if not refused:
             break
-    on_test = int8.compare(float_run, run, test.images[: cfg.check], test.labels[: cfg.check])
+    on_test = int8.compare(float_run, run, test.images, test.labels[: cfg.check])
     if refused and cfg.required:
         raise int8.Int8Error(
             f"The int8 student is not good enough on {on_validation.images} validation images: "
@@ -269,7 +279,7 @@ def _int8(
     }
 
 
-def _write_golden(path: Path, images: np.ndarray, trained: Deployable, int8_run: Predict | None) -> None:
+def _write_golden(path: Path, images: Images, trained: Deployable, int8_run: Predict | None) -> None:
     """A few real images and the answers to expect."""
     some = np.asarray(images[parity.spread(len(images), min(GOLDEN, len(images)))])
     if int8_run is None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,6 +12,15 @@ from pipeline.functional import normalise
 
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """uint8 images N x H x W x C to (logits, probabilities)."""
+
+
+class Images(Protocol):
+    """uint8 images N x H x W x C: an array, or anything that makes the asked rows when they are read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray: ...
 
 
 class GlobalMean(nn.Module):

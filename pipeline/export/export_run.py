@@ -7,9 +7,11 @@ from typing import Any
 
 from pipeline.checkpoint import best_seed, load_network, student_folders
 from pipeline.data.protocol import rows_of_classes
+from pipeline.data.seen import Seen
 from pipeline.data.store import Store
 from pipeline.export.build_bundle import ExportConfig, Labelled, build_bundle
 from pipeline.files import atomic_folder, sha256
+from pipeline.functional import Input
 from pipeline.records.record import Record, Result
 
 INT8_METRICS = ("accuracy", "drop", "agreement", "snr_db")
@@ -40,6 +42,7 @@ def export_run(
     store, seed = Store.open(data), best_seed(students)
     chosen = student_folders(students)[seed]
     net, facts = load_network(chosen)
+    input = Input.from_facts(facts["input"])
     classes = [store.classes.index(each) for each in facts["classes"]]
     tested = past["evaluate"]
     exported = {"seed": seed, "accuracy": tested.details["seeds"][str(seed)]["accuracy"]}
@@ -49,14 +52,15 @@ def export_run(
             out=folder,
             name=name,
             classes=facts["classes"],
-            mean=store.mean,
-            std=store.std,
-            training=_split(store, "train", classes, cfg.int8.images).images,
-            validation=_split(store, "val", classes, cfg.int8.check),
-            test=_split(store, "test", classes, max(cfg.int8.check, cfg.parity_images)),
+            mean=input.mean,
+            std=input.std,
+            training=_split(store, "train", classes, cfg.int8.images, input.size).images,
+            validation=_split(store, "val", classes, cfg.int8.check, input.size),
+            test=_split(store, "test", classes, max(cfg.int8.check, cfg.parity_images), input.size),
             metrics=tested.metrics | {"exported": exported},
             provenance=_provenance(store, chosen, facts, past, record),
             cfg=cfg,
+            kept=store.size,
         )
     result = Result(
         metrics=_int8_metrics(bundle),
@@ -67,10 +71,10 @@ def export_run(
     return Exported(seed, result, _remarks(bundle))
 
 
-def _split(store: Store, split: str, classes: list[int], most: int) -> Labelled:
-    """The first `most` images of these classes in a split."""
+def _split(store: Store, split: str, classes: list[int], most: int, size: int) -> Labelled:
+    """The first `most` images of these classes in a split, as a network of this size sees them."""
     subset = rows_of_classes(store.labels, store.indices(split), classes)
-    return Labelled(store.images[subset.rows[:most]], subset.labels[:most])
+    return Labelled(Seen(store.images, size)[subset.rows[:most]], subset.labels[:most])
 
 
 def _provenance(

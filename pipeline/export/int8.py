@@ -16,7 +16,7 @@ from pydantic import Field
 
 from pipeline.export import onnx_format
 from pipeline.export.blocks import block_first_layer
-from pipeline.export.deployable import Predict
+from pipeline.export.deployable import Images, Predict
 from pipeline.export.quiet import quiet
 from pipeline.settings import InputError, Settings
 
@@ -106,9 +106,12 @@ def write(
     onnx_format.save(proto, path, metadata)
 
 
-def compare(float_file: Predict, int8_file: Predict, images: np.ndarray, labels: np.ndarray) -> Quality:
-    """How much the int8 file lost, on images it was not calibrated with."""
-    want, got = (_logits(run, images, _fitting(images)) for run in (float_file, int8_file))
+def compare(float_file: Predict, int8_file: Predict, images: Images, labels: np.ndarray) -> Quality:
+    """How much the int8 file lost, on images it was not calibrated with: the first `len(labels)` of them."""
+    answers = [
+        (float_file(part)[0], int8_file(part)[0]) for part in _parts(images, len(labels), _fitting(images))
+    ]
+    want, got = (np.concatenate(logits) for logits in zip(*answers, strict=True))
     if not np.isfinite(got).all():
         raise Int8Error("int8: the quantized network gives NaN or infinity on real images.")
     before, after = want.argmax(1) == labels, got.argmax(1) == labels  # right answers
@@ -155,7 +158,7 @@ def batch_faults(run: Predict, images: np.ndarray) -> list[str]:
     want = run(np.ascontiguousarray(images))[0]
     allowed = 0.01 * float(np.abs(want).max())
     for batch in BATCHES:
-        got = _logits(run, images, batch)
+        got = np.concatenate([run(part)[0] for part in _parts(images, len(images), batch)])
         if got.shape != want.shape or not np.abs(got - want).max() <= allowed:
             return [f"it answers differently if it gets {batch} images at a time"]
     return []
@@ -165,7 +168,7 @@ class _Reader:
     """The quantizer reads images from this."""
 
     def __init__(self, images: np.ndarray) -> None:
-        self.parts = _parts(images, _fitting(images))
+        self.parts = _parts(images, len(images), _fitting(images))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         part = next(self.parts, None)
@@ -244,15 +247,13 @@ def _drop_unused_opsets(proto: Any) -> None:
     proto.opset_import.extend(opsets)
 
 
-def _logits(run: Predict, images: np.ndarray, batch: int) -> np.ndarray:
-    return np.concatenate([run(part)[0] for part in _parts(images, batch)])
+def _parts(images: Images, count: int, batch: int) -> Iterator[np.ndarray]:
+    """The first `count` images in batches, each read when it is its turn."""
+    starts = range(0, count, batch)
+    return (np.ascontiguousarray(images[start : min(start + batch, count)]) for start in starts)
 
 
-def _parts(images: np.ndarray, batch: int) -> Iterator[np.ndarray]:
-    return (np.ascontiguousarray(images[start : start + batch]) for start in range(0, len(images), batch))
-
-
-def _fitting(images: np.ndarray) -> int:
+def _fitting(images: Images) -> int:
     """How many images to run at once, so that large ones do not fill the memory."""
     return max(1, PIXELS // int(images.shape[1] * images.shape[2]))
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 picture = ImageOps.exif_transpose(Image.open("$picture")).convert("RGB")
-square = ImageOps.fit(picture, ($size, $size), Image.Resampling.BILINEAR)
+square = ImageOps.fit(picture, ($kept, $kept), Image.Resampling.BILINEAR)
 pixels = $pixels"""
 ONNXRUNTIME = f"""\
 import json
@@ -166,16 +166,13 @@ def _interface(bundle: Mapping[str, Any]) -> str:
 
 
 def _run_it(bundle: Mapping[str, Any]) -> str:
-    formats = bundle["formats"]
-    is_grey = bundle["input"]["channels"] == 1
+    formats, size = bundle["formats"], bundle["input"]["size"]
     best = formats["int8"]["file"] if formats.get("int8", {}).get("accepted") else formats["onnx"]["file"]
     values = {
         "picture": PICTURE,
-        "size": bundle["input"]["size"],
+        "kept": bundle["transform"].get("kept", size),
         "file": best,
-        "pixels": 'np.asarray(square.convert("L"))[None, :, :, None]'
-        if is_grey
-        else "np.asarray(square)[None]",
+        "pixels": _pixels(bundle),
     }
     snippets = [
         (f"onnxruntime ({best}; it needs only numpy, Pillow and onnxruntime):", ONNXRUNTIME),
@@ -197,6 +194,14 @@ def _run_it(bundle: Mapping[str, Any]) -> str:
             *code,
         ]
     )
+
+
+def _pixels(bundle: Mapping[str, Any]) -> str:
+    """Code that makes pixels of the square that pictures become first."""
+    size, is_grey = bundle["input"]["size"], bundle["input"]["channels"] == 1
+    luma = '.convert("L")' if is_grey else ""
+    seen = f".resize(({size}, {size}), Image.Resampling.BILINEAR)" if "kept" in bundle["transform"] else ""
+    return f"np.asarray(square{luma}{seen})[None{', :, :, None' if is_grey else ''}]"
 
 
 def _origin(bundle: Mapping[str, Any]) -> str:

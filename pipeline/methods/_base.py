@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -124,7 +123,7 @@ class Method(nn.Module, ABC, Generic[C]):
         if self.needs_image_gradients:
             step.images.requires_grad_()  # before an answer is read
         if cfg.ce_weight:
-            loss["ce"] = Weighted(F.cross_entropy(step.student.logits, step.labels), cfg.ce_weight)
+            loss["ce"] = Weighted(step.cross_entropy(step.student.logits), cfg.ce_weight)
         if cfg.kd_weight:
             teacher = step.teacher.logits.detach()  # they have a graph if a method needs image gradients
             loss["kd"] = Weighted(softened_kl(step.student.logits, teacher, cfg.temperature), cfg.kd_weight)

@@ -19,7 +19,6 @@ curve goes on.
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -68,7 +67,7 @@ class EarlyStopped(Method[Config]):
         if step.progress < cfg.stop:
             return super().loss(step)
         stopped = step.student.logits.sum() * 0
-        loss = {"ce": Weighted(F.cross_entropy(step.student.logits, step.labels), cfg.ce_weight)}
+        loss = {"ce": Weighted(step.cross_entropy(step.student.logits), cfg.ce_weight)}
         if cfg.kd_weight:
             loss["kd"] = Weighted(stopped, cfg.kd_weight)
         if self.pairs:

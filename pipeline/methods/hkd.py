@@ -28,7 +28,6 @@ import copy
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -76,7 +75,7 @@ class InformationFlow(Method[Config]):
         with step.autocast():
             auxiliary = self.tapped(step.images)
         return {
-            "ce": Weighted(F.cross_entropy(auxiliary.logits, step.labels), 1.0),
+            "ce": Weighted(step.cross_entropy(auxiliary.logits), 1.0),
             "pkt": Weighted(transfer(auxiliary.pooled, step.teacher.pooled), self.cfg.auxiliary_weight),
         }
 

@@ -45,6 +45,11 @@ class JacobianMatching(Method[Config]):
 
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
+        if probe.teacher_images.shape != probe.images.shape:
+            raise InputError(
+                "method jacobian compares gradients with respect to the images, but teacher and student take "
+                "images of different sizes. Give both the same input.size, or choose another method."
+            )
         classes, teacher_classes = probe.student.logits.shape[1], probe.teacher.logits.shape[1]
         if cfg.of == "logit" and teacher_classes != classes:
             raise InputError(

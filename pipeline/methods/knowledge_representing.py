@@ -86,8 +86,10 @@ class KnowledgeRepresenting(Method[Config]):
         assert probe.teacher_net is not None, "W~ is made from the teacher's layers"
         assert probe.student_net is not None, "the thresholds are made from the student's weights"
         self.teacher: Tapped = probe.teacher_net  # not a module, so it is not saved with the method
-        self.groups = grouped(self.teacher, probe.images, cfg.layers)
-        self.aggregate = Aggregate(self.groups, probe.images.shape, classes=probe.teacher.logits.shape[1])
+        self.groups = grouped(self.teacher, probe.teacher_images, cfg.layers)
+        self.aggregate = Aggregate(
+            self.groups, probe.teacher_images.shape, classes=probe.teacher.logits.shape[1]
+        )
         for name in cfg.student_maps:
             probe.student.named_map(name, "method.student_maps")
         names = cfg.student_maps or probe.student.body
@@ -106,7 +108,7 @@ class KnowledgeRepresenting(Method[Config]):
 
     def terms(self, step: Step) -> Terms:
         with torch.no_grad(), step.autocast():
-            maps, _ = self.aggregate(step.images)
+            maps, _ = self.aggregate(step.teacher_images)
         distances = [
             distance(adapter(step.student.maps[name]), maps[layer].float())
             for adapter, (name, layer) in zip(self.adapters, self.matches, strict=True)
@@ -123,9 +125,11 @@ class KnowledgeRepresenting(Method[Config]):
 
     def aggregate_loss(self, step: Step) -> Loss:
         with torch.no_grad(), step.autocast():
-            teacher_maps, teacher_logits = maps_of(self.teacher, [g.path for g in self.groups], step.images)
+            teacher_maps, teacher_logits = maps_of(
+                self.teacher, [g.path for g in self.groups], step.teacher_images
+            )
         with step.autocast():
-            maps, logits = self.aggregate(step.images)
+            maps, logits = self.aggregate(step.teacher_images)
         loss = {"kd": Weighted(softened_kl(logits.float(), teacher_logits, self.cfg.temperature), 1.0)}
         if self.cfg.gamma:
             distances = [

@@ -1,4 +1,4 @@
-"""Networks by name: CIFAR families, all networks of torchvision, anything importable.
+"""Networks by name: our own families, all networks of torchvision and timm, ONNX files, anything importable.
 
 A family is a file of this folder with `NAMES` and `build(name, classes, channels)`, which returns None for a
 name that is not its own. Every network is a plain `forward(images) -> logits`. Networks of our own families
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from pipeline.nets.input import InputConfig
 from pipeline.settings import InputError, Settings, unknown
 
 if TYPE_CHECKING:  # so that `import pipeline.nets` does not load torch
@@ -21,11 +22,13 @@ if TYPE_CHECKING:  # so that `import pipeline.nets` does not load torch
 
 
 class NetConfig(Settings):
-    """A network, and where its maps are."""
+    """A network, how it takes its images, and where its maps are."""
 
     net: str = Field(
-        description="a name of pipeline.nets.names(), torchvision:NAME or package.module:factory"
+        description="a name of pipeline.nets.names(), torchvision:NAME, timm:NAME, package.module:factory, "
+        "or onnx:FILE (a teacher that only answers)"
     )
+    input: InputConfig = InputConfig()
     taps: dict[str, str] = Field(
         default_factory=dict,
         description="name of a tap -> path of a module, instead of the network's own taps",
@@ -49,7 +52,7 @@ def build(name: str, classes: int, channels: int = 3) -> "nn.Module":
 
     if name in torchvision_zoo.available():  # the nearest of our own names would be wrong advice
         raise InputError(
-            f"net: there is no {name!r} among the CIFAR networks, but torchvision has one. Write "
+            f"net: there is no {name!r} among our own networks, but torchvision has one. Write "
             f"'torchvision:{name}'."
         )
     raise unknown("net", name, names())

@@ -10,11 +10,12 @@ from torch import nn
 from pipeline.settings import InputError, unknown
 
 NAMES = ("<package.module>:<factory>",)
+NOT_MODULES = ("onnx", "timm", "torchvision")  # before a colon, they name networks of other kinds
 
 
 def build(name: str, classes: int, channels: int) -> nn.Module | None:
     path, colon, attribute = name.partition(":")
-    if not colon or path == "torchvision":
+    if not colon or path in NOT_MODULES:
         return None
     if not all(part.isidentifier() for part in (*path.split("."), attribute)):
         raise InputError(
@@ -40,7 +41,8 @@ def _import(name: str, path: str) -> ModuleType:
             raise _import_failed(name, path, error) from error
         raise InputError(
             f"net: {name!r} names the module {path!r}, but there is no {missing!r}. Put it in the project's "
-            "folder, or install it here. Networks of torchvision are written torchvision:NAME."
+            "folder, or install it here. Networks of torchvision are written torchvision:NAME, those of timm "
+            "timm:NAME, and ONNX files onnx:FILE."
         ) from error
     except (ImportError, SyntaxError) as error:
         raise _import_failed(name, path, error) from error

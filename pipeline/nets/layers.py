@@ -1,4 +1,4 @@
-"""What the CIFAR families share."""
+"""What our own families share."""
 
 import re
 from collections import OrderedDict
@@ -21,12 +21,17 @@ class Chain(nn.Sequential):
         head = {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(features, classes)}
         super().__init__(OrderedDict(parts | head))
         self.taps = taps
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                # fan-in counts the inputs of one group; fan-out would make depthwise weights far too small
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise(self)
+
+
+def initialise(net: nn.Module) -> None:
+    """Random weights for all convolutions (He et al., 2015)."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            # fan-in counts the inputs of one group; fan-out would make depthwise weights far too small
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class ChannelShuffle(nn.Module):

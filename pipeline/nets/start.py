@@ -1,8 +1,8 @@
-"""What a network starts from: random weights, torchvision's, or a state dict in a file."""
+"""What a network starts from: random weights, those of torchvision or timm, or a file."""
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.files import sha256
-from pipeline.nets.torchvision_zoo import PREFIX
+from pipeline.nets import onnx_file, timm_zoo, torchvision_zoo
+from pipeline.nets.input import HUBS, check_hub
 from pipeline.settings import InputError, Settings
 
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts save the state dict
@@ -23,8 +24,10 @@ SUFFIXES = (".safetensors", ".pt", ".pth")
 class StartConfig(Settings):
     """Where a network's first weights come from."""
 
-    source: Literal["random", "torchvision", "file"] = "random"
-    file: str = Field(default="", description="a state dict: .safetensors, .pt or .pth")
+    source: Literal["random", "torchvision", "timm", "file"] = "random"
+    file: str = Field(
+        default="", description="a state dict: .safetensors, .pt or .pth. Left out for an onnx: network"
+    )
     sha256: str = Field(
         default="",
         description="the file's hash. DVC does not watch the file: the stage runs again if this hash changes",
@@ -32,10 +35,6 @@ class StartConfig(Settings):
 
     @model_validator(mode="after")
     def _file_belongs_to_its_source(self) -> Self:
-        if self.source == "file" and not self.file:
-            raise InputError(
-                "source is 'file', but `file` is empty: name a state dict (.safetensors, .pt or .pth)."
-            )
         if self.source != "file" and (self.file or self.sha256):
             raise InputError(
                 f"source is {self.source!r}, but a file is given: write source: file, "
@@ -44,26 +43,44 @@ class StartConfig(Settings):
         return self
 
 
+def check_start(start: StartConfig, *, net: str, field: str) -> None:
+    """Refuse what the settings at `field` alone show to be wrong for the network called `net`."""
+    check_hub(net, start.source, field)
+    if net.startswith(onnx_file.PREFIX):
+        if start.source != "file" or start.file:
+            raise InputError(
+                f"{field}: {net} is what its own file holds. Write start: {{source: file, sha256: ...}}, "
+                "without `file`."
+            )
+    elif start.source == "file" and not start.file:
+        raise InputError(
+            f"{field}.source is 'file', but `file` is empty: name a state dict (.safetensors, .pt or .pth)."
+        )
+
+
 def load_start(net: nn.Module, start: StartConfig, *, name: str, field: str) -> tuple[str, ...]:
     """Load into `net`, which was built as `name`, the weights that the settings at `field` name.
 
-    Returns the names of the tensors that stay random. With weights to load, only a classifier for another
-    number of classes may stay random. On any error the network is as it was.
+    Returns the names of the tensors that stay random. With weights to load, these are at most a classifier
+    for other classes and, with the weights of a hub, a first convolution for other channels. On any error
+    the network is as it was.
     """
-    own = net.state_dict()
+    check_start(start, net=name, field=field)
     if start.source == "random":
-        return tuple(own)
+        return tuple(net.state_dict())
+    if isinstance(net, onnx_file.OnnxNet):
+        _take_onnx(net, start, field)
+        return ()
     if start.source == "torchvision":
         found, origin = _torchvision_weights(name, field), "torchvision's file"
+    elif start.source == "timm":
+        found, origin = timm_zoo.weights_of(name, field), "timm's file"
     else:
         found, origin = _read(start, field), start.file
+    own = net.state_dict()
     weights = {_without_prefix(key, own): tensor for key, tensor in found.items()}
-    classifier = _classifier_keys(net)
-    misshaped = [key for key in weights if key in own and weights[key].shape != own[key].shape]
-    random = tuple(
-        key for key in misshaped if key in classifier and weights[key].shape[1:] == own[key].shape[1:]
-    )
-    if differences := _differences(weights, own, [key for key in misshaped if key not in random]):
+    random = _replaced(net, weights, own, is_of_hub=start.source in HUBS)
+    if differences := _differences(weights, own, random):
         raise InputError(
             f"{field}: {origin} does not fit {name}. "
             f"It holds {len(weights)} tensors; the network has {len(own)}.{differences} "
@@ -73,27 +90,85 @@ def load_start(net: nn.Module, start: StartConfig, *, name: str, field: str) -> 
     return random
 
 
+def keep_outputs(net: nn.Module, positions: Sequence[int]) -> None:
+    """Cut the layer that classifies to the outputs at these positions, in this order."""
+    kept = torch.tensor(positions)
+    if isinstance(net, onnx_file.OnnxNet):
+        net.outputs = net.outputs[kept.to(net.outputs.device)]
+        return
+    layer = net.get_submodule(_classifier_path(net))
+    for name, old in list(layer.named_parameters(recurse=False)):
+        setattr(layer, name, nn.Parameter(old.detach()[kept.to(old.device)], old.requires_grad))
+    for module in net.modules():
+        for count in ("num_classes", *(("out_features", "out_channels") if module is layer else ())):
+            if isinstance(getattr(module, count, None), int):
+                setattr(module, count, len(positions))
+
+
+def known_classes(net: str, source: str) -> list[str] | None:
+    """The classes that the weights of a hub tell apart, in the order of the outputs; None if nobody says."""
+    if source != "torchvision":
+        return None
+    classes: list[str] | None = torchvision_zoo.weights_of(net).meta.get("categories")
+    return classes
+
+
+def _replaced(
+    net: nn.Module, weights: dict[str, Tensor], own: Mapping[str, Tensor], *, is_of_hub: bool
+) -> tuple[str, ...]:
+    """The tensors that stay random although there are weights, since classes or channels are others."""
+    classifier = _keys(_classifier_path(net), own)
+    if not any(key in weights for key in classifier):  # these weights have no classifier
+        weights = weights | {key: own[key][:0] for key in classifier}
+    others = [key for key in own if key in weights and weights[key].shape != own[key].shape]
+    first = [f"{path}.weight" for path in _paths(net, nn.Conv2d)[:1] if is_of_hub]
+    return tuple(
+        key
+        for key in others
+        if (key in classifier and weights[key].shape[1:] == own[key].shape[1:])
+        or (key in first and weights[key].shape[2:] == own[key].shape[2:])
+    )
+
+
+def _take_onnx(net: onnx_file.OnnxNet, start: StartConfig, field: str) -> None:
+    where = f"{field.removesuffix('.start')}.net: {net.file}"
+    file = Path(net.file).expanduser()
+    _check_hash(file, start, where=where, field=field)
+    try:
+        net.take(file.read_bytes())
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from error
+
+
 def _without_prefix(key: str, own: Mapping[str, Tensor]) -> str:
     """The tensor's name without what DataParallel and torch.compile put before it."""
     return key if key in own else re.sub(r"^(module\.|_orig_mod\.)+", "", key)
 
 
-def _classifier_keys(net: nn.Module) -> set[str]:
+def _classifier_path(net: nn.Module) -> str:
     path = getattr(net, "classifier", None)
-    if not isinstance(path, str):
-        modules = list(net.named_modules())
-        linear = [path for path, module in modules if isinstance(module, nn.Linear)]
-        # squeezenet classifies with a convolution
-        convolutions = [path for path, module in modules if isinstance(module, nn.Conv2d)]
-        path = (linear or convolutions or [""])[-1]
-    return {f"{path}.weight", f"{path}.bias"}
+    if isinstance(path, str):
+        return path
+    # squeezenet classifies with a convolution
+    return (_paths(net, nn.Linear) or _paths(net, nn.Conv2d) or [""])[-1]
 
 
-def _differences(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], misshaped: list[str]) -> str:
-    """Why the weights cannot be loaded, or "" if they can."""
+def _paths(net: nn.Module, kind: type[nn.Module]) -> list[str]:
+    return [path for path, module in net.named_modules() if isinstance(module, kind)]
+
+
+def _keys(path: str, own: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The parameters of the layer at `path`."""
+    return tuple(key for key in (f"{path}.weight", f"{path}.bias") if key in own)
+
+
+def _differences(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], random: tuple[str, ...]) -> str:
+    """Why the weights cannot be loaded, or "" if they can. Those in `random` are not needed."""
+    needed = [key for key in own if key not in random]
     # files from before batch norm counted its batches lack these
-    missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
+    missing = [key for key in needed if key not in weights and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in weights if key not in own]
+    misshaped = [key for key in needed if key in weights and weights[key].shape != own[key].shape]
     shapes = [f"{key} (there {_shape(weights[key])}, here {_shape(own[key])})" for key in misshaped]
     return (
         f"{_first('missing in the file', missing)}{_first('only in the file', unexpected)}"
@@ -114,7 +189,7 @@ def _read(start: StartConfig, field: str) -> dict[str, Tensor]:
     file, where = Path(start.file).expanduser(), f"{field}.file: {start.file}"
     if file.suffix not in SUFFIXES:
         raise InputError(f"{where} must end in one of {', '.join(SUFFIXES)}.")
-    _check_hash(file, start, field)
+    _check_hash(file, start, where=where, field=field)
     content = _load(file, where)
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -127,19 +202,18 @@ def _read(start: StartConfig, field: str) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _check_hash(file: Path, start: StartConfig, field: str) -> None:
+def _check_hash(file: Path, start: StartConfig, *, where: str, field: str) -> None:
     try:
         with file.open("rb"):  # a folder has a hash, but cannot be opened
             found = sha256(file)
     except OSError as error:
         raise InputError(
-            f"{field}.file: {start.file} cannot be opened ({error.strerror}). "
-            f"A relative path starts at {Path.cwd()}."
+            f"{where} cannot be opened ({error.strerror}). A relative path starts at {Path.cwd()}."
         ) from error
     if start.sha256.strip().lower() != found:
         problem = "belongs to another file" if start.sha256 else "is missing"
         raise InputError(
-            f"{field}.sha256 {problem}. It makes the stage run again if the file changes. If {start.file} is "
+            f"{field}.sha256 {problem}. It makes the stage run again if the file changes. If {file} is "
             f"the right file, write in params.yaml\n    sha256: {found}"
         )
 
@@ -176,15 +250,9 @@ def _is_state_dict(content: object) -> TypeGuard[Mapping[str, Tensor]]:
 
 
 def _torchvision_weights(name: str, field: str) -> dict[str, Tensor]:
-    if not name.startswith(PREFIX):
-        raise InputError(
-            f"{field}.source: torchvision has weights for torchvision:NAME networks only, and this one is "
-            f"{name!r}. Write source: random, or source: file and name a state dict."
-        )
     from torchvision import models
 
-    member = name.removeprefix(PREFIX)
-    weights: Any = models.get_model_weights(member).DEFAULT
+    member, weights = torchvision_zoo.member_of(name), torchvision_zoo.weights_of(name)
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     remedy = (
         f"get {weights.url} on a machine with internet access and put it at {file}, or write source: file "

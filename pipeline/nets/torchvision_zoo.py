@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from pipeline.nets.importable import without_inplace
+from pipeline.nets.input import Known
 from pipeline.settings import unknown
 
 PREFIX = "torchvision:"
@@ -21,14 +22,33 @@ def available() -> list[str]:
     return members
 
 
+def member_of(name: str) -> str:
+    """torchvision's own name of the network `torchvision:NAME`."""
+    member = name.removeprefix(PREFIX)
+    if member not in available():
+        raise unknown("net", name, (PREFIX + known for known in available()))
+    return member
+
+
+def weights_of(name: str) -> Any:
+    """What torchvision tells of its weights for a network: their address, transforms and classes."""
+    from torchvision import models
+
+    return models.get_model_weights(member_of(name)).DEFAULT
+
+
+def normalisation(name: str) -> Known:
+    """Mean and deviation that torchvision's weights for a network were trained with."""
+    transforms = weights_of(name).transforms()
+    return tuple(transforms.mean), tuple(transforms.std)
+
+
 def build(name: str, classes: int, channels: int) -> nn.Module | None:
     if not name.startswith(PREFIX):
         return None
     from torchvision import models
 
-    member = name.removeprefix(PREFIX)
-    if member not in available():
-        raise unknown("net", name, (PREFIX + known for known in available()))
+    member = member_of(name)
     options: dict[str, bool] = {}
     if member in ("googlenet", "inception_v3"):
         # their weights were trained on another range of pixels, to which transform_input brings colour images

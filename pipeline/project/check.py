@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.dependencies import closure, listing
 from pipeline.files import atomic_file, atomic_folder
 from pipeline.params import Params
+from pipeline.project.dependencies import closure, listing
 from pipeline.settings import InputError
 
-OF_ALL = ("prepare", "report", "track")
+OF_ALL = ("prepare", "views", "report", "track")
 OF_A_RUN = ("pretrain", "distill", "evaluate", "export", "benchmark")
 WITH_METHODS = ("pretrain", "distill", "analyse")
 

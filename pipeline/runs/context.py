@@ -1,7 +1,7 @@
 """What all seeds of a stage share: the images to learn from, the images to validate on, and the device."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ from pipeline.data.protocol import (
     draw_subset,
     rows_of_classes,
 )
+from pipeline.data.seen import Seen, images_at_once
 from pipeline.data.store import Store
-from pipeline.functional import normalise
+from pipeline.device import keep_memory
+from pipeline.functional import Input, normalise
 from pipeline.methods import Method, MethodConfig
 from pipeline.methods._combined import build_method
 from pipeline.nets import NetConfig
+from pipeline.nets.input import resolve_input
 from pipeline.settings import InputError
 from pipeline.taps import Step, Tapped, in_eval_mode
 from pipeline.training.recipe import TrainConfig
@@ -38,12 +41,14 @@ class Context:
     def __init__(self, store: Store, subset: Subset, augment: AugmentConfig, *, is_cross_task: bool) -> None:
         """`subset`: the images to learn from, of the classes to learn. `is_cross_task`: whether teacher and
         student have different classes."""
+        keep_memory()
         # without cpu=True, several processes on a machine without accelerator would not find each other
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.device = self.accelerator.device
         self.store, self.subset, self.augment, self.is_cross_task = store, subset, augment, is_cross_task
         self.labels = torch.as_tensor(subset.labels)
         self.validation = rows_of_classes(store.labels, store.indices("val"), subset.classes)
+        self._validation: dict[int, Tensor] = {}  # its pixels, by their size
 
     @classmethod
     def of_teacher(cls, data: Path, protocol: ProtocolConfig, augment: AugmentConfig) -> "Context":
@@ -74,33 +79,47 @@ class Context:
         return [self.store.classes[n] for n in self.subset.classes]
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def data_input(self) -> Input:
+        """Images as the store has them, normalised by the data's own mean and deviation."""
+        return Input(self.store.size, tuple(self.store.mean), tuple(self.store.std))
+
+    def facts(self, net: Tapped) -> dict[str, Any]:
         """What must be saved with a network so that it can be built again."""
-        return {"classes": self.classes, "channels": self.store.channels, "size": self.store.size}
+        own = {"taps": net.taps, "input": net.input.as_facts(), "loaded": sorted(net.loaded)}
+        return own | {"classes": self.classes, "channels": self.store.channels}
 
     def describe_subset(self) -> dict[str, Any]:
         return describe_subset(self.subset, self.store.labels, self.store.classes)
 
-    def images(self, rows: np.ndarray) -> Tensor:
-        """Normalised images of these rows of the store, on the device."""
-        pixels = torch.as_tensor(self.store.images[rows]).to(self.device)
-        return normalise(pixels, self.store.mean, self.store.std)
+    def images(self, rows: np.ndarray, input: Input) -> Tensor:
+        """Images of these rows of the store, whole, as a network takes them; on the device."""
+        pixels = torch.as_tensor(Seen(self.store.images, input.size)[rows]).to(self.device)
+        return normalise(pixels, input.mean, input.std)
 
-    def build_network(self, cfg: NetConfig) -> nn.Module:
-        return nets.build(cfg.net, len(self.subset.classes), self.store.channels)
+    def input_of(self, cfg: NetConfig, source: str, field: str) -> Input:
+        """How the network of `cfg` takes its images. `source`: where its first weights come from."""
+        return resolve_input(cfg.input, net=cfg.net, source=source, data=self.data_input, field=field)
+
+    def build_network(self, cfg: NetConfig, *, classes: int | None = None) -> nn.Module:
+        return nets.build(cfg.net, classes or len(self.subset.classes), self.store.channels)
 
     def load_network(self, folder: Path) -> Tapped:
         net, facts = checkpoint.load_network(folder)
-        return self.tap(net, facts["taps"])
+        return self.tap(net, facts["taps"], Input.from_facts(facts["input"]), facts["loaded"])
 
-    def tap(self, net: nn.Module, taps: dict[str, str]) -> Tapped:
-        return Tapped(net.to(self.device), self.images(self.subset.rows[:2]), taps=taps)
+    def tap(self, net: nn.Module, taps: dict[str, str], input: Input, loaded: Collection[str] = ()) -> Tapped:
+        probe = self.images(self.subset.rows[:2], input)
+        return Tapped(net.to(self.device), probe, taps=taps, input=input, loaded=loaded)
 
     def probe(self, student: Tapped, teacher: Tapped | None) -> Step:
         """A small batch: methods read shapes from what the networks answer to it."""
         rows = self.subset.rows[:4]
         index = torch.arange(len(rows), device=self.device)
-        return Step(self.images(rows), self.labels[: len(rows)].to(self.device), index, student, teacher)
+        images, labels = self.images(rows, student.input), self.labels[: len(rows)].to(self.device)
+        if teacher is None or teacher.input == student.input:
+            return Step(images, labels, index, student, teacher)
+        for_teacher = self.images(rows, teacher.input)
+        return Step(images, labels, index, student, teacher, for_teacher=lambda images, index: for_teacher)
 
     def build_method(
         self, cfg: MethodConfig, student: Tapped, teacher: Tapped | None, partner: MethodConfig | None = None
@@ -108,26 +127,27 @@ class Context:
         with in_eval_mode(student.net):
             return build_method(cfg, partner, self.probe(student, teacher), self.labels).to(self.device)
 
-    def batches(self, cfg: TrainConfig, seed: int) -> Batches:
+    def batches(self, cfg: TrainConfig, seed: int, student: Tapped, teacher: Tapped | None) -> Batches:
         return Batches(
             self.store.images,
             self.subset,
             batch_size=cfg.batch_size,
             seed=seed,
-            mean=self.store.mean,
-            std=self.store.std,
+            mean=self.data_input.mean,
             augment=self.augment,
+            input=student.input,
+            teacher_input=teacher.input if teacher else None,
             device=self.device,
             shard=(self.accelerator.process_index, self.accelerator.num_processes),
         )
 
-    def validate(self, net: nn.Module) -> dict[str, float]:
+    def validate(self, net: nn.Module, input: Input) -> dict[str, float]:
         """Accuracy and cross-entropy on the validation split."""
-        right = loss = 0.0
+        right, loss, step = 0.0, 0.0, images_at_once(input.size, most=512)
         with in_eval_mode(net):
-            for start in range(0, len(self.validation.rows), 512):
-                logits = net(self.images(self.validation.rows[start : start + 512])).float()
-                labels = torch.as_tensor(self.validation.labels[start : start + 512]).to(self.device)
+            for start in range(0, len(self.validation.rows), step):
+                logits = net(self._validation_images(start, start + step, input)).float()
+                labels = torch.as_tensor(self.validation.labels[start : start + step]).to(self.device)
                 right += (logits.argmax(1) == labels).sum().item()
                 loss += F.cross_entropy(logits, labels, reduction="sum").item()
         if math.isnan(loss):
@@ -137,6 +157,14 @@ class Context:
             )
         count = len(self.validation.rows)
         return {"val_accuracy": right / count, "val_loss": loss / count}
+
+    def _validation_images(self, start: int, end: int, input: Input) -> Tensor:
+        """They are read and resized once for each size that networks see."""
+        if input.size not in self._validation:
+            seen = Seen(self.store.images, input.size)[self.validation.rows]
+            self._validation[input.size] = torch.as_tensor(seen)
+        pixels = self._validation[input.size][start:end].to(self.device)
+        return normalise(pixels, input.mean, input.std)
 
 
 def _train_subset(store: Store, protocol: ProtocolConfig, ids: Sequence[int]) -> Subset:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pipeline.methods import Pairs
 from pipeline.taps import Answer
 
+LAST = ("pooled", "logits")  # after all maps
 COLUMNS = ("output", "student", "teacher", "matched with the teacher's")
 
 
@@ -12,7 +13,8 @@ def overview(student: Answer, teacher: Answer | None, pairs: Pairs) -> list[list
     """A row for each map of either network, the pooled embedding and the logits: its name, its shape in the
     student and in the teacher (without the batch), and the names of what it is matched with."""
     of_student, of_teacher = (_shapes(answer) for answer in (student, teacher))
-    names = dict.fromkeys([*student.maps, *(teacher.maps if teacher else ()), "pooled", "logits"])
+    maps = [name for name in (*of_student, *of_teacher) if name not in LAST]
+    names = dict.fromkeys([*maps, *LAST])
     matched = {
         name: ", ".join(dict.fromkeys(theirs for ours, theirs in pairs if ours == name)) for name in names
     }

@@ -45,9 +45,10 @@ def train_phase(
     name.
     """
     own_seed = zlib.crc32(f"{trainee.seed}/{phase.name}".encode())
+    batches = context.batches(cfg, own_seed, trainee.student, trainee.teacher)
     curves = fit(
         phase,
-        context.batches(cfg, own_seed),
+        batches,
         cfg,
         student=trainee.student,
         teacher=trainee.teacher,
@@ -60,17 +61,22 @@ def train_phase(
         label=f"{label} {phase.name}",
     )
     if context.is_main:
-        images, seconds = len(context.labels), curves["seconds"][-1]
-        reached = (
-            f"validation accuracy {max(curves['val_accuracy']):.1%}"
-            if "val_accuracy" in curves
-            else f"loss {curves['loss'][-1]:.4g}"
-        )
-        print(
-            f"{label} {phase.name}: {cfg.epochs} epochs on {images} images, {seconds:.1f} s, {reached}",
-            flush=True,
-        )
+        planned = cfg.total_steps(len(batches)) / len(batches)
+        told = _told(curves, planned, images=len(context.labels))
+        print(f"{label} {phase.name}: {told}", flush=True)
     return curves
+
+
+def _told(curves: Curves, planned: float, *, images: int) -> str:
+    """How far a phase of so many epochs went, and what it reached."""
+    trained, seconds = curves["epoch"][-1], curves["seconds"][-1]
+    length = f"{round(trained, 2):g}" + (f" of {round(planned, 2):g}" if trained < planned else "")
+    reached = (
+        f"validation accuracy {max(curves['val_accuracy']):.1%}"
+        if "val_accuracy" in curves
+        else f"loss {curves['loss'][-1]:.4g}"
+    )
+    return f"{length} epochs on {images} images, {seconds:.1f} s, {reached}"
 
 
 def check_phases(phases: list[Phase], named: Collection[str], field: str) -> list[Phase]:

@@ -4,12 +4,47 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import Field, field_validator, model_validator
+
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.protocol import ProtocolConfig
 from pipeline.methods import MethodConfig
 from pipeline.nets import NetConfig
+from pipeline.nets.onnx_file import PREFIX
 from pipeline.nets.start import StartConfig
-from pipeline.training.recipe import TrainConfig
+from pipeline.training.recipe import TeacherTrainConfig, TrainConfig
+
+
+class StudentConfig(NetConfig):
+    start: StartConfig = StartConfig()
+
+    @field_validator("net")
+    @classmethod
+    def _can_learn(cls, net: str) -> str:
+        if net.startswith(PREFIX):
+            raise ValueError("an ONNX file only answers, so it can be a teacher, but not a student")
+        return net
+
+
+class TeacherConfig(NetConfig):
+    start: StartConfig = StartConfig()
+    classes: tuple[str, ...] = Field(
+        (), description="names of its outputs in their order; those that the data lacks are cut off"
+    )
+    train: TeacherTrainConfig = TeacherTrainConfig()
+
+    @model_validator(mode="after")
+    def _has_weights_to_keep(self) -> "TeacherConfig":
+        keeps = (("train.epochs 0", not self.train.is_trained), ("classes", bool(self.classes)))
+        for setting, is_given in keeps:
+            if is_given and self.start.source == "random":
+                raise ValueError(
+                    f"{setting} keeps the classifier that the weights have, but start.source is random. Name "
+                    "the weights under `start`"
+                )
+        if self.net.startswith(PREFIX) and self.train.is_trained:
+            raise ValueError("an ONNX file only answers, so it cannot be trained. Write train: {epochs: 0}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -18,7 +53,8 @@ class Run:
 
     name: str
     teacher: str  # a name of `teachers` or of `knowledge`
-    student: NetConfig
+    student: StudentConfig
+    student_name: str
     method: MethodConfig
     partner: MethodConfig | None  # its terms are added to those of the method
     protocol: ProtocolConfig
@@ -38,12 +74,10 @@ class Run:
 
 @dataclass(frozen=True)
 class TeacherRun:
-    """A network to be fine-tuned on the whole training split."""
+    """A network to be fine-tuned on the whole training split, or taken as it is."""
 
     name: str
-    net: NetConfig
-    start: StartConfig
-    train: TrainConfig
+    cfg: TeacherConfig
     protocol: ProtocolConfig  # of which only the classes matter: a teacher learns from all images
     augment: AugmentConfig
     settings: Mapping[str, Any]

@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.checkpoint import load_network_weights, load_weights, save_network, save_weights
+from pipeline.checkpoint import load_facts, load_network_weights, load_weights, save_network, save_weights
 from pipeline.files import atomic_folder, sha256
 from pipeline.methods import Method, Phase
 from pipeline.records.progress import OnPoint
@@ -17,6 +18,7 @@ from pipeline.runs.knowledge import recall_knowledge
 from pipeline.runs.overview import overview, table
 from pipeline.runs.phase import Trainee, check_phases, train_phase
 from pipeline.runs.run import Run
+from pipeline.runs.start_network import start_network
 from pipeline.runs.work_folder import work_folder
 from pipeline.settings import InputError
 from pipeline.taps import Tapped, in_eval_mode
@@ -33,7 +35,7 @@ def pretrain(
     result = _begin(context, code, teacher=teacher)
     depends = {"settings": run.settings, "inputs": result.inputs}
     with work_folder(work, "pretrain", run.name, depends, is_main=context.is_main) as folder:
-        for trainee, early, _ in _trainees(context, run, teacher):
+        for trainee, early, _ in _trainees(context, run, teacher, None):
             if trainee.seed == run.seeds[0]:
                 result.details["overview"] = _overview(context, trainee)
             for phase in early:
@@ -55,13 +57,13 @@ def distill(
     result = _begin(context, code, teacher=teacher, initial=initial)
     depends = {"settings": run.settings, "inputs": result.inputs}
     with work_folder(work, "distill", run.name, depends, is_main=context.is_main) as folder:
-        for trainee, _, last in _trainees(context, run, teacher):
-            seed = trainee.seed
-            load_initial(initial / f"seed-{seed}", trainee.student, trainee.method)
+        for trainee, _, last in _trainees(context, run, teacher, initial):
+            seed, student = trainee.seed, trainee.student
             if seed == run.seeds[0]:
                 result.details["overview"] = _overview(context, trainee)
-            result.curves |= _train(context, run, trainee, last, folder, on_point, validate=context.validate)
-            scores = context.validate(trainee.student.net)
+            validate = partial(context.validate, input=student.input)
+            result.curves |= _train(context, run, trainee, last, folder, on_point, validate=validate)
+            scores = validate(student.net)
             result.metrics |= {f"{name}/seed-{seed}": value for name, value in scores.items()}
             if context.is_main:
                 _save(folder / "out" / f"seed-{seed}", context, run, trainee, **scores)
@@ -73,10 +75,18 @@ def distill(
     return result
 
 
-def build_student(context: Context, run: Run, seed: int, teacher: Tapped) -> tuple[Tapped, Method[Any]]:
-    """The untrained student of a seed, and the run's method for it."""
+def build_student(
+    context: Context, run: Run, seed: int, teacher: Tapped, initial: Path | None = None
+) -> tuple[Tapped, Method[Any]]:
+    """The student of a seed and the run's method: as they start, or as `pretrain` saved them in `initial`."""
     torch.manual_seed(seed)
-    student = context.tap(context.build_network(run.student), run.student.taps)
+    net, field = context.build_network(run.student), f"students.{run.student_name}"
+    input = context.input_of(run.student, run.student.start.source, field)
+    if initial is None:
+        loaded = start_network(context, net, run.student.net, run.student.start, field)
+    else:
+        loaded = load_facts(initial / f"seed-{seed}")["loaded"]
+    student = context.tap(net, run.student.taps, input, loaded)
     method = context.build_method(run.method, student, teacher, run.partner)
     if context.is_cross_task and any(name == "logits" for _, name in method.matched()):
         raise InputError(
@@ -84,6 +94,8 @@ def build_student(context: Context, run: Run, seed: int, teacher: Tapped) -> tup
             "and student have different classes. Set kd_weight to 0, choose a method that reads no logits, "
             "such as refilled, or set class_overlap to all."
         )
+    if initial is not None:
+        load_initial(initial / f"seed-{seed}", student, method)
     return student, method
 
 
@@ -98,14 +110,16 @@ def _begin(context: Context, code: str, **folders: Path) -> Result:
     return Result(inputs=inputs | {"code": code}, details={"subset": context.describe_subset()})
 
 
-def _trainees(context: Context, run: Run, teacher: Path) -> Iterator[tuple[Trainee, list[Phase], Phase]]:
-    """For each seed: the untrained student and its method, the early phases it needs, and the last phase.
+def _trainees(
+    context: Context, run: Run, teacher: Path, initial: Path | None
+) -> Iterator[tuple[Trainee, list[Phase], Phase]]:
+    """For each seed: the student and its method, the early phases it needs, and the last phase.
 
     The next seed starts when all processes are done with this one.
     """
     teacher_net = context.load_network(teacher)
     for seed in run.seeds:
-        student, method = build_student(context, run, seed, teacher_net)
+        student, method = build_student(context, run, seed, teacher_net, initial)
         *early, last = check_phases(method.phases(student), run.phases, f"runs.{run.name}.phases")
         learned = _recall(run, teacher, method)
         needed = [phase for phase in early if phase.name not in learned]
@@ -161,7 +175,7 @@ def _train(
 
 def _save(folder: Path, context: Context, run: Run, trainee: Trainee, **scores: float) -> None:
     student = trainee.student
-    facts = {"net": run.student.net, "taps": student.taps, "seed": trainee.seed} | context.facts | scores
+    facts = {"net": run.student.net, "seed": trainee.seed} | context.facts(student) | scores
     save_network(folder, student.net.state_dict(), facts)
 
 

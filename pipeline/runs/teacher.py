@@ -1,19 +1,25 @@
-"""A teacher, fine-tuned on the whole training split."""
+"""A teacher: fine-tuned on the whole training split, or taken as it is."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pipeline import methods
 from pipeline.checkpoint import save_network
 from pipeline.files import atomic_folder, sha256
-from pipeline.nets.start import load_start
+from pipeline.methods import Method, Phase
+from pipeline.nets.start import keep_outputs, known_classes
 from pipeline.records.progress import OnPoint
-from pipeline.records.record import Result
+from pipeline.records.record import Curves, Result
 from pipeline.runs.context import Context
 from pipeline.runs.phase import Trainee, train_phase
 from pipeline.runs.run import TeacherRun
+from pipeline.runs.start_network import start_network
 from pipeline.runs.work_folder import work_folder
+from pipeline.settings import InputError
+from pipeline.taps import Tapped
 
 SEED = 0
 
@@ -29,26 +35,75 @@ def train_teacher(
     depends = {"settings": run.settings, "inputs": result.inputs, "classes": context.subset.classes}
     with work_folder(work, "teacher", run.name, depends, is_main=context.is_main) as folder:
         torch.manual_seed(SEED)
-        net = context.build_network(run.net)
-        load_start(net, run.start, name=run.net.net, field=f"teachers.{run.name}.start")
-        teacher = context.tap(net, run.net.taps)
-        method = context.build_method(methods.load("ce").Config(name="ce"), teacher, None)
-        (phase,) = method.phases(teacher)
-        result.curves["teacher"] = train_phase(
-            context,
-            Trainee(SEED, teacher, None, method),
-            phase,
-            run.train,
-            validate=context.validate,
-            folder=folder,
-            curve="teacher",
-            label=f"teacher {run.name}",
-            on_point=on_point,
-        )
-        result.metrics = context.validate(teacher.net)
+        teacher = _start(context, run)
+        if run.cfg.train.is_trained:
+            result.curves["teacher"] = _train(context, run, teacher, folder, on_point)
+        result.metrics = context.validate(teacher.net, teacher.input)
         if context.is_main:
-            facts = {"net": run.net.net, "taps": teacher.taps} | context.facts | result.metrics
+            facts = {"net": run.cfg.net} | context.facts(teacher) | result.metrics
             with atomic_folder(out) as filled:
                 save_network(filled, teacher.net.state_dict(), facts)
             result.outputs["teacher"] = sha256(out)
     return result
+
+
+def _start(context: Context, run: TeacherRun) -> Tapped:
+    """The network with its first weights, for the classes of the data."""
+    cfg, field = run.cfg, f"teachers.{run.name}"
+    input = context.input_of(cfg, cfg.start.source, field)
+    named = _classes_of_weights(run, context.classes)
+    net = context.build_network(cfg, classes=len(named) or None)
+    loaded = start_network(context, net, cfg.net, cfg.start, field)
+    if named:
+        if new := [name for name, _ in net.named_parameters() if name not in loaded]:
+            raise InputError(
+                f"{field}.classes names {len(named)} classes, but the weights do not fit a network of so "
+                f"many ({', '.join(new[:3])} would be new). Name all classes of the weights, in the order of "
+                "the outputs."
+            )
+        keep_outputs(net, [named.index(name) for name in context.classes])
+    return context.tap(net, cfg.taps, input, loaded)
+
+
+def _classes_of_weights(run: TeacherRun, wanted: list[str]) -> list[str]:
+    """The classes that the loaded weights tell apart, if all of `wanted` must be among them; else none."""
+    cfg, field = run.cfg, f"teachers.{run.name}"
+    named = list(cfg.classes)
+    if not named and not cfg.train.is_trained:
+        named = known_classes(cfg.net, cfg.start.source) or []
+        if not named:
+            raise InputError(
+                f"{field}.train.epochs is 0, so the teacher is taken as it is, but nobody knows which "
+                "classes its outputs stand for. Name them in their order, "
+                f"`classes: [{', '.join(wanted[:3])}, ...]`, or train it (epochs: 1 or more)."
+            )
+    if named and (missing := [name for name in wanted if name not in named]):
+        raise InputError(
+            f"{field}: its weights do not know {len(missing)} of the data's classes, such as {missing[0]!r} "
+            f"(they know {', '.join(named[:3])}, ...). Give the folders the names in `classes`, or train the "
+            "teacher: leave `classes` out, and set train.epochs to 1 or more."
+        )
+    return named
+
+
+def _train(context: Context, run: TeacherRun, teacher: Tapped, folder: Path, on_point: OnPoint) -> Curves:
+    method = context.build_method(methods.load("ce").Config(name="ce"), teacher, None)
+    return train_phase(
+        context,
+        Trainee(SEED, teacher, None, method),
+        _phase(run, teacher, method),
+        run.cfg.train,
+        folder=folder,
+        curve="teacher",
+        label=f"teacher {run.name}",
+        on_point=on_point,
+        validate=partial(context.validate, input=teacher.input),
+    )
+
+
+def _phase(run: TeacherRun, teacher: Tapped, method: Method[Any]) -> Phase:
+    """The one phase of learning labels: of the whole network, or of its classifier."""
+    (phase,) = method.phases(teacher)
+    if run.cfg.train.part == "all":
+        return phase
+    return Phase(phase.name, phase.loss, (teacher.net.get_submodule(teacher.classifier),))

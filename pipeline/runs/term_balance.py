@@ -15,8 +15,8 @@ from pipeline.runs.context import Context
 from pipeline.runs.run import Run
 from pipeline.runs.student import build_student, load_initial
 from pipeline.settings import InputError
-from pipeline.taps import Step, Tapped
-from pipeline.training.loop import set_trainable
+from pipeline.taps import Tapped
+from pipeline.training.loop import pretrained, set_trainable, step_of
 from pipeline.training.monitor import gradient_norm
 from pipeline.training.recipe import TrainConfig
 
@@ -45,7 +45,7 @@ def balance_run(run: Run, *, data: Path, teacher: Path, initial: Path) -> Balanc
     phase = method.phases(student)[-1]
     load_initial(initial / f"seed-{seed}", student, method)
     cfg = run.training(phase.name)
-    batches = _enough(context.batches(cfg, seed))
+    batches = _enough(context.batches(cfg, seed, student, teacher_net))
     return balance(phase, batches, cfg, student=student, teacher=teacher_net, method=method)
 
 
@@ -65,11 +65,11 @@ def balance(
     """
     parameters = set_trainable(phase, student, method)
     trained = [parameter for parameter in student.net.parameters() if parameter.requires_grad]
-    optimizer = cfg.build_optimizer(parameters)
+    optimizer = cfg.build_optimizer(parameters, pretrained(student))
     weights: list[float] = []
     shares: list[float] = []
     for batch in batches:
-        step = Step(batch.images, batch.labels, batch.index, student, teacher)
+        step = step_of(batch, cfg, student, teacher)
         base, terms, current = _sides(phase.loss(step))
         of_terms, of_base = gradient_norm(terms, trained), gradient_norm(base, trained)
         if of_terms > 0 and of_base > 0:
@@ -78,6 +78,7 @@ def balance(
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(base + (statistics.median(weights) if weights else current) * terms)
         method.after_backward(step, student)
+        cfg.clip_gradients(parameters)
         optimizer.step()
     if not weights:
         raise InputError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ def curve_points(key: str, curve: Curves, *, start: float, first: int = 0) -> It
     # a teacher's curve has the name of its stage: its last value must not be taken for the final number
     prefix = key if "/" in key else f"{key}/epochs"
     for i in range(first, len(curve["epoch"])):
-        moment, step = round(start + 1000 * curve["seconds"][i]), round(curve["epoch"][i])
+        moment, step = round(start + 1000 * curve["seconds"][i]), math.ceil(curve["epoch"][i])
         for column in curve.keys() - {"epoch"}:
             yield mlflow_name(f"{prefix}/{column}"), curve[column][i], moment, step
 

@@ -2,17 +2,20 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Never
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from pipeline.data.batches import Batches
+from pipeline.data.batches import Batch, Batches
 from pipeline.methods import Loss, Method, Phase
 from pipeline.records.record import Curves
 from pipeline.settings import InputError
@@ -22,6 +25,7 @@ from pipeline.training.recipe import TrainConfig
 from pipeline.training.state import State
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
+Autocast = Callable[[], AbstractContextManager[object]]
 
 
 def fit(
@@ -44,29 +48,34 @@ def fit(
     The student ends with its best weights on validation, or with its last ones without `validate`, which
     returns at least `val_accuracy` and `val_loss` of a network. `on_point` gets the curves so far at each
     point. With a `state_file`, a phase that was stopped continues from there and ends with the same weights.
+    `epoch` in the curves has a fraction where `cfg.steps` cuts the last epoch.
     """
     torch.manual_seed(seed)
     parameters = set_trainable(phase, student, method)
-    optimizer = cfg.build_optimizer(parameters)
-    schedule = cfg.build_scheduler(optimizer, len(batches))
+    per_epoch, steps = len(batches), cfg.total_steps(len(batches))
+    epochs = -(-steps // per_epoch)
+    optimizer = cfg.build_optimizer(parameters, pretrained(student))
+    schedule = cfg.build_scheduler(optimizer, steps)
     scaler = torch.amp.GradScaler(enabled=cfg.amp == "fp16" and accelerator.device.type == "cuda")
     average = _averaged(student.net, cfg)
     means, shares, started = Means(), Shares(phase.name), time.perf_counter()
-    state = State(student.net, method, optimizer, schedule, scaler, average, shares)
+    state = State(student.net, method, optimizer, schedule, scaler, average, shares, epochs, cfg.patience)
     state.load(state_file)
     autocast = partial(cfg.autocast, accelerator.device.type)
-    steps, epochs_per_point = len(batches), -(-cfg.epochs // cfg.points)
-    bar = _progress_bar(label, cfg.epochs * steps, state.epoch * steps, shown=accelerator.is_main_process)
+    epochs_per_point = -(-epochs // cfg.points)
+    bar = _progress_bar(label, steps, state.epoch * per_epoch, shown=accelerator.is_main_process)
 
-    for epoch in range(state.epoch, cfg.epochs):
-        for n, batch in enumerate(batches.epoch(epoch)):
-            progress = (epoch + n / steps) / cfg.epochs
+    for epoch in range(state.epoch, epochs):
+        if state.is_over:
+            break
+        for n, batch in enumerate(islice(batches.epoch(epoch), steps - epoch * per_epoch)):
+            progress = (epoch + n / per_epoch) / (steps / per_epoch)
             optimizer.zero_grad(set_to_none=True)
             for part in batch.split(cfg.accumulate):
-                step = Step(part.images, part.labels, part.index, student, teacher, epoch, progress, autocast)
+                step = step_of(part, cfg, student, teacher, epoch, progress, autocast)
                 loss = phase.loss(step)
                 total = _weighted_sum(loss, phase)
-                if shares_are_due(epoch * steps + n):
+                if shares_are_due(epoch * per_epoch + n):
                     shares.add(gradient_shares(loss, student.net))
                 torch.autograd.backward(scaler.scale(total * part.share))
                 place = f"{phase.name}, epoch {epoch}, step {n}"
@@ -74,25 +83,27 @@ def fit(
             _average_gradients(parameters, accelerator)
             scaler.unscale_(optimizer)
             method.after_backward(step, student)
+            cfg.clip_gradients(parameters)  # last, as the method may have changed the gradients
             scaler.step(optimizer)
             scaler.update()
             schedule.step()
             if average is not None:
                 average.update_parameters(student.net)
             bar.update()
-        if (epoch + 1) % epochs_per_point and epoch + 1 < cfg.epochs:
+        if (epoch + 1) % epochs_per_point and epoch + 1 < epochs:
             continue
         _average_buffers(student.net, accelerator)
         net = student.net if average is None else average.module
-        point = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"]} | means.take() | shares.take()
+        trained = min(epoch + 1, steps / per_epoch)
+        point = {"epoch": trained, "lr": optimizer.param_groups[0]["lr"]} | means.take() | shares.take()
         if validate is not None:
-            point |= validate(net)
+            point |= _of_main(validate(net), accelerator)
             bar.set_postfix(val=f"{point['val_accuracy']:.1%}")
         point["seconds"] = time.perf_counter() - started
         state.add_point(epoch + 1, point, net)
         if on_point is not None:
             on_point(state.curves)
-        if accelerator.is_main_process and (epoch + 1 == cfg.epochs or state.is_due()):
+        if accelerator.is_main_process and (state.is_over or state.is_due()):
             state.save(state_file)
     bar.close()
     student.net.load_state_dict(state.best)
@@ -120,6 +131,36 @@ def set_trainable(phase: Phase, student: Tapped, method: Method[Any]) -> list[nn
     return list(dict.fromkeys(p for module in phase.trains for p in module.parameters()))
 
 
+def pretrained(student: Tapped) -> list[nn.Parameter]:
+    """The student's parameters that come from pretrained weights."""
+    return [parameter for name, parameter in student.net.named_parameters() if name in student.loaded]
+
+
+def step_of(
+    batch: Batch,
+    cfg: TrainConfig,
+    student: Tapped,
+    teacher: Tapped | None,
+    epoch: int = 0,
+    progress: float = 0.0,
+    autocast: Autocast = nullcontext,
+) -> Step:
+    """The step of a batch, or of a part of one."""
+    return Step(
+        batch.images,
+        batch.labels,
+        batch.index,
+        student,
+        teacher,
+        epoch,
+        progress,
+        autocast,
+        for_teacher=batch.for_teacher,
+        targets=batch.targets,
+        label_smoothing=cfg.label_smoothing,
+    )
+
+
 def _averaged(net: nn.Module, cfg: TrainConfig) -> AveragedModel | None:
     """A copy of the network for the moving average of its weights; None if `cfg` asks for none."""
     if not cfg.ema:
@@ -140,6 +181,14 @@ def _weighted_sum(loss: Loss, phase: Phase) -> Tensor:
             "above 0."
         )
     return torch.stack([term.weight * term.value for term in loss.values()]).sum()
+
+
+def _of_main(scores: Mapping[str, float], accelerator: Accelerator) -> Mapping[str, float]:
+    """The main process's scores for all: they may differ in a last digit, but all must end at one epoch."""
+    if accelerator.num_processes == 1:
+        return scores
+    values = torch.tensor([*scores.values()], dtype=torch.float64, device=accelerator.device)
+    return dict(zip(scores, broadcast(values).tolist(), strict=True))
 
 
 def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:

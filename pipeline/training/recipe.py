@@ -2,28 +2,48 @@
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 from torch.optim import lr_scheduler
 
 from pipeline.settings import Settings
 
+RISE = 0.3  # share of the steps in which the rate of onecycle rises if `warmup` is 0
+
 
 class TrainConfig(Settings):
-    epochs: int = Field(100, ge=1)
+    epochs: int = Field(100, ge=0, description="0 if `steps` says how long")
+    steps: int = Field(0, ge=0, description="instead of epochs: how many batches; the last epoch is cut")
     batch_size: int = Field(64, ge=2)
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: float = Field(1e-3, gt=0)
+    pretrained_lr: float = Field(
+        1.0, gt=0, le=1, description="factor of the rate for what comes from pretrained weights"
+    )
     momentum: float = Field(0.9, gt=0, lt=1, description="Nesterov momentum of sgd")
     weight_decay: float = Field(5e-4, ge=0)
+    decay: Literal["all", "weights"] = Field(
+        "all",
+        description="what decays; weights: tensors of two dimensions or more, so no norms and no biases",
+    )
     schedule: Literal["constant", "step", "cosine", "onecycle"] = "cosine"
+    warmup: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the steps in which the rate rises; 0: none (onecycle rises by itself: 0.3)",
+    )
     milestones: tuple[float, ...] = Field(
         (0.625, 0.75, 0.875), description="of schedule step: when the rate falls, as shares of the epochs"
     )
     gamma: float = Field(0.1, gt=0, le=1, description="of schedule step: the rate's factor at a milestone")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each label that is spread over all classes"
+    )
+    clip: float = Field(0.0, ge=0, description="largest norm of all gradients of a step; 0: none")
     accumulate: int = Field(1, ge=1, description="parts into which a batch is split, to save memory")
     ema: float = Field(
         0.0,
@@ -37,34 +57,118 @@ class TrainConfig(Settings):
     points: int = Field(
         100, ge=1, description="largest number of validations, and so of points in the curves, in a phase"
     )
+    patience: int = Field(
+        0, ge=0, description="epochs without a better validation after which the phase ends; 0: never"
+    )
 
-    def build_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length(cls, given: Any) -> Any:
+        """Steps that are given stand for the default of epochs."""
+        if not isinstance(given, dict) or not given.get("steps"):
+            return given
+        if given.get("epochs"):
+            raise ValueError(
+                f"epochs is {given['epochs']} and steps is {given['steps']}, but only one of them says how "
+                "long to train. Leave the other one out, or set it to 0"
+            )
+        return given | {"epochs": 0}
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> "TrainConfig":
+        if not self.epochs and not self.steps:
+            raise ValueError("epochs is 0, so nothing is trained. Set epochs or steps to 1 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _warm_before_it_falls(self) -> "TrainConfig":
+        if self.schedule == "step" and self.warmup and min(self.milestones, default=1.0) < self.warmup:
+            raise ValueError(
+                f"warmup is {self.warmup}, but the rate falls before that, at {min(self.milestones)}. "
+                "Lower warmup, or raise milestones"
+            )
+        return self
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """The steps of the phase."""
+        return self.steps or self.epochs * steps_per_epoch
+
+    def build_optimizer(
+        self, parameters: Iterable[nn.Parameter], pretrained: Iterable[nn.Parameter] = ()
+    ) -> torch.optim.Optimizer:
+        """The rate of its first group is the full one; those that are `pretrained` have their own."""
+        groups = self._groups(parameters, {id(parameter) for parameter in pretrained})
         match self.optimizer:
             case "sgd":
-                return torch.optim.SGD(
-                    parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=True
-                )
+                return torch.optim.SGD(groups, self.lr, self.momentum, nesterov=True)
             case "adam":
-                return torch.optim.Adam(parameters, self.lr, weight_decay=self.weight_decay)
+                return torch.optim.Adam(groups, self.lr)
             case "adamw":
-                return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
+                return torch.optim.AdamW(groups, self.lr)
 
-    def build_scheduler(
-        self, optimizer: torch.optim.Optimizer, steps_per_epoch: int
+    def _groups(self, parameters: Iterable[nn.Parameter], pretrained: set[int]) -> list[dict[str, Any]]:
+        """The parameters by learning rate and weight decay."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {(self.lr, self.weight_decay): []}
+        for parameter in parameters:
+            rate = self.lr * (self.pretrained_lr if id(parameter) in pretrained else 1)
+            decay = self.weight_decay if self.decay == "all" or parameter.ndim > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+        return [
+            {"params": members, "lr": rate, "weight_decay": decay}
+            for (rate, decay), members in groups.items()
+        ]
+
+    def build_scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> lr_scheduler.LRScheduler:
+        """The learning rate's schedule over all steps. Call its `step()` once a batch."""
+        rise = min(round(self.warmup * steps), steps - 1)
+        if self.schedule == "onecycle" or not rise:
+            return self._build_main(optimizer, steps, 0)
+        warmup = lr_scheduler.LinearLR(optimizer, 1 / (rise + 1), total_iters=rise)
+        return lr_scheduler.SequentialLR(
+            optimizer, [warmup, self._build_main(optimizer, steps, rise)], [rise]
+        )
+
+    def _build_main(
+        self, optimizer: torch.optim.Optimizer, steps: int, rise: int
     ) -> lr_scheduler.LRScheduler:
-        """The learning rate's schedule. Call its `step()` once a batch."""
-        steps = self.epochs * steps_per_epoch
+        """The schedule after the `rise` steps of the warmup."""
         match self.schedule:
             case "constant":
                 return lr_scheduler.ConstantLR(optimizer, factor=1.0)
             case "step":
-                milestones = [round(share * steps) for share in self.milestones]
+                milestones = [round(share * steps) - rise for share in self.milestones]
                 return lr_scheduler.MultiStepLR(optimizer, milestones, self.gamma)
             case "cosine":
-                return lr_scheduler.CosineAnnealingLR(optimizer, steps)
+                return lr_scheduler.CosineAnnealingLR(optimizer, steps - rise)
             case "onecycle":
-                return lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
+                rates, share = [group["lr"] for group in optimizer.param_groups], self.warmup or RISE
+                share = 0.0 if share * steps == 1 else share  # to rise in one step is a division by zero
+                return lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=share)
+
+    def clip_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        if self.clip:
+            nn.utils.clip_grad_norm_(parameters, self.clip)
 
     def autocast(self, device: str) -> AbstractContextManager[None]:
         dtype = torch.float16 if self.amp == "fp16" else torch.bfloat16
         return torch.autocast(device, dtype=dtype, enabled=self.amp != "no")
+
+
+class TeacherTrainConfig(TrainConfig):
+    """Of a teacher. With `epochs: 0` it is taken as it is."""
+
+    part: Literal["all", "head"] = Field("all", description="what is trained; head: the classifier alone")
+
+    @property
+    def is_trained(self) -> bool:
+        return bool(self.epochs or self.steps)
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> "TeacherTrainConfig":
+        return self
+
+
+def merged(common: TrainConfig, own: dict[str, Any]) -> dict[str, Any]:
+    """The common settings, replaced by a phase's own; its epochs or steps replace both of the common ones."""
+    length = {"epochs": 0, "steps": 0} if own.get("epochs") or own.get("steps") else {}
+    return common.model_dump() | length | own

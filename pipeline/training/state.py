@@ -26,9 +26,12 @@ class State:
     scaler: torch.amp.GradScaler
     average: nn.Module | None
     shares: Shares
+    epochs: int  # of the whole phase
+    patience: int  # epochs without better weights after which it ends; 0: it does not
     epoch: int = 0
     curves: Curves = field(default_factory=dict)
     score: tuple[float, ...] = ()  # of the best weights
+    best_epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)  # the student's weights with which the phase ends
     last_save: float = field(default_factory=time.monotonic)
 
@@ -44,8 +47,14 @@ class State:
             self.curves.setdefault(name, [0.0] * earlier).append(float(point.get(name, 0.0)))
         score = (point["val_accuracy"], -point["val_loss"]) if "val_accuracy" in point else (float(epoch),)
         if not self.best or score > self.score:
-            self.score = score
+            self.score, self.best_epoch = score, epoch
             self.best = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the phase has reached its end, or its patience has."""
+        impatient = 0 < self.patience <= self.epoch - self.best_epoch
+        return self.epoch == self.epochs or impatient
 
     def is_due(self) -> bool:
         """Whether it is time to save again."""
@@ -60,6 +69,7 @@ class State:
             "epoch": self.epoch,
             "curves": self.curves,
             "score": self.score,
+            "best_epoch": self.best_epoch,
             "best": self.best,
             "shares": self.shares.last,
             "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
@@ -75,9 +85,8 @@ class State:
             return
         for name, part in self._parts().items():
             part.load_state_dict(saved["parts"][name])
-        self.epoch, self.curves, self.score, self.best = (
-            saved[key] for key in ("epoch", "curves", "score", "best")
-        )
+        for name in ("epoch", "curves", "score", "best_epoch", "best"):
+            setattr(self, name, saved[name])
         self.shares.last = saved["shares"]
         torch.set_rng_state(saved["random"]["cpu"])
         if saved["random"]["cuda"]:

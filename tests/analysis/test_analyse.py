@@ -192,7 +192,7 @@ def test_before_and_after_are_not_mixed_up(runs: SmallRuns) -> None:
     context = context_of(runs)
     teacher, store = context.load_network(runs.place / "big"), context.store
     train, validation = (
-        (embeddings(teacher, store.images, part.rows, mean=store.mean, std=store.std), part.labels)
+        (embeddings(teacher, store.images, part.rows), part.labels)
         for part in (context.subset, context.validation)
     )
     assert metrics["probe_before"] == linear_probe(*train, *validation, *validation).accuracy

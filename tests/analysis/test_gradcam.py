@@ -9,9 +9,10 @@ from torch import nn
 
 from pipeline import nets
 from pipeline.analysis.gradcam import GAP, LINE, RIGHT, TILE, WRONG, grad_cam, side_by_side
+from pipeline.functional import Input
 from pipeline.taps import Tapped
 
-MEAN, STD = (0.5,) * 3, (0.25,) * 3
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 CLASSES = ["dark", "bright"]
 
 
@@ -20,7 +21,8 @@ def tapped(
 ) -> tuple[Tapped, torch.Tensor]:
     torch.manual_seed(0)
     images = torch.randn(3, channels, size, size)
-    return Tapped(nets.build(name, classes, channels=channels), images), images
+    own = Input(images.shape[3], MEAN[:channels], STD[:channels])
+    return Tapped(nets.build(name, classes, channels=channels), images, input=own), images
 
 
 def flat() -> nn.Sequential:
@@ -116,7 +118,8 @@ class Brightness(nn.Module):
 
 
 def brightness() -> Tapped:
-    return Tapped(Brightness(), torch.zeros(1, 3, 8, 8), taps={"stage1": "look"})
+    own = Input(8, MEAN, STD)
+    return Tapped(Brightness(), torch.zeros(1, 3, 8, 8), taps={"stage1": "look"}, input=own)
 
 
 def picture(
@@ -132,8 +135,6 @@ def picture(
         images,
         [CLASSES[label] for label in labels],
         out,
-        mean=MEAN[: images.shape[3]],
-        std=STD[: images.shape[3]],
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cam.png"]
     return np.asarray(Image.open(out)).astype(int)

@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline import nets
 from pipeline.analysis.linear_probe import STRENGTHS, embeddings, linear_probe
-from pipeline.functional import normalise
+from pipeline.functional import Input, normalise
 from pipeline.taps import Tapped
 
 Split = tuple[np.ndarray, np.ndarray]
@@ -96,7 +96,8 @@ def test_unusable_embeddings_are_refused() -> None:
 
 def net(channels: int = 3) -> Tapped:
     torch.manual_seed(0)
-    return Tapped(nets.build("resnet8", 4, channels=channels), torch.zeros(2, channels, 8, 8))
+    own = Input(8, MEAN[:channels], STD[:channels])
+    return Tapped(nets.build("resnet8", 4, channels=channels), torch.zeros(2, channels, 8, 8), input=own)
 
 
 def pictures(n: int, channels: int = 3) -> np.ndarray:
@@ -106,7 +107,7 @@ def pictures(n: int, channels: int = 3) -> np.ndarray:
 def test_embeddings_are_what_the_classifier_reads_in_the_order_of_the_rows() -> None:
     tapped, images, rows = net(), pictures(7), [5, 0, 6, 2, 2]
     classifier = tapped.net.get_submodule(tapped.classifier)
-    found = embeddings(tapped, images, rows, mean=MEAN, std=STD, batch_size=2)
+    found = embeddings(tapped, images, rows, batch_size=2)
     with torch.no_grad():
         logits = tapped.net.eval()(normalise(torch.as_tensor(images[rows]), MEAN, STD))
         assert torch.allclose(classifier(torch.as_tensor(found)), logits, atol=1e-5)
@@ -118,22 +119,19 @@ def test_embedding_does_not_change_the_network() -> None:
     tapped = net()
     tapped.net.train()
     before = {name: tensor.clone() for name, tensor in tapped.net.state_dict().items()}
-    found = embeddings(tapped, pictures(3), range(3), mean=MEAN, std=STD)
-    assert np.allclose(
-        found, embeddings(tapped, pictures(3), range(3), mean=MEAN, std=STD, batch_size=1), atol=1e-5
-    )
+    found = embeddings(tapped, pictures(3), range(3))
+    assert np.allclose(found, embeddings(tapped, pictures(3), range(3), batch_size=1), atol=1e-5)
     assert all(module.training for module in tapped.net.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in tapped.net.state_dict().items())
 
 
 def test_one_channel_and_a_plain_network_can_be_embedded() -> None:
-    assert embeddings(net(channels=1), pictures(2, channels=1), [1], mean=(0.5,), std=(0.2,)).shape == (1, 64)
+    assert embeddings(net(channels=1), pictures(2, channels=1), [1]).shape == (1, 64)
     plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU(), nn.Linear(5, 2))
-    assert embeddings(
-        Tapped(plain, torch.zeros(2, 3, 8, 8)), pictures(2), [0, 1], mean=MEAN, std=STD
-    ).shape == (2, 5)
+    tapped = Tapped(plain, torch.zeros(2, 3, 8, 8), input=Input(8, MEAN, STD))
+    assert embeddings(tapped, pictures(2), [0, 1]).shape == (2, 5)
 
 
 def test_no_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="no images to embed"):
-        embeddings(net(), pictures(2), [], mean=MEAN, std=STD)
+        embeddings(net(), pictures(2), [])

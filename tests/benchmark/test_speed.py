@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pipeline.benchmark import speed
-from pipeline.benchmark.speed import BenchmarkConfig, macs, measure, parameters
+from pipeline.benchmark.speed import BenchmarkConfig, Network, macs, measure, parameters
 from pipeline.export import onnx_format
 from pipeline.export.deployable import Deployable
 from pipeline.records.record import Result
@@ -67,9 +67,23 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
 
 
+def test_a_teacher_of_another_size_gets_its_own_images(bundle: Path, images: np.ndarray) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def wide() -> Deployable:
+        net = teacher()
+        net.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
+        return net
+
+    larger = np.repeat(np.repeat(images, 2, 1), 2, 2)
+    load = speed._count({"student": Network(student, images), "teacher": Network(wide, larger)})[0]
+    assert shapes == [(1, *larger.shape[1:])]
+    assert load(images)[0] is images
+
+
 @pytest.fixture(scope="module")
 def measured(bundle: Path, images: np.ndarray) -> Result:
-    return measure(bundle, student, teacher, images, CFG)
+    return measure(bundle, Network(student, images), Network(teacher, images), CFG)
 
 
 def without_openvino(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -143,7 +157,7 @@ def test_each_variant_has_a_process_of_its_own_and_every_process_ends(
         return student()
 
     before = torch.get_num_threads()
-    measure(bundle, partial(load, "student"), partial(load, "teacher"), images, CFG)
+    measure(bundle, Network(partial(load, "student"), images), Network(partial(load, "teacher"), images), CFG)
     assert torch.get_num_threads() == before
     pids = {name: {int(path.name) for path in (tmp_path / name).iterdir()} for name in ("student", "teacher")}
     both = pids["student"] & pids["teacher"]
@@ -158,15 +172,17 @@ def test_each_variant_has_a_process_of_its_own_and_every_process_ends(
 
 def test_a_failure_is_reported_and_leaves_no_process(bundle: Path, images: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"student\.onnx cannot be measured.*[Ii]nvalid"):
-        measure(bundle, student, teacher, images[:, :4], CFG)  # another size than the graph's
+        measure(
+            bundle, Network(student, images[:, :4]), Network(teacher, images), CFG
+        )  # another size than the graph's
     with pytest.raises(FileNotFoundError):
-        measure(bundle / "nowhere", student, teacher, images, CFG)
+        measure(bundle / "nowhere", Network(student, images), Network(teacher, images), CFG)
 
     def dies() -> Deployable:
         os._exit(1)
 
     with pytest.raises(InputError, match="ended without an answer"):
-        measure(bundle, dies, teacher, images, CFG)
+        measure(bundle, Network(dies, images), Network(teacher, images), CFG)
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
@@ -178,7 +194,12 @@ def test_a_refused_int8_file_is_not_measured(bundle: Path, images: np.ndarray, t
     }
     (tmp_path / "bundle.json").write_text(json.dumps({"formats": formats}))
     (tmp_path / "student.onnx").write_bytes((bundle / "student.onnx").read_bytes())
-    got = measure(tmp_path, student, teacher, images, BenchmarkConfig(batches=(2,), seconds=0.01))
+    got = measure(
+        tmp_path,
+        Network(student, images),
+        Network(teacher, images),
+        BenchmarkConfig(batches=(2,), seconds=0.01),
+    )
     formats_measured = {row["format"] for row in without_openvino(got.details["rows"])}
     assert formats_measured == {"onnx", "eager", "tuned eager"}
     assert {row["batch"] for row in got.details["rows"]} == {1, 2}  # batch 1 is always measured
@@ -234,7 +255,7 @@ def test_tuned_eager_keeps_its_memory() -> None:
     """Large activations cost page faults at every call, unless the allocator keeps its memory."""
     code = """
 import resource, torch
-from pipeline.benchmark import speed
+from pipeline.device import keep_memory
 
 def faults():
     before = 0
@@ -245,7 +266,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 print(faults())
-speed.keep_memory()
+keep_memory()
 print(faults())
 """
     done = subprocess.run(

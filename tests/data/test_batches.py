@@ -2,15 +2,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data import batches as batches_module
-from pipeline.data.augment import AugmentConfig, augment
-from pipeline.data.batches import Batch, Batches, ordered
+from pipeline.data import views as views_module
+from pipeline.data.augment import AugmentConfig
+from pipeline.data.batches import Batch, Batches
+from pipeline.data.crop import shifted
 from pipeline.data.protocol import Subset
-from pipeline.functional import normalise
+from pipeline.functional import Input, normalise
 from pipeline.settings import InputError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+INPUT = Input(8, MEAN, STD)
 
 
 def batches(
@@ -20,16 +22,19 @@ def batches(
     seed: int = 0,
     augmented: AugmentConfig | None = None,
     shard: tuple[int, int] = (0, 1),
+    input: Input = INPUT,
+    teacher_input: Input | None = None,
 ) -> Batches:
     rows = np.arange(count) * 2 % 49
     return Batches(
         IMAGES,
-        Subset(rows, rows % 5),
+        Subset(rows, rows % 5, tuple(range(5))),
         batch_size=batch_size,
         seed=seed,
         mean=MEAN,
-        std=STD,
         augment=augmented,
+        input=input,
+        teacher_input=teacher_input,
         device="cpu",
         shard=shard,
     )
@@ -56,7 +61,7 @@ def test_images_and_labels_belong_to_the_index() -> None:
     for batch in data.epoch(3):
         assert torch.equal(batch.labels, data.labels[batch.index])
         assert torch.equal(
-            batch.images, normalise(torch.from_numpy(IMAGES[data.rows[batch.index].numpy()]), MEAN, STD)
+            batch.images, normalise(torch.from_numpy(IMAGES[data.views.rows[batch.index].numpy()]), MEAN, STD)
         )
         assert (batch.images.dtype, batch.labels.dtype, batch.index.dtype) == (
             torch.float32,
@@ -84,17 +89,18 @@ def test_a_view_depends_on_the_epoch_and_the_row_of_the_store() -> None:
     cfg = AugmentConfig(pad=2)
     data = batches(20, 6, seed=4, augmented=cfg)
     for batch in data.epoch(7):
-        rows = data.rows[batch.index]
-        plain = normalise(torch.from_numpy(IMAGES[rows.numpy()]), MEAN, STD)
-        assert torch.equal(batch.images, augment(plain, rows, 7, 4, cfg))
-        assert not torch.equal(batch.images, plain)
+        rows = data.views.rows[batch.index]
+        pixels = torch.from_numpy(IMAGES[rows.numpy()])
+        view = shifted(pixels, rows, 7, 4, cfg, 255 * torch.tensor(MEAN).view(1, 3, 1, 1))
+        assert torch.equal(batch.images, INPUT.normalise_(view))
+        assert not torch.equal(batch.images, normalise(pixels, MEAN, STD))
 
 
 def test_images_that_stay_on_disk_give_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     resident = list(batches(20, 6, augmented=AugmentConfig()).epoch(2))
-    monkeypatch.setattr(batches_module, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(views_module, "RESIDENT_BYTES", 0)
     data = batches(20, 6, augmented=AugmentConfig())
-    assert data.resident is None
+    assert data.views.resident is None
     for one, other in zip(resident, data.epoch(2), strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.index, other.index)
@@ -137,8 +143,50 @@ def test_the_parts_of_a_batch_weigh_as_much_as_the_batch(count: int, parts: int,
     assert weighted == pytest.approx(1.25 * batch.images.mean().item(), abs=1e-6)
 
 
-def test_ordered_keeps_the_order_of_the_rows() -> None:
-    rows = np.array([5, 3, 30, 3, 1])
-    found = list(ordered(IMAGES, rows, 2))
-    assert [len(part) for part in found] == [2, 2, 1]
-    assert np.array_equal(np.concatenate(found), IMAGES[rows])
+def test_a_teacher_with_the_same_input_sees_the_same_images() -> None:
+    assert all(batch.for_teacher is None for batch in batches(20, 6, teacher_input=INPUT).epoch(0))
+
+
+@pytest.mark.parametrize("size", [8, 6, 20])
+def test_a_teacher_sees_the_same_view_at_its_size_and_in_its_normalisation(size: int) -> None:
+    """As if the teacher's own batches were drawn with the same seed."""
+    cfg = AugmentConfig(crop=(0.4, 1.0), brightness=0.3, mixup=1.0)
+    other = Input(size, (0.1, 0.2, 0.3), (0.5, 0.4, 0.6))
+    own = batches(20, 6, seed=4, augmented=cfg, teacher_input=other).epoch(3)
+    of_teacher = batches(20, 6, seed=4, augmented=cfg, input=other).epoch(3)
+    for batch, expected in zip(own, of_teacher, strict=True):
+        assert batch.for_teacher is not None
+        found = batch.for_teacher(batch.images, batch.index)
+        torch.testing.assert_close(found, expected.images, rtol=0, atol=1e-5)
+        part = batch.split(2)[-1]
+        assert part.for_teacher is not None
+        torch.testing.assert_close(
+            part.for_teacher(part.images, part.index),
+            found[len(found) - len(part.index) :],
+            rtol=0,
+            atol=1e-5,
+        )
+
+
+def test_a_teacher_of_the_same_size_gets_the_students_gradients() -> None:
+    other = Input(8, (0.1, 0.2, 0.3), (0.5, 0.4, 0.6))
+    batch = next(batches(20, 6, teacher_input=other).epoch(0))
+    assert batch.for_teacher is not None
+    images = batch.images.requires_grad_()
+    torch.autograd.backward(batch.for_teacher(images, batch.index).sum())
+    assert images.grad is not None
+    assert torch.allclose(images.grad[:, 0], torch.tensor(0.2 / 0.5))
+
+
+def test_the_targets_of_mixed_images_follow_the_parts_of_a_batch() -> None:
+    mixed = batches(20, 6, augmented=AugmentConfig(mixup=1.0))
+    for batch in mixed.epoch(0):
+        assert batch.targets is not None
+        assert batch.targets.shape == (len(batch.index), 5)
+        torch.testing.assert_close(batch.targets.sum(1), torch.ones(len(batch.index)))
+        assert (batch.targets.gather(1, batch.labels[:, None]) >= 0.5 - 1e-6).all()
+        parts = [part.targets for part in batch.split(2)]
+        assert torch.equal(torch.cat([each for each in parts if each is not None]), batch.targets)
+    plain = next(batches(20, 6, augmented=AugmentConfig()).epoch(0))
+    assert plain.targets is None
+    assert plain.split(2)[0].targets is None

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data.folders import picture
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.data import decode
 
@@ -50,6 +50,40 @@ def test_shrinking_is_anti_aliased() -> None:
     fine = np.indices((64, 64)).sum(0) % 2 * 255
     image = Image.fromarray(np.repeat(fine[:, :, None].astype(np.uint8), 3, axis=2))
     assert abs(decode.decode(image, 8, 3).astype(int) - 127).max() < 16
+
+
+# of a square that is kept, and of what is seen of it
+STEPS = ((48, 32), (33, 17), (17, 33), (8, 64), (7, 1), (1, 5))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("kept", "size"), STEPS)
+def test_what_is_seen_is_resized_from_what_is_kept(kept: int, size: int, channels: int) -> None:
+    image = picture(2, size=(90, 61))
+    square = ImageOps.fit(image, (kept, kept), Image.Resampling.BILINEAR)
+    square = square if channels == 3 else square.convert("L")
+    expected = np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
+    decoded = decode.decode(image, size, channels, kept=kept)
+    assert decoded.dtype == np.uint8
+    assert np.array_equal(decoded, expected.reshape(size, size, channels))
+    stored = np.asarray(square).reshape(kept, kept, channels)
+    assert np.array_equal(decode.see(stored, size), decoded)
+
+
+def test_the_square_that_is_kept_makes_a_difference() -> None:
+    image = picture(2, size=(90, 61))
+    assert not np.array_equal(decode.decode(image, 32, 3, kept=48), decode.decode(image, 32, 3))
+    assert np.array_equal(decode.decode(image, 32, 3, kept=32), decode.decode(image, 32, 3))
+
+
+def test_pixels_of_the_right_size_stay_the_same_array() -> None:
+    pixels = np.asarray(picture(0, size=(16, 16)))
+    assert decode.see(pixels, 16) is pixels
+
+
+def test_what_is_seen_is_anti_aliased() -> None:
+    fine = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[:, :, None]
+    assert abs(decode.see(fine, 8).astype(int) - 127).max() < 16
 
 
 def test_one_channel_is_luma() -> None:

@@ -20,15 +20,19 @@ from PIL import Image
 
 from pipeline.deploy.read_bundle import sealed, transform
 
-SIZE, CLASSES = 16, ("ant", "bee", "cat", "dog", "elk")
+KEPT, SIZE, CLASSES = 24, 16, ("ant", "bee", "cat", "dog", "elk")
 
 
-def transform_facts(channels: int) -> dict[str, Any]:
-    return {"words": "As evaluated.", **transform(SIZE, channels)}
+def transform_facts(channels: int, kept: int) -> dict[str, Any]:
+    return {"words": "As evaluated.", **transform(SIZE, channels, kept)}
 
 
 def graph(
-    channels: int = 3, *, seed: int = 0, bend: Callable[[onnx.ModelProto], None] | None = None
+    channels: int = 3,
+    *,
+    seed: int = 0,
+    kept: int = KEPT,
+    bend: Callable[[onnx.ModelProto], None] | None = None,
 ) -> bytes:
     """uint8 N x 16 x 16 x C to logits and probabilities: a convolution, a mean and a matrix.
 
@@ -77,7 +81,7 @@ def graph(
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     helper.set_model_props(
-        model, {"classes": json.dumps(CLASSES), "transform": json.dumps(transform_facts(channels))}
+        model, {"classes": json.dumps(CLASSES), "transform": json.dumps(transform_facts(channels, kept))}
     )
     if bend:
         bend(model)
@@ -166,8 +170,8 @@ class Draft:
         return folder
 
 
-def draft(scratch: Path, channels: int = 3, *, seed: int = 0, int8: bool = True) -> Draft:
-    fp32, images = graph(channels, seed=seed), pictures(8, channels, seed=seed)
+def draft(scratch: Path, channels: int = 3, *, seed: int = 0, kept: int = KEPT, int8: bool = True) -> Draft:
+    fp32, images = graph(channels, seed=seed, kept=kept), pictures(8, channels, seed=seed)
     files = {
         "student.onnx": fp32,
         "student.ts": b"torchscript",
@@ -195,7 +199,7 @@ def draft(scratch: Path, channels: int = 3, *, seed: int = 0, int8: bool = True)
         "name": "tiny",
         "classes": list(CLASSES),
         "input": {"size": SIZE, "channels": channels, "dtype": "uint8", "layout": "NHWC"},
-        "transform": transform_facts(channels),
+        "transform": transform_facts(channels, kept),
         "mean": [0.47] * channels,
         "std": [0.24] * channels,
         "outputs": ["logits", "probabilities"],
@@ -219,6 +223,7 @@ class Workshop:
     answers: Callable[[bytes, np.ndarray], np.ndarray]
     npz: Callable[..., bytes]
     draft: Callable[..., Draft]
+    kept: int = KEPT
     size: int = SIZE
     classes: tuple[str, ...] = CLASSES
 

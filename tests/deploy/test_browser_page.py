@@ -16,12 +16,21 @@ from pipeline.data.decode import decode
 from pipeline.deploy import browser_page
 from pipeline.deploy.__main__ import main
 from pipeline.deploy.predictor import Predictor
+from pipeline.deploy.read_bundle import transform
 
-# width and height of pictures that are shrunk to 16 x 16
+# width and height of pictures that become 16 x 16
 SIZES = (
     *((16, 16), (17, 40), (333, 250), (64, 48), (5, 90), (1, 1), (15, 16)),
     *((16, 15), (16, 40), (40, 16), (100, 101), (31, 7), (8, 8), (3, 2)),
 )
+# of a square that is kept, and of what is seen of it
+STEPS = ((24, 16), (48, 32), (33, 17), (32, 16), (11, 16), (9, 31), (7, 1), (1, 5))
+# answers each line of input with the pixels that the student sees
+SEE = """
+const lines = require("fs").readFileSync(0, "utf8").split("\\n").filter(Boolean).map(JSON.parse)
+for (const { width, height, facts, rgba } of lines)
+  console.log(JSON.stringify([...see(Uint8Array.from(rgba), width, height, facts)]))
+"""
 # drops pictures on the page and waits until all are answered
 DRIVER = """
 <script type="module">
@@ -45,48 +54,53 @@ def noise(width: int, height: int, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("channels", [3, 1])
-def test_the_page_shrinks_pictures_as_evaluation_does_bit_for_bit(channels: int, tmp_path: Path) -> None:
+def test_the_page_sees_pictures_as_evaluation_does_bit_for_bit(channels: int, tmp_path: Path) -> None:
     if not (node := shutil.which("node")):
         pytest.skip("there is no node to run the page's code")
-    script = re.findall(
-        r'<script id="pixels">(.*?)</script>',
-        Path(browser_page.__file__).with_name("browser_page.html").read_text(),
-        re.DOTALL,
-    )[0]
-    script += """
-const lines = require("fs").readFileSync(0, "utf8").split("\\n").filter(Boolean).map(JSON.parse)
-for (const { width, height, channels, rgba } of lines)
-  console.log(JSON.stringify([...fit(Uint8Array.from(rgba), width, height, 16, channels)]))
-"""
-    (tmp_path / "fit.cjs").write_text(script)
-    pictures = [noise(width, height, seed) for seed, (width, height) in enumerate(SIZES)]
-    lines = []
-    for (width, height), picture in zip(SIZES, pictures, strict=True):
+    cases = [(16, 16, *shape) for shape in SIZES]
+    cases += [(kept, size, *shape) for kept, size in STEPS for shape in ((333, 250), (17, 40), (3, 2))]
+    lines, wanted = [], []
+    for seed, (kept, size, width, height) in enumerate(cases):
+        picture = noise(width, height, seed)
         rgba = np.dstack([picture, np.full((height, width), 255, np.uint8)]).ravel().tolist()
-        lines.append(json.dumps({"width": width, "height": height, "channels": channels, "rgba": rgba}))
+        browser_page.write(page_facts(size, channels, kept), tmp_path / "page.html")
+        shown = json.loads(script("facts", tmp_path / "page.html"))
+        lines.append(json.dumps({"width": width, "height": height, "facts": shown, "rgba": rgba}))
+        wanted.append(decode(Image.fromarray(picture), size, channels, kept=kept))
+    (tmp_path / "see.cjs").write_text(script("pixels", tmp_path / "page.html") + SEE)
     done = subprocess.run(
-        [node, tmp_path / "fit.cjs"], input="\n".join(lines), capture_output=True, text=True, check=True
+        [node, tmp_path / "see.cjs"], input="\n".join(lines), capture_output=True, text=True, check=True
     )
-    for size, picture, line in zip(SIZES, pictures, done.stdout.splitlines(), strict=True):
-        want = decode(Image.fromarray(picture), 16, channels)
-        assert np.array_equal(np.array(json.loads(line)), want.ravel()), size
+    for case, want, line in zip(cases, wanted, done.stdout.splitlines(), strict=True):
+        assert np.array_equal(np.array(json.loads(line)), want.ravel()), case
+
+
+def page_facts(size: int, channels: int, kept: int, name: str = "a") -> dict[str, Any]:
+    return {
+        "name": name,
+        "classes": [name, "b"],
+        "input": {"size": size, "channels": channels},
+        "transform": transform(size, channels, kept),
+    }
+
+
+def script(name: str, page: Path) -> str:
+    found = re.search(rf'<script id="{name}"[^>]*>(.*?)</script>', page.read_text(), re.DOTALL)
+    assert found
+    return found[1]
 
 
 def test_a_class_name_cannot_become_a_script(tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script>{{inside}}{{facts}}"
-    facts = {"name": evil, "classes": [evil, "b"], "input": {"size": 16, "channels": 3}}
+    facts = page_facts(16, 3, 24, evil)
     browser_page.write(facts, tmp_path / "student.html", inside={"student.onnx": b"model"})
     text = (tmp_path / "student.html").read_text()
     assert "<script>alert" not in text
-    assert (
-        json.loads(re.findall(r'<script id="facts" type="application/json">(.*?)</script>', text)[0]) == facts
-    )
+    assert json.loads(script("facts", tmp_path / "student.html")) == facts
 
 
 def test_the_page_names_no_other_address(bundle: Path, tmp_path: Path) -> None:
-    browser_page.write(
-        {"name": "a", "classes": ["b", "c"], "input": {"size": 16, "channels": 3}}, tmp_path / "student.html"
-    )
+    browser_page.write(page_facts(16, 3, 24), tmp_path / "student.html")
     text = (tmp_path / "student.html").read_text()
     assert "//" not in re.sub(r"^\s*//.*$", "", text, flags=re.MULTILINE)
     assert "default-src 'none'" in text
@@ -165,6 +179,6 @@ def dropped(out: Path, contents: dict[str, bytes], scratch: Path) -> list[list[f
 
 def test_the_browser_test_fails_if_the_page_does(bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "light.html"
-    browser_page.write({"name": "a", "classes": ["b", "c"], "input": {"size": 16, "channels": 3}}, out)
+    browser_page.write(page_facts(16, 3, 24), out)
     with pytest.raises(AssertionError, match="cannot be loaded"):
         dropped(out, {"RGB.png": b""}, tmp_path)

@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from pipeline.data.decode import Readable, decode
+from pipeline.data.decode import Readable, decode, fit, load, see
 from pipeline.deploy.predictor import Predictor
-from pipeline.deploy.read_bundle import BundleError
+from pipeline.deploy.read_bundle import BundleError, transform
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +41,7 @@ def test_pictures_of_any_size_are_decoded_as_in_evaluation(bundle: Path) -> None
         for width, height in ((17, 40), (333, 500), (640, 480), (16, 16), (5, 90), (1, 1), (250, 249))
     ]
     predictor = Predictor(bundle)
-    evaluated = predictor.run(np.stack([decode(file, 16, 3) for file in files]))[1]
+    evaluated = predictor.run(np.stack([decode(file, 16, 3, kept=24) for file in files]))[1]
     answers = predictor(files)
     assert [answer.label for answer in answers] == [
         predictor.bundle.classes[row.argmax()] for row in evaluated
@@ -82,13 +82,27 @@ def test_int8_answers_nearly_the_same(bundle: Path, workshop: Any) -> None:
     assert 0 < np.abs(fp32 - int8).max() < 0.05 * np.abs(fp32).max()
 
 
-def test_a_grey_student_takes_colour_pictures(workshop: Any, tmp_path: Path) -> None:
-    folder = workshop.draft(tmp_path, 1, int8=False).write(tmp_path / "grey")
+@pytest.mark.parametrize("kept", [7, 16, 24])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_are_kept_at_one_size_and_seen_at_another(
+    workshop: Any, tmp_path: Path, channels: int, kept: int
+) -> None:
+    folder = workshop.draft(tmp_path, channels, kept=kept, int8=False).write(tmp_path / "bundle")
     predictor = Predictor(folder)
     content = jpeg(40, 30)
-    assert np.array_equal(
-        predictor([content])[0].probabilities, predictor.run(decode(content, 16, 1)[None])[1][0]
-    )
+    pixels = see(fit(load(content), kept, channels), 16)
+    assert np.array_equal(predictor.decode(content), pixels)
+    assert np.array_equal(predictor([content])[0].probabilities, predictor.run(pixels[None])[1][0])
+
+
+@pytest.mark.parametrize("kept", [16, 23, 25])
+def test_a_changed_size_is_refused_although_sealed(
+    bent: Callable[..., Path], template: Any, kept: int
+) -> None:
+    """The ONNX file says too how pictures become pixels; golden answers cannot, because they hold pixels."""
+    changed = transform(16, 3, kept)
+    with pytest.raises(BundleError, match="'transform' in its metadata is not what"):
+        Predictor(bent({"transform": {**changed, "words": template.facts["transform"]["words"]}}))
 
 
 def test_many_threads_get_the_same_answers_as_one(bundle: Path, workshop: Any) -> None:

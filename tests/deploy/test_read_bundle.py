@@ -7,7 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.deploy.read_bundle import BundleError, open_bundle, sealed
+from pipeline.deploy.read_bundle import BundleError, open_bundle, sealed, transform
+
+# a transform as bundles had it before pictures could be kept at another size than the student sees
+ONE_STEP = {
+    "exif_transpose": True,
+    "background": "white",
+    "crop": "largest centred square",
+    "size": 16,
+    "filter": "bilinear",
+    "antialias": True,
+    "mode": "RGB",
+}
+BAD_SIDES: tuple[Any, ...] = (0, -24, 4097, 24.0, True, "24", None, [24])
 
 
 def test_it_reads_the_facts_of_a_bundle(bundle: Path) -> None:
@@ -19,9 +31,19 @@ def test_it_reads_the_facts_of_a_bundle(bundle: Path) -> None:
         3,
         64,
     )
+    assert opened.kept == 24
     assert opened.formats == ["onnx", "int8"]
     assert opened.read("README.md") == b"# A student\n"
     assert len(opened.golden().images) == 8
+
+
+def test_a_picture_that_is_kept_as_it_is_seen_has_the_transform_of_older_bundles(
+    bent: Callable[..., Path],
+) -> None:
+    assert json.dumps(transform(16, 3, 16)) == json.dumps(ONE_STEP)
+    assert open_bundle(bent({"transform": ONE_STEP})).kept == 16
+    kept = bent({"transform": transform(16, 3, 4096)})
+    assert open_bundle(kept).kept == 4096
 
 
 def test_any_changed_byte_of_bundle_json_is_noticed(own: Path) -> None:
@@ -96,6 +118,9 @@ def test_a_folder_that_is_not_a_bundle_is_refused(tmp_path: Path) -> None:
         ({"input": {"size": True, "channels": 3, "dtype": "uint8", "layout": "NHWC"}}, "size"),
         ({"transform": {"filter": "bicubic"}}, "'transform'"),
         ({"transform": []}, "AttributeError"),
+        *[({"transform": {**ONE_STEP, "kept": bad}}, "no valid size 'kept'") for bad in BAD_SIDES],
+        ({"transform": {**ONE_STEP, "kept": 16}}, "'transform' is not the one"),
+        ({"transform": {**ONE_STEP, "size": 24}}, "'transform' is not the one"),
         ({"outputs": ["logits"]}, "'outputs'"),
         ({"max_batch": 0}, "'max_batch'"),
         ({"formats": {}}, "no format 'onnx'"),

@@ -133,6 +133,7 @@ class Known:
         facts = {
             "net": f"{__name__}:embedder",
             "taps": {},
+            "input": {"size": SIZE, "mean": MEAN, "std": STD},
             "channels": 3,
             "val_accuracy": 0.5,
             "val_loss": 1.0,

@@ -9,8 +9,8 @@ from scratch_project import ROOT
 
 from experiments import comparison
 from experiments.comparison import Comparison
-from pipeline import dependencies
 from pipeline.params import load_params
+from pipeline.project import dependencies
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 

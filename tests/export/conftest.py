@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.data.decode import see
 from pipeline.export import build_bundle
 from pipeline.export.deployable import Deployable
 from pipeline.export.int8 import Int8Config
@@ -55,7 +56,7 @@ def make(channels: int = 3, kind: type[nn.Module] = Net) -> nn.Module:
     return net.eval()
 
 
-def pictures(channels: int = 3, n: int = 80) -> np.ndarray:
+def pictures(channels: int = 3, n: int = 80, size: int = SIZE) -> np.ndarray:
     """Smooth coloured blobs, more like photographs than noise is.
 
     They lie in memory like pictures read from disk. For another layout torch takes other kernels, which round
@@ -63,8 +64,25 @@ def pictures(channels: int = 3, n: int = 80) -> np.ndarray:
     """
     rng = np.random.default_rng(0)
     coarse = torch.from_numpy(rng.uniform(40, 215, (n, channels, 4, 4)))
-    fine = nn.functional.interpolate(coarse, (SIZE, SIZE), mode="bicubic").clamp(0, 255).byte()
+    fine = nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 255).byte()
     return np.ascontiguousarray(fine.permute(0, 2, 3, 1).numpy())
+
+
+class Lazy:
+    """Images that are resized when they are read. It offers what an exporter may use, and nothing more."""
+
+    def __init__(self, images: np.ndarray, size: int) -> None:
+        self.images, self.shape = images, (len(images), size, size, images.shape[3])
+        self.reads: list[int] = []  # how many images each time
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        assert isinstance(rows, slice) or rows.dtype == np.int64
+        some = self.images[rows]
+        self.reads.append(len(some))
+        return np.stack([see(image, self.shape[1]) for image in some])
 
 
 PROVENANCE = {
@@ -82,17 +100,26 @@ METRICS = {"accuracy": 0.875, "spread": 0.0125, "n": 3, "exported": {"seed": 1, 
 INT8 = Int8Config(images=80, portable=True, min_agreement=90, min_snr=20)
 
 
-def labelled(net: nn.Module, images: np.ndarray) -> build_bundle.Labelled:
+def labelled(net: nn.Module, images: np.ndarray | Lazy) -> build_bundle.Labelled:
     """Labels for which the network is right on three images of four."""
-    labels = Deployable(net, MEAN[: images.shape[3]], STD[: images.shape[3]]).predict(images).argmax(1)
+    labels = Deployable(net, MEAN[: images.shape[3]], STD[: images.shape[3]]).predict(images[:]).argmax(1)
     labels[::4] = (labels[::4] + 1) % len(CLASSES)
     return build_bundle.Labelled(images, labels)
 
 
 def write(
-    net: nn.Module, out: Path, channels: int = 3, cfg: build_bundle.ExportConfig | None = None
+    net: nn.Module,
+    out: Path,
+    channels: int = 3,
+    cfg: build_bundle.ExportConfig | None = None,
+    steps: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    images = pictures(channels, 240)
+    """`steps`: the size at which pictures are kept, and the one that the network sees."""
+    kept, size = steps or (None, SIZE)
+    images = pictures(channels, 240, kept or SIZE)
+    training, validation, test = (
+        Lazy(part, size) if steps else part for part in (images[:80], images[80:160], images[160:])
+    )
     return build_bundle.build_bundle(
         net,
         out=out,
@@ -100,12 +127,13 @@ def write(
         classes=CLASSES,
         mean=MEAN[:channels],
         std=STD[:channels],
-        training=images[:80],
-        validation=labelled(net, images[80:160]),
-        test=labelled(net, images[160:]),
+        training=training,
+        validation=labelled(net, validation),
+        test=labelled(net, test),
         metrics=METRICS,
         provenance=PROVENANCE,
         cfg=cfg or build_bundle.ExportConfig(int8=INT8),
+        kept=kept,
     )
 
 
@@ -114,6 +142,7 @@ class World:
     """The names above, for the tests in this folder."""
 
     Net: type[nn.Module]
+    Lazy: type[Lazy]
     make: Callable[..., nn.Module]
     pictures: Callable[..., np.ndarray]
     write: Callable[..., dict[str, Any]]
@@ -126,7 +155,7 @@ class World:
 
 @pytest.fixture(scope="session")
 def world() -> World:
-    return World(Net, make, pictures, write, MEAN, STD, SIZE, CLASSES, INT8)
+    return World(Net, Lazy, make, pictures, write, MEAN, STD, SIZE, CLASSES, INT8)
 
 
 @pytest.fixture
@@ -140,6 +169,13 @@ class Exported:
     out: Path
     bundle: dict[str, Any]
     seen: list[Any]
+
+
+@pytest.fixture(scope="session")
+def smaller(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A bundle of a network that sees 32 x 32 pixels of pictures that are kept at 48 x 48."""
+    net, out = make(), tmp_path_factory.mktemp("smaller") / "bundle"
+    return Exported(net, out, write(net, out, steps=(48, 32)), [])
 
 
 @pytest.fixture(scope="session")

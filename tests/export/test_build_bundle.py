@@ -1,6 +1,7 @@
 import getpass
 import hashlib
 import json
+import shutil
 import socket
 import sys
 import zipfile
@@ -10,10 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
+from pipeline.data.decode import fit, load, see
+from pipeline.deploy.predictor import Predictor
+from pipeline.deploy.read_bundle import BundleError, sealed
 from pipeline.export import build_bundle, onnx_format, parity
 from pipeline.export.build_bundle import BudgetError, ExportConfig
 from pipeline.export.deployable import Deployable
@@ -193,6 +198,70 @@ def test_a_bundle_of_grey_images_with_onnx_only(world: Any, tmp_path: Path) -> N
     }
     assert written["transform"]["mode"] == "L"
     assert written["formats"]["onnx"]["parity"]["images"] == 9
+
+
+def test_a_deployed_picture_has_the_pixels_that_evaluation_saw(
+    smaller: Any, world: Any, tmp_path: Path
+) -> None:
+    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8))
+    photograph.resize((130, 97), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=90)
+    stored = fit(load(tmp_path / "a.jpg"), 48, 3)
+    pixels = see(stored, 32)
+    want = Deployable(smaller.net, world.mean, world.std).predict(pixels[None])
+    predictor = Predictor(smaller.out)
+    assert np.array_equal(predictor.decode(tmp_path / "a.jpg"), pixels)
+    got, probabilities = predictor.run(predictor.decode(tmp_path / "a.jpg")[None])
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+    assert np.array_equal(predictor([tmp_path / "a.jpg"])[0].probabilities, probabilities[0])
+
+
+def test_images_that_are_made_when_they_are_read_give_the_bundle_of_an_array(
+    smaller: Any, world: Any
+) -> None:
+    assert smaller.bundle["input"]["size"] == 32
+    assert smaller.bundle["max_batch"] == 80
+    assert smaller.bundle["formats"].keys() == {"onnx", "int8", "torchscript", "safetensors"}
+    test = world.Lazy(world.pictures(3, 240, 48)[160:], 32)
+    with np.load(smaller.out / "golden.npz") as golden:
+        assert np.array_equal(golden["images"], test[parity.spread(80, 12)])
+    assert smaller.bundle["formats"]["int8"]["quality"]["accuracy_fp32"] == 0.75
+
+
+def test_the_bundle_says_how_a_picture_is_kept_and_seen(smaller: Any) -> None:
+    transform = smaller.bundle["transform"]
+    assert (transform["kept"], transform["size"]) == (48, 32)
+    assert (
+        "resize it to 48 x 48 and then to 32 x 32 with Pillow's bilinear filter "
+        "(antialiased, rounding to 8 bits each time). The input is uint8 pixels, N x 32 x 32 x 3."
+    ) in transform["words"]
+    assert transform["words"] in (smaller.out / "README.md").read_text()
+    grey = build_bundle.transform(32, 1, 48)["words"]
+    assert "resize it to 48 x 48, reduce it to luma, and resize it to 32 x 32 with" in grey
+
+
+@pytest.mark.parametrize(("channels", "then"), [(3, ""), (1, " Reduce it to luma.")])
+def test_one_size_is_said_as_before_there_were_two(exported: Any, channels: int, then: str) -> None:
+    transform = build_bundle.transform(16, channels, 16)
+    assert "kept" not in transform
+    assert (
+        "crop the largest centred square, and resize it to 16 x 16 with Pillow's bilinear filter "
+        f"(antialiased).{then} The input is uint8 pixels, N x 16 x 16 x {channels}. Scaling"
+    ) in transform["words"]
+    assert exported.bundle["transform"] == build_bundle.transform(16, 3, 16)
+
+
+@pytest.mark.parametrize("kept", [32, 47])
+def test_a_changed_size_of_what_is_kept_is_refused(smaller: Any, tmp_path: Path, kept: int) -> None:
+    folder = Path(shutil.copytree(smaller.out, tmp_path / "bundle"))
+    facts = json.loads((folder / "bundle.json").read_text())
+    facts["transform"]["kept"] = kept
+    (folder / "bundle.json").write_text(json.dumps(facts, indent=2) + "\n")
+    with pytest.raises(BundleError, match="its seal is broken"):
+        Predictor(folder)
+    facts.pop("seal")
+    (folder / "bundle.json").write_text(sealed(facts))
+    with pytest.raises(BundleError, match="'transform'"):
+        Predictor(folder)
 
 
 class Chance(nn.Module):

@@ -10,6 +10,7 @@ import yaml
 from pipeline import nets
 from pipeline.checkpoint import save_network
 from pipeline.data.prepare import prepare
+from pipeline.data.seen import Seen
 from pipeline.data.sources import DataConfig
 from pipeline.data.store import Store
 from pipeline.deploy.predictor import Predictor
@@ -17,12 +18,16 @@ from pipeline.export.build_bundle import ExportConfig
 from pipeline.export.export_run import Exported, export_run
 from pipeline.export.int8 import Int8Config
 from pipeline.files import sha256
+from pipeline.functional import Input
 from pipeline.records.record import Record
 
 ROOT = Path(__file__).parents[2]
 CFG = ExportConfig(
     formats=("onnx", "int8"), parity_images=20, int8=Int8Config(images=32, check=40, min_snr=99)
 )
+
+
+INPUT = Input(12, mean=(0.4,), std=(0.3,))  # another size, mean and deviation than those of the data
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     for seed, accuracy in ((0, 0.6), (1, 0.9)):
         torch.manual_seed(seed)
         facts = {"net": "resnet8", "classes": classes, "channels": store.channels, "seed": seed}
+        facts |= {"input": INPUT.as_facts()}
         scores = {"val_accuracy": accuracy, "val_loss": 1.0}
         net = nets.build("resnet8", len(classes), store.channels)
         save_network(students / f"seed-{seed}", net.state_dict(), facts | scores)
@@ -106,7 +112,8 @@ def test_images_and_labels_are_those_of_the_students_classes(run: Run) -> None:
     assert predictor.bundle.classes == [run.store.classes[i] for i in (7, 0, 3)]
     rows = run.store.indices("test")
     rows = rows[np.isin(run.store.labels[rows], (7, 0, 3))][:40]
-    answers = predictor.answers(run.store.images[rows])
+    seen = Seen(run.store.images, INPUT.size)[rows]
+    answers = predictor.answers(seen)
     right = [
         answer.label == run.store.classes[run.store.labels[row]]
         for answer, row in zip(answers, rows, strict=True)
@@ -115,4 +122,10 @@ def test_images_and_labels_are_those_of_the_students_classes(run: Run) -> None:
     assert int8["test"]["images"] == 40
     assert int8["test"]["accuracy_fp32"] == pytest.approx(np.mean(right))
     golden = predictor.bundle.golden().images
-    assert all(any(np.array_equal(image, other) for other in run.store.images[rows]) for image in golden)
+    assert all(any(np.array_equal(image, other) for other in seen) for image in golden)
+
+
+def test_pictures_are_kept_as_in_the_store_and_seen_as_by_the_student(run: Run) -> None:
+    bundle = Predictor(run.out).bundle
+    assert (bundle.kept, bundle.size) == (run.store.size, INPUT.size)
+    assert (bundle.facts["mean"], bundle.facts["std"]) == ([0.4], [0.3])

@@ -278,6 +278,17 @@ def test_it_measures_drop_agreement_and_noise() -> None:
     assert quality.images == 100
 
 
+def test_images_are_read_once_and_only_as_many_as_run_at_once(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "PIXELS", 40)
+    images = world.Lazy(np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1).repeat(4, 1).repeat(4, 2), 2)
+    logits = np.random.default_rng(0).normal(size=(100, 5)).astype(np.float32)
+    quality = compare(fixed(logits), fixed(logits), images, np.zeros(73, np.int64))
+    assert images.reads == [10] * 7 + [3]
+    assert (quality.images, quality.agreement) == (73, 1)
+
+
 def test_what_all_classes_share_does_not_count_as_signal() -> None:
     images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1)
     want = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32)

@@ -80,6 +80,20 @@ def test_the_snippets_for_grey_pictures_and_torch_export_run(world: Any, tmp_pat
     assert printed_by(codes["torch"], tmp_path) == str(probabilities[0].argmax())
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_snippets_keep_pictures_at_one_size_and_see_them_at_another(
+    world: Any, tmp_path: Path, channels: int
+) -> None:
+    world.write(world.make(channels), tmp_path, channels, ExportConfig(formats=("onnx",)), steps=(48, 32))
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (97, 130, 3), dtype=np.uint8)).save(tmp_path / model_card.PICTURE)
+    pixels = decode(tmp_path / model_card.PICTURE, 32, channels, kept=48)
+    _, probabilities = onnx_format.load(tmp_path / "student.onnx")(pixels[None])
+    name, share = printed_by(snippets(tmp_path)["onnxruntime"], tmp_path).split()
+    assert name == world.classes[probabilities[0].argmax()]
+    assert float(share) == pytest.approx(probabilities[0].max(), abs=1e-6)
+
+
 def test_the_card_shows_what_was_measured(exported: Any) -> None:
     text = (exported.out / "README.md").read_text()
     quality = exported.bundle["formats"]["int8"]["quality"]

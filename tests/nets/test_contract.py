@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.nets import build, names
+from pipeline.nets.efficientnet_lite import EfficientNetLite
 from pipeline.nets.layers import Chain
+
+Own = Chain | EfficientNetLite
 
 PLAIN = [name for name in names() if ":" not in name and "<" not in name]
 PARAMETRIC = ["wrn_10_3", "allcnn_x0.25", "mobilenet_x0.3", "mobilenetv2_x1.4"]
@@ -19,13 +22,18 @@ PARAMETRIC = ["wrn_10_3", "allcnn_x0.25", "mobilenet_x0.3", "mobilenetv2_x1.4"]
 SLOW = {"resnet32", "resnet44", "resnet56", "resnet110", "resnet32x4", "wrn_40_1", "wrn_40_2"}
 SLOW |= {"vgg11", "vgg13", "vgg16", "vgg19"}
 SLOW |= {"mobilenet_x0.75", "mobilenet_x0.5", "mobilenetv2_x1.0", "allcnn"}
-LINEAR = ("mobilenetv2", "shufflenetv2")  # their taps are sums or shuffles, not activations
+SLOW |= {"efficientnet_lite1", "efficientnet_lite2"}
+LINEAR = (
+    "mobilenetv2",
+    "shufflenetv2",
+    "efficientnet_lite",
+)  # their taps are sums or shuffles, not activations
 
 
-def own(name: str, channels: int = 3) -> Chain:
+def own(name: str, channels: int = 3) -> Own:
     torch.manual_seed(0)
     net = build(name, 5, channels)
-    assert isinstance(net, Chain)
+    assert isinstance(net, Own)
     return net.eval()
 
 
@@ -41,7 +49,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def net(name: str) -> Chain:
+def net(name: str) -> Own:
     """In eval mode. A test that would change it takes a copy."""
     return own(name)
 
@@ -66,7 +74,7 @@ def watching(net: nn.Module) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
 
 
 @torch.no_grad()
-def test_logits_have_one_column_for_each_class_at_every_size(net: Chain) -> None:
+def test_logits_have_one_column_for_each_class_at_every_size(net: Own) -> None:
     for size in (8, 16, 32):
         logits = net(images(2, size))
         assert logits.shape == (2, 5)
@@ -82,27 +90,27 @@ def test_grey_images_work_too(name: str) -> None:
 
 
 @torch.no_grad()
-def test_a_small_batch_of_any_size_works_in_training(net: Chain) -> None:
+def test_a_small_batch_of_any_size_works_in_training(net: Own) -> None:
     training = copy.deepcopy(net).train()
     assert training(images(2, 8)).shape == (2, 5)
     assert training(images(2, 19)).shape == (2, 5)
 
 
 @torch.no_grad()
-def test_the_answer_to_an_image_does_not_depend_on_the_batch(net: Chain) -> None:
+def test_the_answer_to_an_image_does_not_depend_on_the_batch(net: Own) -> None:
     batch = images(3, 8)
     together, single = net(batch), torch.cat([net(image[None]) for image in batch])
     torch.testing.assert_close(together, single, rtol=1e-4, atol=1e-5 * together.abs().max().item())
 
 
-def test_every_layer_runs_once(net: Chain) -> None:
+def test_every_layer_runs_once(net: Own) -> None:
     with watching(net) as calls:
         net(images(1, 8))
     leaves = {path for path, module in net.named_modules() if not any(module.children())}
     assert Counter(path for path, _, _ in calls if path in leaves) == dict.fromkeys(leaves, 1)
 
 
-def test_taps_name_shrinking_maps_from_shallow_to_deep(name: str, net: Chain) -> None:
+def test_taps_name_shrinking_maps_from_shallow_to_deep(name: str, net: Own) -> None:
     assert list(net.taps) == ["stem", *(f"stage{n}" for n in range(1, len(net.taps)))]
     assert len(net.taps) >= 4
     with watching(net) as calls:
@@ -117,10 +125,10 @@ def test_taps_name_shrinking_maps_from_shallow_to_deep(name: str, net: Chain) ->
     assert sizes[-1] < sizes[0]
     for tap, path in net.taps.items():
         if tap == "stem" or not name.startswith(LINEAR):
-            assert isinstance(net.get_submodule(path), nn.ReLU | nn.LeakyReLU), path
+            assert isinstance(net.get_submodule(path), nn.ReLU | nn.LeakyReLU | nn.ReLU6), path
 
 
-def test_the_classifier_is_linear_on_the_pooled_embedding(net: Chain) -> None:
+def test_the_classifier_is_linear_on_the_pooled_embedding(net: Own) -> None:
     classifier = net.get_submodule(net.classifier)
     assert isinstance(classifier, nn.Linear)
     with watching(net) as calls:
@@ -130,7 +138,7 @@ def test_the_classifier_is_linear_on_the_pooled_embedding(net: Chain) -> None:
     assert torch.equal(output, logits)
 
 
-def test_every_parameter_gets_a_gradient(net: Chain) -> None:
+def test_every_parameter_gets_a_gradient(net: Own) -> None:
     training = copy.deepcopy(net).train()
     torch.autograd.backward(nn.functional.cross_entropy(training(images(3, 16)), torch.tensor([0, 1, 2])))
     for path, parameter in training.named_parameters():
@@ -140,11 +148,11 @@ def test_every_parameter_gets_a_gradient(net: Chain) -> None:
             assert parameter.grad.abs().sum() > 0, path
 
 
-def test_nothing_works_in_place(net: Chain) -> None:
+def test_nothing_works_in_place(net: Own) -> None:
     assert not [path for path, module in net.named_modules() if getattr(module, "inplace", False)]
 
 
-def test_the_signal_neither_dies_nor_explodes(net: Chain) -> None:
+def test_the_signal_neither_dies_nor_explodes(net: Own) -> None:
     """Before any step, in train mode, the values of every map spread about as widely as the pixels."""
     training = copy.deepcopy(net).train()
     with watching(training) as calls:
@@ -156,7 +164,7 @@ def test_the_signal_neither_dies_nor_explodes(net: Chain) -> None:
 # torch announces the end of TorchScript, which this project exports on purpose
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 @torch.no_grad()
-def test_a_trace_gives_the_same_logits_for_another_batch(net: Chain) -> None:
+def test_a_trace_gives_the_same_logits_for_another_batch(net: Own) -> None:
     traced = torch.jit.trace(net, images(2, 8), check_trace=False)  # type: ignore[no-untyped-call]
     torch.testing.assert_close(traced(images(5, 8)), net(images(5, 8)))
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.nets import build
+from pipeline.nets.efficientnet_lite import EfficientNetLite
 from pipeline.nets.layers import Chain, ChannelShuffle
 
 # channels x size of the map at every tap, for a 32 x 32 image
@@ -18,14 +19,16 @@ MAPS = {
     "shufflenetv1": ["24x32", "240x16", "480x8", "960x4"],
     "shufflenetv2": ["24x32", "116x16", "232x8", "464x4"],
     "densenet121": ["64x32", "256x32", "512x16", "1024x8", "1024x4"],
+    "efficientnet_lite0": ["32x16", "24x8", "40x4", "112x2", "320x1"],
+    "efficientnet_lite2": ["32x16", "24x8", "48x4", "120x2", "352x1"],
     "allcnn_x0.66": ["63x32", "63x16", "126x8", "168x4", "253x4"],
 }
 
 
-def own(name: str, classes: int = 10) -> Chain:
+def own(name: str, classes: int = 10) -> Chain | EfficientNetLite:
     torch.manual_seed(0)
     net = build(name, classes)
-    assert isinstance(net, Chain)
+    assert isinstance(net, Chain | EfficientNetLite)
     return net.eval()
 
 

@@ -16,7 +16,8 @@ def test_every_family_lists_its_names() -> None:
     assert len(listed) == len(set(listed))
     assert {"resnet8x4", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2_x0.5", "allcnn"} <= set(listed)
     assert {"densenet121", "wrn_<depth>_<width>", "mobilenet_x<width>"} <= set(listed)
-    assert {"torchvision:<name>", "<package.module>:<factory>"} <= set(listed)
+    assert {"torchvision:<name>", "timm:<name>", "onnx:<file>", "<package.module>:<factory>"} <= set(listed)
+    assert {"efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"} <= set(listed)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,9 @@ def test_every_family_lists_its_names() -> None:
         ("allcnn_x99", "from 0.1 to 10"),
         ("mobilenet_x.5", "Did you mean 'mobilenet_x0.5'"),
         ("mobilenet_x-1", "Did you mean 'mobilenet"),
+        ("efficientnet_lite3", "Did you mean 'efficientnet_lite"),
+        ("onnx:", "'onnx:' names no file"),
+        ("timm:resnet81", "Did you mean 'timm:resnet18"),
     ],
 )
 def test_a_wrong_name_is_refused_with_what_to_do(name: str, message: str) -> None:
@@ -57,11 +61,11 @@ def test_the_settings_are_strict() -> None:
         NetConfig.model_validate({"net": "resnet8", "taps": {"stage1": 3}})
 
 
-def test_importing_nets_loads_no_torch_and_building_loads_no_torchvision() -> None:
+def test_importing_nets_loads_no_torch_and_building_loads_no_zoo() -> None:
     code = (
         "import sys, pipeline.nets\n"
         "assert 'torch' not in sys.modules\n"
         "import pipeline.nets.start; pipeline.nets.names(); pipeline.nets.build('resnet8', 2)\n"
-        "assert 'torchvision' not in sys.modules"
+        "assert not {'torchvision', 'timm', 'onnxruntime'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -56,6 +56,10 @@ def test_numbers_are_those_of_the_cifar_100_tables(name: str) -> None:
         # SRM (Tran et al., 2021): 5.1 million on the transfer sets, 2.2 at width 0.66 on CIFAR-100
         ("allcnn", 200, "5.06"),
         ("allcnn_x0.66", 100, "2.18"),
+        # the README of EfficientNet-Lite: 4.7, 5.4 and 6.1 million
+        ("efficientnet_lite0", 1000, "4.65"),
+        ("efficientnet_lite1", 1000, "5.42"),
+        ("efficientnet_lite2", 1000, "6.09"),
     ],
 )
 def test_numbers_are_those_of_other_tables(name: str, classes: int, printed: str) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.nets import build
-from pipeline.nets.start import StartConfig, load_start
+from pipeline.nets.start import StartConfig, check_start, keep_outputs, known_classes, load_start
 from pipeline.settings import InputError
 
 NAME = "resnet8"
@@ -252,9 +252,9 @@ def test_a_missing_file_a_folder_and_an_unknown_suffix_are_refused(tmp_path: Pat
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"source": "file"}, "`file` is empty"),
         ({"file": "weights.pt"}, "source is 'random', but a file is given"),
         ({"source": "torchvision", "sha256": "00"}, "source is 'torchvision', but a file is given"),
+        ({"source": "timm", "file": "weights.pt"}, "source is 'timm', but a file is given"),
         ({"source": "imagenet"}, "source"),
         ({"sources": "file"}, "sources"),
     ],
@@ -262,6 +262,97 @@ def test_a_missing_file_a_folder_and_an_unknown_suffix_are_refused(tmp_path: Pat
 def test_settings_that_contradict_themselves_are_refused(settings: dict[str, str], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         StartConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("net", "start", "message"),
+    [
+        ("resnet8", {"source": "file"}, r"\.source is 'file', but `file` is empty: name a state dict"),
+        ("resnet8", {"source": "torchvision"}, r"torchvision:NAME networks only, and this one is 'resnet8'"),
+        ("torchvision:resnet18", {"source": "timm"}, "timm:NAME networks only"),
+        ("timm:resnet18", {"source": "torchvision"}, "torchvision:NAME networks only"),
+        ("onnx:teacher.onnx", {}, r"onnx:teacher\.onnx is what its own file holds"),
+        ("onnx:teacher.onnx", {"source": "file", "file": "teacher.onnx"}, "without `file`"),
+    ],
+)
+def test_a_start_that_does_not_fit_the_network_is_refused_before_anything_is_opened(
+    net: str, start: dict[str, str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        check_start(StartConfig.model_validate(start), net=net, field=FIELD)
+    assert str(error.value).startswith(FIELD)
+
+
+@pytest.mark.parametrize(
+    ("net", "start"),
+    [
+        ("resnet8", {}),
+        ("resnet8", {"source": "file", "file": "weights.pt"}),
+        ("torchvision:resnet18", {"source": "torchvision"}),
+        ("timm:resnet18", {"source": "timm"}),
+        ("timm:resnet18", {"source": "file", "file": "weights.pt"}),
+        ("onnx:teacher.onnx", {"source": "file", "sha256": "00"}),
+    ],
+)
+def test_a_start_that_fits_the_network_is_taken(net: str, start: dict[str, str]) -> None:
+    check_start(StartConfig.model_validate(start), net=net, field=FIELD)
+
+
+CUT = ["resnet20", "torchvision:squeezenet1_1", "torchvision:mobilenet_v2", "efficientnet_lite0"]
+CUT += ["timm:test_resnet", "timm:test_efficientnet", "timm:test_vit", "timm:test_convnext"]
+
+
+@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("positions", [[4, 1], [0]])
+def test_outputs_are_cut_in_order_and_the_rest_fits_a_network_of_fewer_classes(
+    name: str, positions: list[int]
+) -> None:
+    net, images = net_of(1, name=name).eval().requires_grad_(False), torch.randn(2, 3, 160, 160)
+    whole = net(images)
+    keep_outputs(net, positions)
+    torch.testing.assert_close(net(images), whole[:, positions])
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+    smaller = net_of(2, name=name, classes=len(positions)).eval()
+    smaller.load_state_dict(net.state_dict())
+    assert torch.equal(smaller(images), net(images))
+    assert _counts(net) == _counts(smaller)
+
+
+def _counts(net: nn.Module) -> list[object]:
+    """What modules say about how many outputs they have."""
+    names = ("num_classes", "out_features", "out_channels")
+    return [getattr(module, name, None) for module in net.modules() for name in names]
+
+
+def test_a_network_that_was_cut_can_be_trained_on() -> None:
+    net = net_of(1).train()
+    keep_outputs(net, [2, 0])
+    torch.autograd.backward(net(torch.randn(2, 3, 8, 8)).square().sum())
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_classes_are_known_for_the_weights_of_torchvision_alone() -> None:
+    known = known_classes("torchvision:resnet18", "torchvision")
+    assert known is not None
+    assert (len(known), known[0], known[-1]) == (1000, "tench", "toilet tissue")
+    for net, source in (("torchvision:resnet18", "file"), ("timm:resnet18", "timm"), ("resnet8", "random")):
+        assert known_classes(net, source) is None
+
+
+@pytest.mark.parametrize("name", [NAME, "torchvision:squeezenet1_1"])
+def test_weights_without_a_classifier_leave_it_random(tmp_path: Path, name: str) -> None:
+    source, net = net_of(1, name=name), net_of(2, name=name)
+    given = {key: value for key, value in source.state_dict().items() if key not in classifier_of(name)}
+    random = load_start(net, config(saved(tmp_path, given)), name=name, field=FIELD)
+    assert random == classifier_of(name)
+    after = net.state_dict()
+    same({key: after[key] for key in given}, given)
+    same({key: after[key] for key in random}, {key: net_of(2, name=name).state_dict()[key] for key in random})
+
+
+def classifier_of(name: str) -> tuple[str, str]:
+    layer = "fc" if name == NAME else "classifier.1"
+    return f"{layer}.weight", f"{layer}.bias"
 
 
 @pytest.fixture
@@ -316,6 +407,22 @@ def test_weights_of_torchvision_leave_a_classifier_for_other_classes_random(
         net.state_dict()["classifier.1.weight"],
         net_of(2, name=SQUEEZENET).state_dict()["classifier.1.weight"],
     )
+
+
+def test_weights_of_torchvision_leave_a_first_layer_for_other_channels_random(
+    weights: tuple[dict[str, Tensor], Path],
+) -> None:
+    net = build(SQUEEZENET, 1000, 1)
+    assert load_start(net, TORCHVISION, name=SQUEEZENET, field=FIELD) == ("features.0.weight",)
+    after = net.state_dict()
+    others = {key: value for key, value in weights[0].items() if key != "features.0.weight"}
+    same({key: after[key] for key in others}, others)
+
+
+def test_a_file_for_other_channels_is_refused(weights: tuple[dict[str, Tensor], Path]) -> None:
+    start = config(weights[1])
+    message = "features.0.weight \\(there 64x3x3x3, here 64x1x3x3\\)"
+    refused(build(SQUEEZENET, 1000, 1), start, message=message, name=SQUEEZENET)
 
 
 def test_a_damaged_torchvision_file_is_refused(weights: tuple[dict[str, Tensor], Path]) -> None:

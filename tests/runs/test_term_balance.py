@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from world import QUICK, World
+from world import QUICK, World, moved, snapshot
 
 from pipeline.methods import Loss, Phase, Weighted
 from pipeline.runs.term_balance import Balance, balance
@@ -31,6 +31,22 @@ def test_a_term_that_is_seven_times_the_labels_gets_a_seventh_of_their_weight() 
     assert (found.low, found.high) == pytest.approx((2 / 7, 2 / 7), rel=1e-4)
     assert found.share == pytest.approx(7 / 9, rel=1e-4)
     assert found.steps == 6
+
+
+@pytest.mark.parametrize(
+    "settings", [{"label_smoothing": 0.3}, {"clip": 0.01}, {"pretrained_lr": 0.1}, {"decay": "weights"}]
+)
+def test_it_trains_as_the_phase_does(settings: dict[str, float | str]) -> None:
+    weights = []
+    for cfg in (QUICK, QUICK.model_copy(update=settings)):
+        world = World.make()
+        world.student.loaded = frozenset(name for name, _ in world.student.net.named_parameters())
+        method = world.method("at")
+        (phase,) = method.phases(world.student)
+        batches = world.batches(8).epoch(0)
+        balance(phase, batches, cfg, student=world.student, teacher=world.teacher, method=method)
+        weights.append(snapshot(world.student.net))
+    assert moved(*weights)
 
 
 def test_all_terms_of_a_method_count_together() -> None:

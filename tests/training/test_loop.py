@@ -1,16 +1,22 @@
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from batchless import batchless
 from torch import Tensor, nn
 from world import QUICK, World, moved, snapshot
 
 from pipeline.methods import Method, MethodConfig, Terms
+from pipeline.records.record import Curves
 from pipeline.taps import Step, Tapped
-from pipeline.training.recipe import TrainConfig
+from pipeline.training.loop import fit, step_of
+from pipeline.training.recipe import TeacherTrainConfig, TrainConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,6 +126,173 @@ def test_the_hook_after_backward_can_change_the_gradients() -> None:
     assert all(torch.equal(before[name], p) for name, p in world.student.net.named_parameters())
 
 
+def scored(accuracies: list[float]) -> Callable[[nn.Module], dict[str, float]]:
+    """A validation that gives these accuracies, one after the other."""
+    left = iter(accuracies)
+    return lambda net: {"val_accuracy": next(left), "val_loss": 0.0}
+
+
+def trained(
+    settings: dict[str, Any], method: str = "kd", phase: int = -1
+) -> tuple[Curves, dict[str, Tensor]]:
+    """The curves and the weights after a training of three steps an epoch."""
+    world = World.make()
+    own = world.method(method)
+    cfg = TrainConfig.model_validate(QUICK.model_dump() | settings)
+    curves = world.fit(own, phase, cfg)
+    return {name: column for name, column in curves.items() if name != "seconds"}, snapshot(
+        world.student.net, own
+    )
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "onecycle"])
+def test_as_many_steps_as_whole_epochs_have_equal_the_epochs(schedule: str) -> None:
+    curves, weights = trained({"schedule": schedule})
+    same_curves, same_weights = trained({"schedule": schedule, "epochs": 0, "steps": 6})
+    assert same_curves == curves
+    assert not moved(weights, same_weights)
+
+
+def test_steps_end_in_the_middle_of_an_epoch_and_the_schedule_with_them() -> None:
+    steps: list[float] = []
+
+    class Counted(Method[MethodConfig]):
+        def terms(self, step: Step) -> Terms:
+            steps.append(step.progress)
+            return {}
+
+    world = World.make()
+    cfg = QUICK.model_copy(update={"epochs": 0, "steps": 8, "schedule": "cosine", "points": 2})
+    curves = world.fit(Counted(MethodConfig(name="counted"), world.step(4), torch.zeros(4)), cfg=cfg)
+    assert steps == pytest.approx([n / 8 for n in range(8)])
+    assert curves["epoch"] == pytest.approx([2, 8 / 3])
+    assert curves["lr"][0] > 0.001
+    assert curves["lr"][1] == pytest.approx(0, abs=1e-9)
+
+
+def test_smoothed_labels_change_the_cross_entropy_and_nothing_else() -> None:
+    frozen = {"epochs": 1, "lr": 1e-30, "weight_decay": 0.0}
+    (plain, _), (smooth, _) = trained(frozen), trained(frozen | {"label_smoothing": 0.3})
+    assert smooth["kd"] == plain["kd"]
+    world = World.make()
+    losses = []
+    for batch in world.batches(8).epoch(0):
+        logits = world.student.net(batch.images)
+        targets = 0.7 * nn.functional.one_hot(batch.labels, 3) + 0.1
+        losses.append(-(targets * logits.log_softmax(1)).sum(1).mean().item())
+    assert smooth["ce"] == pytest.approx([sum(losses) / len(losses)], rel=1e-4)
+    assert abs(smooth["ce"][0] - plain["ce"][0]) > 1e-3
+
+
+def test_smoothed_labels_leave_a_phase_without_labels_alone() -> None:
+    plain, smooth = (trained({"label_smoothing": share}, "fitnet", 0) for share in (0.0, 0.3))
+    assert smooth[0] == plain[0]
+    assert not moved(plain[1], smooth[1])
+
+
+def test_a_step_gets_all_that_its_batch_holds() -> None:
+    world = World.make()
+    batch = replace(next(world.batches(8).epoch(0)), targets=torch.eye(3)[torch.arange(8) % 3])
+    batch = replace(batch, for_teacher=lambda images, index: images + index.view(-1, 1, 1, 1))
+    step = step_of(batch, QUICK, world.student, None, 3, 0.5)
+    assert torch.equal(step.teacher_images, batch.images + batch.index.view(-1, 1, 1, 1))
+    assert step.targets is batch.targets
+    assert (step.index is batch.index, step.epoch, step.progress) == (True, 3, 0.5)
+
+
+def test_the_gradients_are_clipped_together_after_the_method_changed_them() -> None:
+    class Huge(Method[MethodConfig]):
+        def terms(self, step: Step) -> Terms:
+            return {}
+
+        def after_backward(self, step: Step, student: Tapped) -> None:
+            for parameter in student.net.parameters():
+                parameter.grad = torch.full_like(parameter, 1e6)
+
+    world = World.make(n=8)
+    before = nn.utils.parameters_to_vector(world.student.net.parameters()).detach()
+    world.fit(
+        Huge(MethodConfig(name="huge"), world.step(4), torch.zeros(4)),
+        cfg=TrainConfig(
+            steps=1, batch_size=8, optimizer="sgd", schedule="constant", lr=1.0, weight_decay=0, clip=0.3
+        ),
+    )
+    change = nn.utils.parameters_to_vector(world.student.net.parameters()).detach() - before
+    assert change.norm().item() == pytest.approx(0.3 * 1.9, rel=1e-3)  # 1 + 0.9: Nesterov's first step
+    assert change.std() < 1e-3 * change.abs().mean()
+
+
+def test_gradients_below_the_clip_stay_as_they_are() -> None:
+    assert not moved(trained({"clip": 1e6})[1], trained({})[1])
+    assert moved(trained({"clip": 0.01})[1], trained({})[1])
+
+
+def test_a_phase_ends_when_its_patience_does() -> None:
+    world, straight = World.make(n=8), World.make(n=8)
+    cfg = QUICK.model_copy(update={"epochs": 9, "patience": 2})
+    curves = world.fit(world.method("ce"), cfg=cfg, validate=scored([0.1, 0.2, 0.1, 0.3, 0.3, 0.2, 0.9]))
+    assert curves["epoch"] == [1, 2, 3, 4, 5, 6]
+    straight.fit(straight.method("ce"), cfg=QUICK.model_copy(update={"epochs": 4}))
+    assert not moved(snapshot(straight.student.net), snapshot(world.student.net))
+
+
+def test_patience_counts_epochs_and_not_points() -> None:
+    world = World.make(n=8)
+    cfg = QUICK.model_copy(update={"epochs": 20, "patience": 5, "points": 10})
+    curves = world.fit(world.method("ce"), cfg=cfg, validate=scored([0.5] + 9 * [0.1]))
+    assert curves["epoch"] == [2, 4, 6, 8]
+
+
+def test_without_validation_patience_never_ends() -> None:
+    assert trained({"epochs": 6, "patience": 1})[0]["epoch"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_is_pretrained_moves_by_its_share_and_the_curves_show_the_full_rate() -> None:
+    world, plain = World.make(n=8), World.make(n=8)
+    loaded = {name for name, _ in world.student.net.named_parameters() if not name.startswith("fc")}
+    assert len(loaded) < len(list(world.student.net.parameters()))
+    world.student.loaded = frozenset(loaded)
+    before = dict(plain.student.net.state_dict(keep_vars=True))
+    before = {name: tensor.detach().clone() for name, tensor in before.items()}
+    cfg = TrainConfig(steps=1, batch_size=8, optimizer="sgd", schedule="constant", lr=0.01)
+    plain.fit(plain.method("ce"), cfg=cfg)
+    curves = world.fit(world.method("ce"), cfg=cfg.model_copy(update={"pretrained_lr": 0.25}))
+    assert curves["lr"] == [0.01]
+    full = dict(plain.student.net.named_parameters())
+    for name, parameter in world.student.net.named_parameters():
+        share = 0.25 if name in loaded else 1.0
+        expected = before[name] + share * (full[name] - before[name])
+        torch.testing.assert_close(parameter, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_the_curves_show_the_full_rate_where_all_is_pretrained() -> None:
+    world = World.make(n=8)
+    world.student.loaded = frozenset(name for name, _ in world.student.net.named_parameters())
+    curves = world.fit(world.method("ce"), cfg=QUICK.model_copy(update={"pretrained_lr": 0.25}))
+    assert curves["lr"] == [0.01, 0.01]
+
+
+def test_a_phase_of_the_head_leaves_the_body_and_its_statistics_alone() -> None:
+    world = World.make(n=8)
+    method = world.method("ce")
+    (phase,) = method.phases(world.student)
+    head = world.student.net.get_submodule(world.student.classifier)
+    before = snapshot(world.student.net)
+    fit(
+        replace(phase, trains=(head,)),
+        world.batches(8),
+        TeacherTrainConfig(epochs=2, lr=0.1, part="head"),
+        student=world.student,
+        teacher=None,
+        method=method,
+        accelerator=Accelerator(cpu=True),
+        seed=0,
+        validate=scored([0.1, 0.2]),
+    )
+    of_head = {f"0.{world.student.classifier}.{name}" for name, _ in head.named_parameters()}
+    assert moved(before, snapshot(world.student.net)) == of_head
+
+
 TWO = """
 import sys, torch
 from accelerate import Accelerator
@@ -137,16 +310,49 @@ if accelerator.num_processes > 1:
 """
 
 
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def run_script(script: Path, *arguments: str, options: list[str]) -> str:
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{ROOT}/tests", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *options, str(script), *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text(TWO)
-    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{ROOT}/tests", "OMP_NUM_THREADS": "1"}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for n, options in ((1, []), (2, launcher)):
-        command = [sys.executable, *options, str(tmp_path / "two.py"), str(tmp_path / f"{n}.pt"), str(n)]
-        done = subprocess.run(
-            command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+    for n, options in ((1, []), (2, LAUNCHER)):
+        run_script(tmp_path / "two.py", str(tmp_path / f"{n}.pt"), str(n), options=options)
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-7)
+
+
+DISAGREE = """
+import torch
+from accelerate import Accelerator
+from world import QUICK, World
+accelerator = Accelerator(cpu=True)
+world, rank = World.make(), accelerator.process_index
+batches = world.batches(8, shard=(rank, accelerator.num_processes))
+scores = iter([[0.5, 0.6, 0.4, 0.3, 0.2, 0.1], [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]][rank])
+curves = world.fit(
+    world.method("kd"),
+    cfg=QUICK.model_copy(update={"epochs": 6, "patience": 2}),
+    batches=batches,
+    accelerator=accelerator,
+    validate=lambda net: {"val_accuracy": next(scores), "val_loss": 0.0},
+)
+print(f"seen {curves['val_accuracy']};", end="", flush=True)  # one write, so that the two do not mix
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_processes_that_disagree_end_where_the_main_one_does(tmp_path: Path) -> None:
+    (tmp_path / "disagree.py").write_text(DISAGREE)
+    printed = run_script(tmp_path / "disagree.py", options=LAUNCHER)
+    assert printed.count("seen [0.5, 0.6, 0.4, 0.3]") == 2, printed

@@ -8,9 +8,10 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-# Its imports are there to check params.yaml. A stage imports the code that it computes with elsewhere.
-CHECKS_ONLY = "pipeline/params.py"
+ROOT = Path(__file__).parents[2]
+# Their imports are there to check params.yaml, or the file of a teacher. A stage imports the code that it
+# computes with elsewhere.
+CHECKS_ONLY = ("pipeline/params.py", "pipeline/nets/onnx_file.py")
 # It imports the files beside it by the names in params.yaml, so any of them may be needed.
 IMPORTS_BY_NAME = "pipeline/nets/__init__.py"
 
@@ -30,7 +31,7 @@ def closure(*modules: str) -> set[str]:
         file = todo.pop()
         seen.add(file)
         todo |= _beside(file)
-        if file.endswith(".py") and file != CHECKS_ONLY:
+        if file.endswith(".py") and file not in CHECKS_ONLY:
             todo |= imported_by(file)
         todo -= seen
     return seen

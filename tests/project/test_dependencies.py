@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import dependencies
-from pipeline.dependencies import ROOT, closure, listing
 from pipeline.params import Params, load_params
+from pipeline.project import dependencies
 from pipeline.project.check import modules_of_stages
+from pipeline.project.dependencies import ROOT, closure, listing
 
 STAGES = sorted(path.stem for path in (ROOT / "stages").glob("[!_]*.py") if path.stem != "check")
 TRAINING = ("teacher/", "knowledge/", "pretrain/", "distill/")
