@@ -68,7 +68,8 @@ class Views:
         """The share of each class in the views, B x classes, by the labels of the subset; None if unmixed."""
         if self.cfg is None or not self.cfg.is_mixed:
             return None
-        mix, share = self._mix(places, number), self._mix(places, number).share[:, None]
+        mix = self._mix(places, number)
+        share = mix.share[:, None]
         own, other = (F.one_hot(labels[each.on_device], classes).float() for each in (places, mix.partners))
         return share * own + (1 - share) * other
 

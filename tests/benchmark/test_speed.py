@@ -81,6 +81,15 @@ def test_a_teacher_of_another_size_gets_its_own_images(bundle: Path, images: np.
     assert load(images)[0] is images
 
 
+def test_what_a_network_hides_is_not_counted(images: np.ndarray) -> None:
+    def empty() -> Deployable:
+        return Deployable(nn.Flatten(), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)).eval()
+
+    counts = speed._count({"student": Network(student, images), "teacher": Network(empty, images)})[1]
+    assert counts["teacher"] == {}
+    assert set(counts["student"]) == {"parameters_m", "macs_m"}
+
+
 @pytest.fixture(scope="module")
 def measured(bundle: Path, images: np.ndarray) -> Result:
     return measure(bundle, Network(student, images), Network(teacher, images), CFG)

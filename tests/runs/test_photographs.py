@@ -69,7 +69,9 @@ def names_of(runs: SmallRuns) -> list[str]:
 # teachers
 
 
-def test_a_teacher_as_it_is_keeps_its_weights_and_is_cut_to_the_datas_classes(runs: SmallRuns) -> None:
+def test_a_teacher_as_it_is_keeps_its_weights_and_is_cut_to_the_datas_classes(
+    runs: SmallRuns, capsys: pytest.CaptureFixture[str]
+) -> None:
     start, (a, b, c) = weights(runs, "resnet8", 5), names_of(runs)
     params = teacher(runs, start=start, classes=["x", c, a, "y", b], train={"epochs": 0})
     result = trained(runs, params)
@@ -81,6 +83,8 @@ def test_a_teacher_as_it_is_keeps_its_weights_and_is_cut_to_the_datas_classes(ru
     assert all(torch.equal(own[key], whole[key]) for key in whole if not key.startswith("fc."))
     assert facts["classes"] == [a, b, c]
     assert result.curves == {}
+    told = f"teacher big: taken as it is, validation accuracy {result.metrics['val_accuracy']:.1%}"
+    assert told in capsys.readouterr().out
     store = Store.open(runs.data)
     assert 0 <= result.metrics["val_accuracy"] <= 1
     input = Input.from_facts(facts["input"])
