@@ -31,6 +31,7 @@ from pipeline.data.batches import Batches
 from pipeline.data.decode import decode
 from pipeline.data.protocol import Subset
 from pipeline.device import keep_memory
+from pipeline.export import machine
 from pipeline.functional import Input
 
 BATCH = 64
@@ -174,7 +175,8 @@ def files_of(images: str | None, folder: Path) -> list[Path]:
 def table(files: Sequence[Path], rounds: int) -> str:
     stored = {kept: np.stack([decode(file, kept, 3) for file in files]) for kept in (32, 256)}
     lines = [
-        "One core; CPU time; medians of rounds of 256 images, and the quartiles of the rounds' ratios.",
+        f"One core of {machine.cpu()}, CPU time. Medians of rounds of {COUNT} images, and quartiles of the "
+        "rounds' ratios.",
         "",
         "| views | pixels | ours, images/s | torchvision, images/s | ratio | n |",
         "|---|---|--:|--:|--:|--:|",

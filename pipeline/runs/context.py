@@ -24,6 +24,7 @@ from pipeline.data.protocol import (
 )
 from pipeline.data.seen import Seen, images_at_once
 from pipeline.data.store import Store
+from pipeline.data.views import RESIDENT_BYTES
 from pipeline.device import keep_memory
 from pipeline.functional import Input, normalise
 from pipeline.methods import Method, MethodConfig
@@ -159,12 +160,13 @@ class Context:
         return {"val_accuracy": right / count, "val_loss": loss / count}
 
     def _validation_images(self, start: int, end: int, input: Input) -> Tensor:
-        """They are read and resized once for each size that networks see."""
-        if input.size not in self._validation:
-            seen = Seen(self.store.images, input.size)[self.validation.rows]
-            self._validation[input.size] = torch.as_tensor(seen)
-        pixels = self._validation[input.size][start:end].to(self.device)
-        return normalise(pixels, input.mean, input.std)
+        """If they fit into memory, they are read and resized once for each size that networks see."""
+        rows, size = self.validation.rows, input.size
+        if len(rows) * size**2 * self.store.channels > RESIDENT_BYTES:
+            return self.images(rows[start:end], input)
+        if size not in self._validation:
+            self._validation[size] = torch.as_tensor(Seen(self.store.images, size)[rows])
+        return normalise(self._validation[size][start:end].to(self.device), input.mean, input.std)
 
 
 def _train_subset(store: Store, protocol: ProtocolConfig, ids: Sequence[int]) -> Subset:

@@ -266,6 +266,21 @@ def test_a_context_gives_each_network_its_own_view(ready: SmallRuns) -> None:
     assert batch.for_teacher(batch.images, batch.index).shape[3] == 16
 
 
+def test_validation_is_the_same_without_room_for_its_images(
+    ready: SmallRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ready.params().run("kd")
+    own = Input(12, (0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
+    net = nets.build("wrn_10_1", 3)
+    found = []
+    for limit in (2**31, 0):
+        monkeypatch.setattr("pipeline.runs.context.RESIDENT_BYTES", limit)
+        context = Context.of_students(ready.data, run.protocol, run.augment)
+        found.append(context.validate(net, own))
+        assert bool(context._validation) == bool(limit)
+    assert found[0] == found[1]
+
+
 def test_every_method_takes_a_teacher_of_another_size(ready: SmallRuns) -> None:
     from pipeline import methods
 
