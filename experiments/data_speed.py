@@ -175,8 +175,8 @@ def files_of(images: str | None, folder: Path) -> list[Path]:
 def table(files: Sequence[Path], rounds: int) -> str:
     stored = {kept: np.stack([decode(file, kept, 3) for file in files]) for kept in (32, 256)}
     lines = [
-        f"One core of {machine.cpu()['model']}, CPU time. Medians of rounds of {COUNT} images, and quartiles of "
-        "the rounds' ratios.",
+        f"One core of {machine.cpu()['model']}, CPU time. Medians of rounds of {COUNT} images, and quartiles "
+        "of the rounds' ratios.",
         "",
         "| views | pixels | ours, images/s | torchvision, images/s | ratio | n |",
         "|---|---|--:|--:|--:|--:|",
