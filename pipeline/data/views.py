@@ -24,9 +24,6 @@ class Rows:
     on_host: Tensor
     on_device: Tensor
 
-    def __len__(self) -> int:
-        return len(self.on_host)
-
 
 class Views:
     """Makes views of the images of a train subset: rows `rows` of `images`, uint8 N x H x W x C.
