@@ -53,7 +53,7 @@ ui: setup  ## MLflow on this machine, open on this project's runs (PORT=5000)
 live: setup  ## beside `make ui`: the curves of what is training right now
 	@exec $(PROJECT) live --port $(PORT)
 
-promote: setup  ## register the best student as a version of a model; champion if it beats the champion (MODEL=folder-to-student)
+promote: setup  ## register the best student; it becomes the champion if it beats it (MODEL=NAME)
 	@$(PROJECT) promote --model "$(MODEL)"
 
 balance: setup  ## suggest a term_weight for a run of params.yaml (RUN=at)
@@ -64,7 +64,8 @@ test: setup  ## the tests
 
 test-oldest: $(UV_STAMP)  ## the tests on the oldest versions that pyproject.toml allows, in .venv-oldest
 	$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .venv-oldest
-	$(UV) pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --group dev -r pyproject.toml
+	$(UV) pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --group dev \
+		-r pyproject.toml
 	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile \
 		--no-loadscope-reorder -m "not slow and not gpu" $(TESTS)
 

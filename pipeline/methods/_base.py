@@ -42,7 +42,7 @@ class MethodConfig(Settings):
     temperature: float = Field(4.0, gt=0, description="tau of KD, which divides the logits of both networks")
     combine: dict[str, Any] = Field(
         default_factory=dict,
-        description="settings of a second method whose terms are added: {name: crd, ...}",
+        description="a second method with its settings, such as {name: crd}; its terms are added",
     )
 
 

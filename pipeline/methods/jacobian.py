@@ -36,7 +36,7 @@ from pipeline.taps import Answer, Step
 class Config(MethodConfig):
     kd_weight: float = Field(1.0, ge=0)
     of: Literal["logit", "attention"] = Field(
-        "logit", description="the output whose gradient with respect to the image is matched"
+        "logit", description="which output; its gradient with respect to the image is matched"
     )
 
 

@@ -29,8 +29,8 @@ Our reading, where the text is silent:
   kernel is wider than 3 if a map shrinks more than twice. If the group's map has negative values, the ReLU is
   at the start of the next layer instead. The phases follow each other; the paper alternates them.
 - The student and W~ may differ in depth. From the deepest on, each map of the student (all but the stem) is
-  matched with the layer of W~ whose map is nearest in size, the deepest if there are several. Only layers
-  that are shallower than the one matched before are considered.
+  matched with a layer of W~: the one with the map nearest in size, or the deepest of these. It must be
+  shallower than the layer matched before.
 - To minimise phi itself (with second derivatives) would make large gradients smaller, but the text wants them
   enhanced. So phi is added to the gradient. This is done for the weights of convolutions and linear layers,
   with one eps for each tensor, stored as its logarithm. eps descends on `lambda * mean phi` (Eq. 10). It
