@@ -151,13 +151,18 @@ class Comparison:
         return f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
 
     def phases(self, name: str) -> str:
-        """The phases with their epochs, such as `hint 15, distill 15`."""
+        """The phases with their epochs, or with their steps, such as `hint 15, distill 900 steps`."""
+        run = self.params.run(name)
         epochs = {
             curve.partition("/")[0]: columns["epoch"][-1]
             for stage in ("pretrain", "distill")
             for curve, columns in self.read(stage, name).curves.items()
         }
-        return ", ".join(f"{phase} {round(last, 2):g}" for phase, last in epochs.items())
+        steps = {phase: run.training(phase).steps for phase in epochs}
+        return ", ".join(
+            f"{phase} {steps[phase]} steps" if steps[phase] else f"{phase} {round(last, 2):g}"
+            for phase, last in epochs.items()
+        )
 
     def own_share(self, name: str) -> str:
         """The own terms' share of the gradient in the last phase: the mean over points and seeds."""

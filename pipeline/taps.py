@@ -33,6 +33,13 @@ class Answer:
         """Maps, pooled embedding and logits by name."""
         return self.maps | {"pooled": self.pooled, "logits": self.logits}
 
+    def of(self, places: Tensor) -> "Answer":
+        """The answer to some images of the batch."""
+        maps, preactivations = (
+            {name: value[places] for name, value in each.items()} for each in (self.maps, self.preactivations)
+        )
+        return Answer(self.logits[places], maps, self.pooled[places], preactivations)
+
     @property
     def body(self) -> list[str]:
         """Names of all maps except the stem's, which most methods leave out."""
@@ -54,6 +61,9 @@ class LogitsOnly(Answer):
     @property
     def everything(self) -> dict[str, Tensor]:
         return {"logits": self.logits}
+
+    def of(self, places: Tensor) -> "LogitsOnly":
+        return LogitsOnly(self.logits[places])
 
     def __getattr__(self, name: str) -> NoReturn:
         if name not in ("maps", "pooled", "preactivations"):
@@ -138,6 +148,14 @@ class Tapped:
             hook.remove()
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Which images of a batch have labels."""
+
+    places: Tensor
+    share: float  # of the images of the whole batch, of which this may be a part
+
+
 @dataclass
 class Step:
     """One batch, with the answers of student and teacher. A network runs only when its answer is read."""
@@ -154,6 +172,7 @@ class Step:
     for_teacher: Callable[[Tensor, Tensor], Tensor] | None = None
     targets: Tensor | None = None  # B x classes, the share of each class in mixed images; None: the labels
     label_smoothing: float = 0.0
+    labelled: Labelled | None = None  # None: all images have labels
 
     @classmethod
     def of(
@@ -186,9 +205,50 @@ class Step:
         return self.images if self.for_teacher is None else self.for_teacher(self.images, self.index)
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
-        """With the labels, smoothed and mixed as the training asks; mean over the batch."""
+        """With the labels, smoothed and mixed as the training asks; mean over the labelled images."""
         targets = self.labels if self.targets is None else self.targets
-        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        if self.labelled is None:
+            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        places = self.labelled.places
+        total = F.cross_entropy(
+            logits[places], targets[places], label_smoothing=self.label_smoothing, reduction="sum"
+        )
+        return total / (len(logits) * self.labelled.share)
+
+    @cached_property
+    def labelled_part(self) -> "Step":
+        """The images that have labels, and what both networks answered to them."""
+        return self if self.labelled is None else _LabelledPart.of_step(self, self.labelled.places)
+
+
+class _LabelledPart(Step):
+    """Some images of another step, with that step's answers. An answer is read only if a term asks for it."""
+
+    whole: Step
+    places: Tensor
+
+    @classmethod
+    def of_step(cls, whole: Step, places: Tensor) -> "_LabelledPart":
+        part = cls(
+            whole.images[places],
+            whole.labels[places],
+            whole.index[places],
+            epoch=whole.epoch,
+            progress=whole.progress,
+            autocast=whole.autocast,
+            targets=None if whole.targets is None else whole.targets[places],
+            label_smoothing=whole.label_smoothing,
+        )
+        part.whole, part.places = whole, places
+        return part
+
+    @cached_property
+    def student(self) -> Answer:
+        return self.whole.student.of(self.places)
+
+    @cached_property
+    def teacher(self) -> Answer:
+        return self.whole.teacher.of(self.places)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def fabricate(
 
 def _record(hour: int) -> dict[str, Any]:
     return {
-        "schema": 2,
+        "schema": 3,
         "started": f"2026-01-02T{hour:02}:00:00.000+00:00",
         "finished": f"2026-01-02T{hour:02}:01:30.000+00:00",
         "seconds": 90.0,
@@ -90,7 +90,13 @@ def _prepare() -> dict[str, Any]:
 
 def _teacher() -> dict[str, Any]:
     accuracies = [0.9, 0.95]
-    curve = {"epoch": [1.0, 2.0], "loss": [1.0, 0.5], "val_accuracy": accuracies, "seconds": [4.0, 8.0]}
+    curve = {
+        "epoch": [1.0, 2.0],
+        "images": [40, 80],
+        "loss": [1.0, 0.5],
+        "val_accuracy": accuracies,
+        "seconds": [4.0, 8.0],
+    }
     return {
         "params": {"teacher": {"net": "resnet32x4"}, "train": {"epochs": 2}},
         "metrics": {"val_accuracy": 0.95},
@@ -109,7 +115,7 @@ def _params(name: str, seeds: list[int]) -> dict[str, Any]:
 
 
 def _pretrain(name: str, seeds: list[int]) -> dict[str, Any]:
-    hint = {"epoch": [1.0, 2.0], "loss": [9.0, 8.0], "seconds": [1.0, 2.0]}
+    hint = {"epoch": [1.0, 2.0], "images": [20, 40], "loss": [9.0, 8.0], "seconds": [1.0, 2.0]}
     return {
         "params": _params(name, seeds),
         "curves": {f"hint/seed-{seed}": hint for seed in seeds if name == "fitnet"},
@@ -120,6 +126,7 @@ def _pretrain(name: str, seeds: list[int]) -> dict[str, Any]:
 def _distill(name: str, seeds: list[int], validation: float) -> dict[str, Any]:
     curve = {
         "epoch": [1.0, 2.0, 3.0],
+        "images": [20, 40, 60],
         "loss": [3.0, 2.0, 1.5],
         "val_accuracy": [0.5, 0.6, validation],
         "seconds": [1.0, 2.0, 3.0],
@@ -236,7 +243,14 @@ def learn(records: Path, name: str, *runs: str) -> None:
         "name": name,
         "params": {"knowledge": {"teacher": "big"}},
         "metrics": {},
-        "curves": {"dictionary/seed-0": {"epoch": [1.0, 2.0], "loss": [0.7, 0.6], "seconds": [30.0, 60.0]}},
+        "curves": {
+            "dictionary/seed-0": {
+                "epoch": [1.0, 2.0],
+                "images": [20, 40],
+                "loss": [0.7, 0.6],
+                "seconds": [30.0, 60.0],
+            }
+        },
         "details": {"subset": {"images": 20}},
         "outputs": {},
     }

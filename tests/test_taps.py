@@ -1,10 +1,13 @@
+import dataclasses
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from world import World, moved, snapshot
 
 from pipeline.settings import InputError
-from pipeline.taps import Step, Tapped, in_eval_mode
+from pipeline.taps import Answer, Labelled, Step, Tapped, in_eval_mode
 
 
 class Plain(nn.Module):
@@ -214,3 +217,44 @@ def test_what_is_not_in_an_answer_of_logits_alone_cannot_be_read(read: str) -> N
         answer.named_map("stage1", "method.teacher_map")
     with pytest.raises(AttributeError):
         _ = answer.logit  # type: ignore[attr-defined]
+
+
+def test_cross_entropy_is_the_mean_over_the_labelled_images_however_a_batch_is_split() -> None:
+    logits, labels = torch.randn(8, 3), torch.tensor([0, -1, -1, 2, -1, 1, -1, -1])
+    places = labels.ge(0).nonzero()[:, 0]
+    expected = F.cross_entropy(logits[places], labels[places], label_smoothing=0.1)
+    found = []
+    for start, end in ((0, 3), (3, 8)):
+        part = labels[start:end]
+        step = Step(
+            torch.empty(0),
+            part,
+            torch.arange(start, end),
+            label_smoothing=0.1,
+            labelled=Labelled(part.ge(0).nonzero()[:, 0], 3 / 8),
+        )
+        found.append((end - start) / 8 * step.cross_entropy(logits[start:end]))
+    torch.testing.assert_close(sum(found), expected)
+
+
+def test_the_labelled_part_has_the_answers_of_the_whole_step() -> None:
+    answers = [Answer(torch.randn(4, 3), {"a": torch.randn(4, 2, 2, 2)}, torch.randn(4, 5), {}) for _ in "st"]
+    step = Step.of(
+        student=answers[0],
+        teacher=answers[1],
+        labels=torch.tensor([1, -1, 0, -1]),
+        index=torch.tensor([7, 30, 8, 31]),
+        images=torch.randn(4, 3, 2, 2),
+    )
+    assert step.labelled_part is step
+    part = dataclasses.replace(step, labelled=Labelled(torch.tensor([0, 2]), 0.5))
+    part.__dict__.update(student=answers[0], teacher=answers[1])
+    few = part.labelled_part
+    assert few.labels.tolist() == [1, 0]
+    assert few.index.tolist() == [7, 8]
+    assert torch.equal(few.images, step.images[[0, 2]])
+    for own, whole in ((few.student, answers[0]), (few.teacher, answers[1])):
+        assert torch.equal(own.logits, whole.logits[[0, 2]])
+        assert torch.equal(own.pooled, whole.pooled[[0, 2]])
+        assert torch.equal(own.maps["a"], whole.maps["a"][[0, 2]])
+    assert part.labelled_part is few

@@ -1,17 +1,19 @@
 """Batches of a train subset: the same for the same seed and epoch, gathered and augmented without workers."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.augment import AugmentConfig
+from pipeline.data.mixing import Mixture
 from pipeline.data.protocol import Subset
 from pipeline.data.views import Rows, Views
 from pipeline.functional import Input
 from pipeline.settings import InputError
+from pipeline.taps import Labelled
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,21 @@ class Batch:
     """
 
     images: Tensor
-    labels: Tensor
+    labels: Tensor  # -1 for an image without a label
     index: Tensor
     share: float = 1.0
     targets: Tensor | None = None  # B x classes, shares of the classes in mixed images
     for_teacher: Callable[[Tensor, Tensor], Tensor] | None = None  # images and index -> the teacher's images
+    is_labelled: Tensor | None = None  # B, on the host; None: all images have labels
+    labelled_share: float = 1.0  # of the whole batch
+
+    @property
+    def labelled(self) -> Labelled | None:
+        """Which images have labels; None if all have."""
+        if self.is_labelled is None:
+            return None
+        places = self.is_labelled.nonzero()[:, 0].to(self.labels.device)
+        return Labelled(places, self.labelled_share)
 
     def split(self, parts: int) -> "list[Batch]":
         """At most `parts` parts of nearly equal size, each with two images or more (for batch norm)."""
@@ -37,11 +49,20 @@ class Batch:
         pieces = zip(
             *(each.tensor_split(wanted) for each in (self.images, self.labels, self.index)),
             [None] * wanted if self.targets is None else self.targets.tensor_split(wanted),
+            [None] * wanted if self.is_labelled is None else self.is_labelled.tensor_split(wanted),
             strict=True,
         )
         return [
-            Batch(images, labels, index, self.share * len(index) / count, targets, self.for_teacher)
-            for images, labels, index, targets in pieces
+            replace(
+                self,
+                images=images,
+                labels=labels,
+                index=index,
+                share=self.share * len(index) / count,
+                targets=targets,
+                is_labelled=is_labelled,
+            )
+            for images, labels, index, targets, is_labelled in pieces
         ]
 
 
@@ -49,7 +70,9 @@ class Batches:
     """The images of a train subset in batches. Each epoch has a new random order and new views.
 
     A view depends on (seed, row of the store, epoch), so an image has the same views in every subset. `input`
-    is how the student takes its images, `teacher_input` how the teacher takes the same views.
+    is how the student takes its images, `teacher_input` how the teacher takes the same views. Images without
+    labels have the share `unlabelled_share` of each batch (see Mixture); at 0 they are not seen. With them,
+    an image may come several times in an epoch, so its views are numbered by batch instead of by epoch.
 
     `shard` = (rank, world) gives each process its slice of every global batch. The slices of a batch differ
     in size by at most one. Batch norm cannot train on one image, so a short last batch joins the batch before
@@ -69,8 +92,11 @@ class Batches:
         teacher_input: Input | None = None,
         device: torch.device | str,
         shard: tuple[int, int] = (0, 1),
+        unlabelled_share: float = 0.0,
+        parts: int = 1,
     ) -> None:
-        """`mean`: the colour of what lies outside of an image, from 0 to 1 for each channel."""
+        """`mean`: the colour of what lies outside of an image, from 0 to 1 for each channel. `parts`: into
+        how many parts each process will split a batch."""
         rank, world = shard
         assert 0 <= rank < world
         if batch_size < world or len(subset.rows) < world:
@@ -81,20 +107,34 @@ class Batches:
         self.batch_size, self.seed, self.shard = batch_size, seed, shard
         self.input, self.teacher_input = input, teacher_input or input
         self.device = torch.device(device)
+        count, others = len(subset.rows), subset.unlabelled if unlabelled_share else subset.unlabelled[:0]
+        self.mixture: Mixture | None = None
+        if len(others):
+            self.mixture = Mixture.of(count, len(others), batch_size, unlabelled_share)
+            self.mixture.check(world * parts)
+        rows = np.concatenate([subset.rows, others])
         fill = torch.tensor(mean, device=self.device)
-        self.views = Views(images, subset.rows, augment, seed=seed, mean=fill, device=self.device)
-        self.labels = torch.as_tensor(subset.labels, dtype=torch.int64).to(self.device)
-        self.classes = len(subset.classes)
+        self.views = Views(images, rows, augment, seed=seed, mean=fill, device=self.device, labelled=count)
+        labels = np.concatenate([subset.labels, np.full(len(others), -1)])
+        self.labels = torch.as_tensor(labels, dtype=torch.int64).to(self.device)
+        self.classes, self.labelled, self.unlabelled = len(subset.classes), count, len(others)
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
+        if self.mixture is not None:
+            return len(self.mixture)
         steps, last = divmod(len(self.labels), self.batch_size)
         return max(1, steps + (last >= 2 * self.shard[1]))
+
+    @property
+    def images_per_epoch(self) -> int:
+        """How many images an epoch shows, over all processes; an image that comes twice counts twice."""
+        return len(self.labels) if self.mixture is None else len(self) * self.batch_size
 
     def epoch(self, n: int) -> Iterator[Batch]:
         """The batches of epoch `n`: of each batch, the slice of this process."""
         rank, world = self.shard
-        order = torch.from_numpy(np.random.default_rng([self.seed, n]).permutation(len(self.labels)))
+        order = torch.from_numpy(self._order(np.random.default_rng([self.seed, n])))
         on_device = order.to(self.device)  # once an epoch, so that no step waits for the device
         for step in range(len(self)):
             end = (step + 1) * self.batch_size if step < len(self) - 1 else len(order)
@@ -103,7 +143,12 @@ class Batches:
                 for each in (order, on_device)
             )
             share = world * len(index) / (end - step * self.batch_size)
-            yield self._batch(Rows(chosen, index), n, share)
+            number = n if self.mixture is None else n * len(self) + step
+            yield self._batch(Rows(chosen, index), number, share)
+
+    def _order(self, random: np.random.Generator) -> np.ndarray:
+        """The places of an epoch's images, batch after batch."""
+        return random.permutation(len(self.labels)) if self.mixture is None else self.mixture.order(random)
 
     def _batch(self, places: Rows, number: int, share: float) -> Batch:
         index = places.on_device
@@ -114,6 +159,8 @@ class Batches:
             share,
             self.views.targets(places, number, self.labels, self.classes),
             self._for_teacher(number),
+            None if self.mixture is None else places.on_host < self.labelled,
+            1.0 if self.mixture is None else self.mixture.share,
         )
 
     def _for_teacher(self, number: int) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -5,6 +5,8 @@
 - `label_noise`: this share of the student's training labels is wrong. A wrong label is any other class, each
   with the same probability. A label that is wrong at 0.2 has the same wrong class at 0.4. Validation labels,
   test labels and the teacher's training labels stay clean.
+- `rest`: with `unlabelled`, students also see the training images that `shots` or `fraction` leave out, but
+  without their labels.
 - `class_overlap`: with `all`, both networks learn every class. With a number, teacher and student learn half
   of the classes each, and this share of the student's classes is the teacher's too (the cross-task setting of
   REFILLED). The teacher's half is the same at every overlap, so one teacher serves all of them. The student's
@@ -15,7 +17,7 @@
 import hashlib
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +36,10 @@ class ProtocolConfig(Settings):
     shots: int = Field(0, ge=0, description="labelled images of each class for the student; 0: all")
     fraction: float = Field(
         1.0, gt=0, le=1, description="share of each class's training images for the student"
+    )
+    rest: Literal["unused", "unlabelled"] = Field(
+        "unused",
+        description="the training images beyond `shots` or `fraction`; unlabelled: seen without their labels",
     )
     label_noise: float = Field(
         0.0, ge=0, le=1, description="share of the student's training labels that are wrong"
@@ -66,17 +72,33 @@ class ProtocolConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _leaves_a_rest(self) -> "ProtocolConfig":
+        if self.rest == "unlabelled" and not self.draws_a_part:
+            raise ValueError(
+                "rest is unlabelled, but all training images keep their labels. Set shots, or fraction below "
+                "1, or leave `rest` out"
+            )
+        return self
+
+    @property
+    def draws_a_part(self) -> bool:
+        """Whether some training images are left out."""
+        return bool(self.shots) or self.fraction < 1
+
 
 @dataclass(frozen=True)
 class Subset:
     """Images to learn from: rows of the store, and a label for each, which may differ from the store's.
 
     `classes[label]` is the class of the store that a label means. It is empty if the labels are the store's.
+    `unlabelled` are rows of more images, which have no labels.
     """
 
     rows: np.ndarray
     labels: np.ndarray
     classes: tuple[int, ...] = ()
+    unlabelled: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 def class_sets(classes: Sequence[str], cfg: ProtocolConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -114,13 +136,20 @@ def draw_subset(
 ) -> Subset:
     """What `cfg` draws from the rows `train` for a student of the classes `ids`, or of all classes."""
     ids = range(len(classes)) if ids is None else ids
-    rows = np.sort(train)
-    if cfg.shots or cfg.fraction < 1:
-        rows = np.sort(
-            np.concatenate([_drawn(rows[labels[rows] == label], label, cfg, classes[label]) for label in ids])
-        )
-    subset = rows_of_classes(labels, rows, ids)
-    return _with_wrong_labels(subset, np.sort(train), cfg) if cfg.label_noise else subset
+    train = np.sort(train)
+    everything = rows_of_classes(labels, train, ids)
+    subset = everything
+    if cfg.draws_a_part:
+        of_classes = (train[labels[train] == label] for label in ids)
+        drawn = [
+            _drawn(rows, label, cfg, classes[label]) for rows, label in zip(of_classes, ids, strict=True)
+        ]
+        subset = rows_of_classes(labels, np.sort(np.concatenate(drawn)), ids)
+    if cfg.label_noise:
+        subset = _with_wrong_labels(subset, train, cfg)
+    if cfg.rest == "unlabelled":
+        subset = replace(subset, unlabelled=np.setdiff1d(everything.rows, subset.rows))
+    return subset
 
 
 def describe_subset(subset: Subset, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
@@ -134,6 +163,8 @@ def describe_subset(subset: Subset, labels: np.ndarray, classes: Sequence[str]) 
         "sha256": _hash(subset.rows),
         "flipped": len(flipped),
         "flipped_sha256": _hash(subset.rows[flipped], subset.labels[flipped]),
+        "unlabelled": len(subset.unlabelled),
+        "unlabelled_sha256": _hash(subset.unlabelled),
     }
 
 
@@ -155,7 +186,7 @@ def _with_wrong_labels(subset: Subset, train: np.ndarray, cfg: ProtocolConfig) -
     flipped = np.argsort(rank, kind="stable")[: int(cfg.label_noise * len(rank) + 0.5)]
     labels = subset.labels.copy()
     labels[flipped] = (labels[flipped] + shift[flipped]) % len(subset.classes)
-    return Subset(subset.rows, labels, subset.classes)
+    return replace(subset, labels=labels)
 
 
 def _hash(*arrays: np.ndarray) -> str:

@@ -29,7 +29,8 @@ class Views:
     """Makes views of the images of a train subset: rows `rows` of `images`, uint8 N x H x W x C.
 
     With the same seed an image has the same views in every subset, batch, process and order. Only what is
-    mixed into it comes from the subset. `mean` is the colour of what lies outside of an image.
+    mixed into it comes from the subset: into the first `labelled` images others of them, and into the rest
+    others of the rest. `mean` is the colour of what lies outside of an image.
     """
 
     def __init__(
@@ -41,10 +42,12 @@ class Views:
         seed: int,
         mean: Tensor,
         device: torch.device,
+        labelled: int | None = None,
     ) -> None:
         self.source, self.cfg, self.seed, self.device = images, cfg, seed, device
         self.rows = torch.as_tensor(rows, dtype=torch.int64)
         self.rows_on_device = self.rows.to(device)
+        self.labelled = len(rows) if labelled is None else labelled
         self.fill = 255 * mean.view(1, -1, 1, 1)
         is_small = len(rows) * images[0].nbytes <= RESIDENT_BYTES
         self.resident = torch.from_numpy(images[rows]).to(device) if is_small else None
@@ -67,7 +70,8 @@ class Views:
             return None
         mix = self._mix(places, number)
         share = mix.share[:, None]
-        own, other = (F.one_hot(labels[each.on_device], classes).float() for each in (places, mix.partners))
+        known = labels.clamp_min(0)  # the targets of images without labels are not read
+        own, other = (F.one_hot(known[each.on_device], classes).float() for each in (places, mix.partners))
         return share * own + (1 - share) * other
 
     def _single(self, places: Rows, number: int, size: int) -> Tensor:
@@ -91,9 +95,11 @@ class Views:
 
     def _mix(self, places: Rows, number: int) -> "Mix":
         assert self.cfg is not None
-        return mix_of(
-            self.cfg, Draws(self.rows[places.on_host], number, self.seed), len(self.rows), self.device
-        )
+        is_labelled = places.on_host < self.labelled
+        first = torch.where(is_labelled, 0, self.labelled)
+        count = torch.where(is_labelled, self.labelled, len(self.rows) - self.labelled)
+        draws = Draws(self.rows[places.on_host], number, self.seed)
+        return mix_of(self.cfg, draws, first, count, self.device)
 
     def _pixels(self, places: Rows) -> Tensor:
         if self.resident is not None:
@@ -111,9 +117,10 @@ class Mix:
     box: Tensor  # B x 4, where cutmix pastes
 
 
-def mix_of(cfg: AugmentConfig, draws: Draws, count: int, device: torch.device) -> Mix:
-    """The larger share is the image's own, so that its label stays the main one.
+def mix_of(cfg: AugmentConfig, draws: Draws, first: Tensor, count: Tensor, device: torch.device) -> Mix:
+    """What is mixed into each image: one of the `count` images from place `first` on.
 
+    The larger share is the image's own, so that its label stays the main one.
     As partners are uniform, this gives the same mixed images as a share of either image would.
     """
     who, amount, which = draws.uniform("mix")
@@ -121,7 +128,7 @@ def mix_of(cfg: AugmentConfig, draws: Draws, count: int, device: torch.device) -
     alpha = torch.where(is_pasted, cfg.cutmix, cfg.mixup)
     share = _beta(amount, alpha)
     share = torch.maximum(share, 1 - share)
-    partners = (who * count).long()
+    partners = first + (who * count).long()
     side = (1 - share).sqrt()
     top, left, _ = draws.uniform("mix place")
     box = torch.stack([top * (1 - side), left * (1 - side), side, side], 1)

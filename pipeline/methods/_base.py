@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_args
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -64,6 +64,7 @@ class Phase:
     name: str  # key under runs.<run>.phases in params.yaml
     loss: Callable[[Step], Loss]
     trains: tuple[nn.Module, ...]  # exactly what the optimizer moves; everything else is frozen
+    needs_labels: bool = False  # True if images without labels would teach it nothing
     # Only for a phase that never reads the student, and so can be trained once for many students: the names
     # of the settings that it reads.
     of_teacher: tuple[str, ...] = ()
@@ -91,6 +92,9 @@ class Method(nn.Module, ABC, Generic[C]):
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     needs_image_gradients: bool = False  # True if terms differentiate the answers with respect to the images
+    terms_of: Literal["none", "labelled", "all"] = (
+        "all"  # the images that `terms` learns from; none: no terms
+    )
     pairs: Pairs = ()  # what the terms match
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -101,7 +105,7 @@ class Method(nn.Module, ABC, Generic[C]):
                     cls.Config = argument
 
     def __init__(self, cfg: C, probe: Step, labels: Tensor) -> None:
-        """`probe` is a small batch with both answers; `labels` are those of the whole train subset."""
+        """`probe` is a small batch with both answers; `labels` are those of all labelled images."""
         super().__init__()
         self.cfg = cfg
         self.notes: dict[str, Tensor] = {}  # scalars of this step that are not terms; their means are logged
@@ -128,8 +132,14 @@ class Method(nn.Module, ABC, Generic[C]):
             teacher = step.teacher.logits.detach()  # they have a graph if a method needs image gradients
             loss["kd"] = Weighted(softened_kl(step.student.logits, teacher, cfg.temperature), cfg.kd_weight)
         if cfg.term_weight:
-            loss.update({name: Weighted(value, cfg.term_weight) for name, value in self.terms(step).items()})
+            terms = self.terms(step if self.terms_of == "all" else step.labelled_part)
+            loss.update({name: Weighted(value, cfg.term_weight) for name, value in terms.items()})
         return loss
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether images without labels teach `loss` nothing."""
+        return not self.cfg.kd_weight and not (self.cfg.term_weight and self.terms_of == "all")
 
     def matched(self) -> Pairs:
         """All pairs, including the logits of KD."""
@@ -142,7 +152,11 @@ class Method(nn.Module, ABC, Generic[C]):
 
     def phases(self, student: Tapped) -> list[Phase]:
         """The phases in the order in which they are trained. The last one is called `distill`."""
-        return [Phase("distill", self.loss, (student.net, self))]
+        return [self.last_phase(student.net, self)]
+
+    def last_phase(self, *trains: nn.Module) -> Phase:
+        """Phase `distill`, which trains `loss`."""
+        return Phase("distill", self.loss, trains, self.needs_labels)
 
     def after_backward(self, step: Step, student: Tapped) -> None:
         """The one hook in the training loop: the gradients are ready, the optimizer has not stepped yet."""

@@ -34,6 +34,10 @@ class Combined(Method[MethodConfig]):
         self.main, self.partner = main, partner
         self.needs_image_gradients = main.needs_image_gradients or partner.needs_image_gradients
 
+    @property
+    def needs_labels(self) -> bool:
+        return self.main.needs_labels and self.partner.needs_labels
+
     def matched(self) -> Pairs:
         return [*self.main.matched(), *self.partner.matched()]
 
@@ -51,8 +55,7 @@ class Combined(Method[MethodConfig]):
     def phases(self, student: Tapped) -> list[Phase]:
         *early, last = self.main.phases(student)
         *early_of_partner, last_of_partner = self.partner.phases(student)
-        distill = Phase("distill", self.loss, (*last.trains, *last_of_partner.trains))
-        return [*early, *early_of_partner, distill]
+        return [*early, *early_of_partner, self.last_phase(*last.trains, *last_of_partner.trains)]
 
     def after_backward(self, step: Step, student: Tapped) -> None:
         self.main.after_backward(step, student)

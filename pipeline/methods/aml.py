@@ -39,6 +39,7 @@ class Config(MethodConfig):
 
 class AsymmetricMetricLearning(Method[Config]):
     pairs: Pairs = (("pooled", "pooled"),)
+    terms_of = "labelled"
 
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)

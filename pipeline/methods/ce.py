@@ -5,5 +5,7 @@ from pipeline.taps import Step
 
 
 class CrossEntropy(Method[MethodConfig]):
+    terms_of = "none"
+
     def terms(self, step: Step) -> Terms:
         return {}

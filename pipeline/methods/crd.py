@@ -49,6 +49,7 @@ class Config(MethodConfig):
 
 class ContrastiveRepresentation(Method[Config]):
     pairs: Pairs = (("pooled", "pooled"),)
+    terms_of = "labelled"
 
     memories: Tensor
     log_z: Tensor

@@ -49,6 +49,7 @@ class EarlyStopped(Method[Config]):
         self.pairs = (
             map_pairs(probe, cfg.student_maps, cfg.teacher_maps) if cfg.of == "at" and cfg.term_weight else []
         )
+        self.terms_of = "all" if self.pairs else "none"
         if not cfg.ce_weight and cfg.stop < 1:
             raise InputError(
                 f"method.ce_weight is 0, so nothing is left to learn after method.stop ({cfg.stop}). Set one "

@@ -38,6 +38,7 @@ class FitNet(Method[Config]):
         self.student_map = cfg.student_map or _middle(probe.student)
         self.teacher_map = cfg.teacher_map or _middle(probe.teacher)
         self.pairs = [(self.student_map, self.teacher_map)]
+        self.terms_of = "all" if cfg.joint else "none"
         guided = probe.student.named_map(self.student_map, "method.student_map")
         hint = probe.teacher.named_map(self.teacher_map, "method.teacher_map")
         self.regressor = nn.Sequential(
@@ -56,7 +57,7 @@ class FitNet(Method[Config]):
             return super().phases(student)
         return [
             Phase("hint", self.hint_loss, (*student.upto(self.student_map), self.regressor)),
-            Phase("distill", self.loss, (student.net,)),
+            self.last_phase(student.net),
         ]
 
     def hint_loss(self, step: Step) -> Loss:

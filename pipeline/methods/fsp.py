@@ -39,6 +39,8 @@ class Config(MethodConfig):
 
 
 class FlowOfSolution(Method[Config]):
+    terms_of = "none"
+
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
         self.pairs = map_pairs(probe, cfg.student_maps, cfg.teacher_maps, with_stem=True)
@@ -58,7 +60,7 @@ class FlowOfSolution(Method[Config]):
 
     def phases(self, student: Tapped) -> list[Phase]:
         layers = dict.fromkeys(layer for name, _ in self.pairs for layer in student.upto(name))
-        return [Phase("flow", self.flow_loss, (*layers, self)), Phase("distill", self.loss, (student.net,))]
+        return [Phase("flow", self.flow_loss, (*layers, self)), self.last_phase(student.net)]
 
     def flow_loss(self, step: Step) -> Loss:
         return {"flow": Weighted(self.difference(step), self.cfg.term_weight)}

@@ -68,7 +68,7 @@ class InformationFlow(Method[Config]):
     def phases(self, student: Tapped) -> list[Phase]:
         return [
             Phase("auxiliary", self.auxiliary_loss, (self.auxiliary,)),
-            Phase("distill", self.loss, (student.net,)),
+            self.last_phase(student.net),
         ]
 
     def auxiliary_loss(self, step: Step) -> Loss:

@@ -19,5 +19,7 @@ class Config(MethodConfig):
 
 
 class KnowledgeDistillation(Method[Config]):
+    terms_of = "none"
+
     def terms(self, step: Step) -> Terms:
         return {}

@@ -43,6 +43,8 @@ class Config(MethodConfig):
 
 
 class KDGAN(Method[Config]):
+    terms_of = "labelled"
+
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
         classes, teacher_classes = probe.student.logits.shape[1], probe.teacher.logits.shape[1]

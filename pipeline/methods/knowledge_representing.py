@@ -120,7 +120,7 @@ class KnowledgeRepresenting(Method[Config]):
         settings = ("layers", "gamma", "temperature")
         return [
             Phase("aggregate", self.aggregate_loss, (self.aggregate,), of_teacher=settings),
-            Phase("distill", self.loss, (student.net, *adapters)),
+            self.last_phase(student.net, *adapters),
         ]
 
     def aggregate_loss(self, step: Step) -> Loss:

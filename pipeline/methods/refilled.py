@@ -63,6 +63,7 @@ class Config(MethodConfig):
 
 class Refilled(Method[Config]):
     pairs: Pairs = (("pooled", "pooled"), ("logits", "pooled"))
+    terms_of = "labelled"
 
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
@@ -73,8 +74,8 @@ class Refilled(Method[Config]):
 
     def phases(self, student: Tapped) -> list[Phase]:
         return [
-            Phase("embed", self.embed_loss, (*_all_but_classifier(student), self.centres)),
-            Phase("distill", self.loss, (student.net,)),
+            Phase("embed", self.embed_loss, (*_all_but_classifier(student), self.centres), needs_labels=True),
+            self.last_phase(student.net),
         ]
 
     def embed_loss(self, step: Step) -> Loss:

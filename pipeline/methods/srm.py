@@ -80,6 +80,8 @@ class Config(MapsConfig):
 
 
 class SparseRepresentationMatching(Method[Config]):
+    terms_of = "none"
+
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
         self.pairs = map_pairs(probe, cfg.student_maps, cfg.teacher_maps)
@@ -114,7 +116,7 @@ class SparseRepresentationMatching(Method[Config]):
         return [
             Phase("dictionary", self.dictionary_loss, (self.dictionary,), of_teacher=OF_TEACHER),
             Phase("match", self.match_loss, (*layers, self.student_dictionary)),
-            Phase("distill", self.loss, (student.net,)),
+            self.last_phase(student.net),
         ]
 
     def dictionary_loss(self, step: Step) -> Loss:

@@ -17,7 +17,7 @@ from pipeline.files import atomic_file
 from pipeline.records.energy import Energy, metered, other_accelerator
 from pipeline.settings import InputError
 
-SCHEMA = 2  # of the fields below, and of the keys of `details`
+SCHEMA = 3  # of the fields below, and of the keys of `details`
 Curves = dict[str, list[float]]  # column -> one value for each point
 
 

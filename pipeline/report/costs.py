@@ -21,13 +21,12 @@ class Cost:
 
 def training_costs(results: Results) -> list[Cost]:
     """Of the teachers, then of their knowledge, then of the runs, with all seeds and phases together."""
-    images = results.prepare.details["manifest"]["splits"]["train"]
-    costs = [_cost(name, {record.stage: record}, images) for name, record in results.teachers.items()]
+    costs = [_cost(name, {record.stage: record}) for name, record in results.teachers.items()]
     for name, record in results.knowledge.items():
-        costs.append(_cost(f"{name} (knowledge)", {record.stage: record}, record.details["subset"]["images"]))
+        costs.append(_cost(f"{name} (knowledge)", {record.stage: record}))
     for run in results.ranked:
         stages = {stage: run.records[stage] for stage in ("pretrain", "distill")}
-        costs.append(_cost(run.name, stages, run.records["distill"].details["subset"]["images"]))
+        costs.append(_cost(run.name, stages))
     return costs
 
 
@@ -56,11 +55,11 @@ def note(costs: Sequence[Cost]) -> str:
     return f"{times} {energy}"
 
 
-def _cost(name: str, records: Mapping[str, Record], images: int) -> Cost:
+def _cost(name: str, records: Mapping[str, Record]) -> Cost:
     curves = [
         curve for record in records.values() for curve in record.curves.values() if curve.get("seconds")
     ]
-    shown = sum(images * curve["epoch"][-1] for curve in curves)
+    shown = sum(curve["images"][-1] for curve in curves)
     seconds = sum(curve["seconds"][-1] for curve in curves)
     energy_wh, counted = _energy(list(records.values()))
     devices = dict.fromkeys(

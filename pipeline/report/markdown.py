@@ -8,7 +8,17 @@ from pipeline.evaluation.predictions import AllPredictions, outcomes
 from pipeline.records.results import Results, RunResults
 from pipeline.report import costs, exports
 from pipeline.report.confusions import frequent_errors
-from pipeline.report.words import COSTS, HEADER, caveats, environments, percent, points, result_rows, verdict
+from pipeline.report.words import (
+    COSTS,
+    HEADER,
+    caveats,
+    environments,
+    images_learned,
+    percent,
+    points,
+    result_rows,
+    verdict,
+)
 
 CLASSES_SHOWN = 20  # if there are more, half of them from each end
 
@@ -93,9 +103,9 @@ def _runs(results: Results) -> str:
     for name, run in results.runs.items():
         settings = {key: value for key, value in run.params["run"]["method"].items() if key != "name"}
         settings["protocol"] = run.params["protocol"]
-        images = run.records["distill"].details["subset"]["images"]
+        images = images_learned(run.records["distill"])
         ece = percent(run.records["evaluate"].metrics["ece"])
-        numbers = [str(images), percent(run.validation), ece]
+        numbers = [images, percent(run.validation), ece]
         lines.append([name, run.teacher, run.student, run.method, *numbers, _code(json.dumps(settings))])
     return (
         f"{_table(lines)}\n\nECE is the expected calibration error on the test images: the mean distance "

@@ -12,7 +12,7 @@ from pipeline.report import confusions, costs, exports
 from pipeline.report.costs import Cost
 from pipeline.report.figures import last_values
 from pipeline.report.run_gains import compare_with_best
-from pipeline.report.words import HEADER, percent, result_rows
+from pipeline.report.words import HEADER, images_learned, percent, result_rows
 
 
 class Table(NamedTuple):
@@ -166,7 +166,7 @@ def settings(results: Results) -> Table:
         method = {key: value for key, value in run.params["run"]["method"].items() if key != "name"}
         text = json.dumps({**method, "protocol": run.params["protocol"]}, ensure_ascii=False)
         seeds = ", ".join(map(str, run.accuracy))
-        images = f"{run.records['distill'].details['subset']['images']}"
+        images = images_learned(run.records["distill"])
         names = [run.name, run.teacher, run.student, run.method]
         rows.append([*names, Markup("<code>{}</code>").format(text), seeds, images])
     head = ["", "teacher", "student", "method", "settings", "seeds", "images"]

@@ -24,6 +24,13 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.2f}"
 
 
+def images_learned(distilled: Record) -> str:
+    """From how many images a student learned: labelled ones, and others if there were any."""
+    subset = distilled.details["subset"]
+    others = subset.get("unlabelled", 0)
+    return f"{subset['images']}" + (f" + {others} without labels" if others else "")
+
+
 def accuracy_with_spread(run: RunResults) -> str:
     scores = run.records["evaluate"].metrics
     return percent(scores["accuracy"]) + (f" ± {percent(scores['spread'])}" if scores["n"] > 1 else "")

@@ -128,7 +128,16 @@ class Context:
         with in_eval_mode(student.net):
             return build_method(cfg, partner, self.probe(student, teacher), self.labels).to(self.device)
 
-    def batches(self, cfg: TrainConfig, seed: int, student: Tapped, teacher: Tapped | None) -> Batches:
+    def batches(
+        self,
+        cfg: TrainConfig,
+        seed: int,
+        student: Tapped,
+        teacher: Tapped | None,
+        *,
+        needs_labels: bool = False,
+    ) -> Batches:
+        """With `needs_labels`, of the labelled images alone."""
         return Batches(
             self.store.images,
             self.subset,
@@ -140,6 +149,8 @@ class Context:
             teacher_input=teacher.input if teacher else None,
             device=self.device,
             shard=(self.accelerator.process_index, self.accelerator.num_processes),
+            unlabelled_share=0.0 if needs_labels else cfg.unlabelled_share,
+            parts=cfg.accumulate,
         )
 
     def validate(self, net: nn.Module, input: Input) -> dict[str, float]:

@@ -45,7 +45,9 @@ def train_phase(
     name.
     """
     own_seed = zlib.crc32(f"{trainee.seed}/{phase.name}".encode())
-    batches = context.batches(cfg, own_seed, trainee.student, trainee.teacher)
+    batches = context.batches(
+        cfg, own_seed, trainee.student, trainee.teacher, needs_labels=phase.needs_labels
+    )
     curves = fit(
         phase,
         batches,
@@ -62,12 +64,12 @@ def train_phase(
     )
     if context.is_main:
         planned = cfg.total_steps(len(batches)) / len(batches)
-        told = _told(curves, planned, images=len(context.labels))
+        told = _told(curves, planned, labelled=batches.labelled, unlabelled=batches.unlabelled)
         print(f"{label} {phase.name}: {told}", flush=True)
     return curves
 
 
-def _told(curves: Curves, planned: float, *, images: int) -> str:
+def _told(curves: Curves, planned: float, *, labelled: int, unlabelled: int) -> str:
     """How far a phase of so many epochs went, and what it reached."""
     trained, seconds = curves["epoch"][-1], curves["seconds"][-1]
     length = f"{round(trained, 2):g}" + (f" of {round(planned, 2):g}" if trained < planned else "")
@@ -76,7 +78,8 @@ def _told(curves: Curves, planned: float, *, images: int) -> str:
         if "val_accuracy" in curves
         else f"loss {curves['loss'][-1]:.4g}"
     )
-    return f"{length} epochs on {images} images, {seconds:.1f} s, {reached}"
+    others = f" and {unlabelled} without labels" if unlabelled else ""
+    return f"{length} epochs on {labelled} images{others}, {seconds:.1f} s, {reached}"
 
 
 def check_phases(phases: list[Phase], named: Collection[str], field: str) -> list[Phase]:

@@ -45,7 +45,7 @@ def balance_run(run: Run, *, data: Path, teacher: Path, initial: Path) -> Balanc
     phase = method.phases(student)[-1]
     load_initial(initial / f"seed-{seed}", student, method)
     cfg = run.training(phase.name)
-    batches = _enough(context.batches(cfg, seed, student, teacher_net))
+    batches = _enough(context.batches(cfg, seed, student, teacher_net, needs_labels=phase.needs_labels))
     return balance(phase, batches, cfg, student=student, teacher=teacher_net, method=method)
 
 

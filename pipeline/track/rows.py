@@ -138,7 +138,7 @@ def curve_points(key: str, curve: Curves, *, start: float, first: int = 0) -> It
     prefix = key if "/" in key else f"{key}/epochs"
     for i in range(first, len(curve["epoch"])):
         moment, step = round(start + 1000 * curve["seconds"][i]), math.ceil(curve["epoch"][i])
-        for column in curve.keys() - {"epoch"}:
+        for column in curve.keys() - {"epoch", "images"}:
             yield mlflow_name(f"{prefix}/{column}"), curve[column][i], moment, step
 
 

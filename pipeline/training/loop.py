@@ -95,7 +95,12 @@ def fit(
         _average_buffers(student.net, accelerator)
         net = student.net if average is None else average.module
         trained = min(epoch + 1, steps / per_epoch)
-        point = {"epoch": trained, "lr": optimizer.param_groups[0]["lr"]} | means.take() | shares.take()
+        shown = round(trained * batches.images_per_epoch)
+        point = (
+            {"epoch": trained, "images": shown, "lr": optimizer.param_groups[0]["lr"]}
+            | means.take()
+            | shares.take()
+        )
         if validate is not None:
             point |= _of_main(validate(net), accelerator)
             bar.set_postfix(val=f"{point['val_accuracy']:.1%}")
@@ -157,6 +162,7 @@ def step_of(
         autocast,
         for_teacher=batch.for_teacher,
         targets=batch.targets,
+        labelled=batch.labelled,
         label_smoothing=cfg.label_smoothing,
     )
 

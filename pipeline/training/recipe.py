@@ -18,6 +18,12 @@ class TrainConfig(Settings):
     epochs: int = Field(100, ge=0, description="0 if `steps` says how long")
     steps: int = Field(0, ge=0, description="instead of epochs: how many batches; the last epoch is cut")
     batch_size: int = Field(64, ge=2)
+    unlabelled_share: float = Field(
+        0.75,
+        ge=0,
+        lt=1,
+        description="of each batch, if there are images without labels; 0: they are not seen",
+    )
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     pretrained_lr: float = Field(

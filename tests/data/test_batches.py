@@ -7,6 +7,7 @@ from pipeline.data.augment import AugmentConfig
 from pipeline.data.batches import Batch, Batches
 from pipeline.data.crop import shifted
 from pipeline.data.protocol import Subset
+from pipeline.data.views import Rows
 from pipeline.functional import Input, normalise
 from pipeline.settings import InputError
 
@@ -24,11 +25,17 @@ def batches(
     shard: tuple[int, int] = (0, 1),
     input: Input = INPUT,
     teacher_input: Input | None = None,
+    unlabelled: int = 0,
+    unlabelled_share: float = 0.0,
+    parts: int = 1,
 ) -> Batches:
     rows = np.arange(count) * 2 % 49
+    others = np.setdiff1d(np.arange(50), rows)[:unlabelled]
     return Batches(
         IMAGES,
-        Subset(rows, rows % 5, tuple(range(5))),
+        Subset(rows, rows % 5, tuple(range(5)), others),
+        unlabelled_share=unlabelled_share,
+        parts=parts,
         batch_size=batch_size,
         seed=seed,
         mean=MEAN,
@@ -190,3 +197,75 @@ def test_the_targets_of_mixed_images_follow_the_parts_of_a_batch() -> None:
     plain = next(batches(20, 6, augmented=AugmentConfig()).epoch(0))
     assert plain.targets is None
     assert plain.split(2)[0].targets is None
+
+
+def test_without_a_share_unlabelled_images_are_not_seen() -> None:
+    for one, other in zip(batches(12, 4).epoch(1), batches(12, 4, unlabelled=9).epoch(1), strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.index, other.index)
+        assert one.labelled is other.labelled is None
+
+
+def test_unlabelled_images_have_their_share_of_each_batch_and_no_label() -> None:
+    data = batches(12, 8, unlabelled=20, unlabelled_share=0.75)
+    found = list(data.epoch(0))
+    assert len(found) == len(data) == 6  # 12 labelled images, two at a time
+    assert set(torch.cat([batch.index for batch in found]).tolist()) == set(range(32))
+    for batch in found:
+        assert len(batch.index) == 8
+        assert batch.labelled is not None
+        assert batch.labelled.share == 0.25
+        is_labelled = batch.index < 12
+        assert batch.labelled.places.tolist() == is_labelled.nonzero()[:, 0].tolist()
+        assert torch.equal(batch.labels[is_labelled], data.views.rows[batch.index[is_labelled]] % 5)
+        assert (batch.labels[~is_labelled] == -1).all()
+        assert torch.equal(
+            batch.images, normalise(torch.from_numpy(IMAGES[data.views.rows[batch.index].numpy()]), MEAN, STD)
+        )
+
+
+def test_parts_and_processes_of_a_mixed_batch_are_the_batch() -> None:
+    whole = next(batches(12, 16, unlabelled=20, unlabelled_share=0.75).epoch(0))
+    shards = [
+        next(batches(12, 16, unlabelled=20, unlabelled_share=0.75, shard=(rank, 2), parts=2).epoch(0)).split(
+            2
+        )
+        for rank in range(2)
+    ]
+    parts = [part for shard in shards for part in shard]
+    assert torch.equal(torch.cat([part.index for part in parts]), whole.index)
+    for part in parts:
+        assert part.labelled is not None
+        assert part.labelled.places.tolist() == (part.labels >= 0).nonzero()[:, 0].tolist()
+        assert len(part.labelled.places) == 1
+        assert part.labelled.share == 0.25
+
+
+def test_a_batch_with_too_few_labelled_images_for_its_parts_is_refused() -> None:
+    with pytest.raises(InputError, match="leaves 4 labelled"):
+        batches(12, 16, unlabelled=20, unlabelled_share=0.75, shard=(0, 2), parts=3)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_labelled_images_are_mixed_with_labelled_ones(kind: str) -> None:
+    """So a target never needs a label that is not there."""
+    augment = AugmentConfig(pad=0, flip=0.0, **{kind: 1.0})
+    data = batches(12, 16, augmented=augment, unlabelled=20, unlabelled_share=0.5)
+    seen = set()
+    for batch in data.epoch(0):
+        assert batch.targets is not None
+        assert batch.labelled is not None
+        places = Rows(batch.index, batch.index)
+        partners = data.views._mix(places, 0).partners.on_host
+        assert torch.equal(partners < 12, batch.index < 12)
+        seen |= set(partners.tolist())
+    assert min(seen) < 12 <= max(seen)
+    assert len(seen) > 20
+
+
+def test_mixed_labelled_images_are_those_of_a_subset_without_others() -> None:
+    augment = AugmentConfig(pad=0, flip=0.0, mixup=1.0)
+    alone = batches(12, 8, augmented=augment)
+    mixed = batches(12, 8, augmented=augment, unlabelled=20, unlabelled_share=0.5)
+    places = Rows(torch.arange(12), torch.arange(12))
+    assert torch.equal(alone.views.pictures(places, 3, 8), mixed.views.pictures(places, 3, 8))

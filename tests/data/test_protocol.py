@@ -228,3 +228,47 @@ def test_an_overlap_is_a_share_or_all(overlap: Any) -> None:
 def test_shots_and_fraction_exclude_each_other() -> None:
     with pytest.raises(ValidationError, match=r"shots is 5 and fraction 0.1: only one of them"):
         ProtocolConfig(shots=5, fraction=0.1)
+
+
+@given(st.integers(1, 14), seeds)
+def test_the_rest_is_every_other_training_image(shots: int, seed: int) -> None:
+    subset = drawn(shots=shots, seed=seed, rest="unlabelled")
+    assert np.array_equal(np.sort(np.concatenate([subset.rows, subset.unlabelled])), TRAIN)
+    alone = drawn(shots=shots, seed=seed)
+    assert np.array_equal(subset.rows, alone.rows)
+    assert np.array_equal(subset.labels, alone.labels)
+    assert not len(alone.unlabelled)
+
+
+def test_the_rest_is_of_the_students_classes() -> None:
+    subset = draw_subset(
+        LABELS, TRAIN, ProtocolConfig(fraction=0.5, rest="unlabelled"), classes=CLASSES, ids=[0, 2]
+    )
+    assert set(LABELS[subset.unlabelled]) == {0, 2}
+    assert len(subset.unlabelled) == 30 - len(subset.rows)
+
+
+def test_wrong_labels_are_among_the_labelled_images() -> None:
+    noisy, clean = (
+        drawn(shots=5, rest="unlabelled", **{"label_noise": noise} if noise else {}) for noise in (0.4, 0)
+    )
+    assert np.array_equal(noisy.unlabelled, clean.unlabelled)
+    assert (noisy.labels != clean.labels).sum() == 6
+
+
+def test_the_record_says_how_many_have_no_label() -> None:
+    subset = drawn(shots=5, rest="unlabelled")
+    facts = describe_subset(subset, LABELS, CLASSES)
+    assert (facts["images"], facts["unlabelled"]) == (15, 30)
+    assert facts["per_class"] == dict.fromkeys(CLASSES, 5)
+    other = describe_subset(drawn(shots=5, seed=1, rest="unlabelled"), LABELS, CLASSES)
+    assert facts["unlabelled_sha256"] != other["unlabelled_sha256"]
+
+
+def test_a_rest_of_nothing_is_refused() -> None:
+    with pytest.raises(
+        ValidationError, match="rest is unlabelled, but all training images keep their labels"
+    ):
+        ProtocolConfig(rest="unlabelled")
+    with pytest.raises(ValidationError, match=r"unused.*unlabelled"):
+        ProtocolConfig(shots=1, rest="unlabeled")

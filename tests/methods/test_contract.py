@@ -8,13 +8,14 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
-from world import World, moved, snapshot
+from world import CLASSES, World, moved, snapshot
 
 from pipeline import checkpoint, methods
 from pipeline.methods import Method
 from pipeline.methods.kd import Config, KnowledgeDistillation
 from pipeline.params import load_params
-from pipeline.taps import Step
+from pipeline.taps import Labelled, Step
+from pipeline.training.loop import set_trainable
 
 ROOT = Path(__file__).parents[2]
 Settings = dict[str, Any]
@@ -31,6 +32,7 @@ every_method = pytest.mark.parametrize(
     VARIANTS,
     ids=lambda v: v if isinstance(v, str) else v.get("combine", {}).get("name") or ",".join(v) or "default",
 )
+START_IN_AN_EPOCH = ("dictionary",)  # phases that find something at the first step of an epoch
 FIELDS = ("student_maps", "teacher_maps", "student_map", "teacher_map")
 OF_MAPS = [
     (name, field)
@@ -227,3 +229,61 @@ def test_the_old_name_of_a_setting_is_refused_with_the_new_one(
     file.write_text(yaml.safe_dump(params))
     with pytest.raises(ValueError, match=rf"runs\.kd\.{where}\.{old} is now called {new}$"):
         load_params(file)
+
+
+def partly_labelled(world: World, garbage: int) -> Step:
+    """A step of eight images whose second, fourth, ... have a label that must not be read."""
+    step = world.step()
+    labels = step.labels.clone()
+    labels[1::2] = (labels[1::2] + garbage) % CLASSES
+    return dataclasses.replace(step, labels=labels, labelled=Labelled(torch.arange(0, 8, 2), 0.5))
+
+
+@every_method
+def test_labels_of_unlabelled_images_change_no_loss(name: str, settings: Settings) -> None:
+    world = World.make()
+    method = world.method(name, **settings).eval()
+    for phase in method.phases(world.student):
+        if phase.needs_labels:  # it never gets such images
+            continue
+        values = []
+        for garbage in range(CLASSES):
+            torch.manual_seed(0)  # the same noise, for kdgan
+            loss = phase.loss(partly_labelled(world, garbage))
+            values.append({term: weighted.value.item() for term, weighted in loss.items()})
+        assert values[0] == values[1] == values[2]
+
+
+@every_method
+def test_phases_that_do_not_need_labels_learn_from_unlabelled_images(name: str, settings: Settings) -> None:
+    """And the others learn nothing from them."""
+    world = World.make()
+    method = world.method(name, **settings).eval()
+    for phase in method.phases(world.student):
+        trained = set_trainable(phase, world.student, method)
+        for module in (world.student.net, method):
+            module.eval()  # so that images reach one another through no batch norm
+        method.train(phase.name in START_IN_AN_EPOCH)
+        if phase.name == "embed":  # of refilled; its batches have labelled images alone
+            assert phase.needs_labels
+            continue
+        step = dataclasses.replace(partly_labelled(world, 0), images=world.step().images.requires_grad_())
+        total = torch.stack([weight * value for value, weight in phase.loss(step).values()]).sum()
+        (of_images,) = torch.autograd.grad(total, step.images, retain_graph=True, allow_unused=True)
+        assert trained
+        learned = of_images is not None and bool(of_images[1::2].abs().sum() > 0)
+        assert learned != phase.needs_labels, phase.name
+
+
+@every_method
+def test_a_step_whose_images_all_have_labels_gives_the_same_loss(name: str, settings: Settings) -> None:
+    world = World.make()
+    method = world.method(name, **settings).eval()
+    for phase in method.phases(world.student):
+        losses = []
+        for labelled in (None, Labelled(torch.arange(8), 1.0)):
+            torch.manual_seed(0)
+            losses.append(phase.loss(dataclasses.replace(world.step(), labelled=labelled)))
+        assert losses[0].keys() == losses[1].keys()
+        for term in losses[0]:
+            torch.testing.assert_close(losses[0][term].value, losses[1][term].value)

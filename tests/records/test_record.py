@@ -28,7 +28,7 @@ def test_a_record_says_what_ran(tmp_path: Path) -> None:
         {"a": 1},
         {"val": 0.5},
     )
-    assert written["schema"] == SCHEMA == 2
+    assert written["schema"] == SCHEMA == 3
     assert datetime.fromisoformat(written["finished"]) >= datetime.fromisoformat(written["started"])
     assert written["environment"]["torch"]
     assert written["environment"]["device"] == "cpu"
@@ -79,7 +79,7 @@ def test_a_record_of_schema_1_is_refused_with_the_command_that_writes_it_again(
         pass
     old = json.loads((tmp_path / "r.json").read_text()) | {"schema": 1}
     (tmp_path / "r.json").write_text(json.dumps(old))
-    with pytest.raises(InputError, match=rf"has schema 1, but schema 2 .* `dvc repro -f -s {target}`"):
+    with pytest.raises(InputError, match=rf"has schema 1, but schema 3 .* `dvc repro -f -s {target}`"):
         load_record(tmp_path / "r.json")
 
 

@@ -55,11 +55,11 @@ def test_of_two_baselines_the_better_on_validation_counts(records: Path) -> None
         ),
         (
             lambda path: edit(path, schema=9),
-            r"schema 9, but schema 2 is needed.*`dvc repro -f -s evaluate@kd`",
+            r"schema 9, but schema 3 is needed.*`dvc repro -f -s evaluate@kd`",
         ),
         (
             lambda path: edit(path, schema=1),
-            r"schema 1, but schema 2 is needed.*`dvc repro -f -s evaluate@kd`",
+            r"schema 1, but schema 3 is needed.*`dvc repro -f -s evaluate@kd`",
         ),
         (
             lambda path: edit(path, name="fitnet"),

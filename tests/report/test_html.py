@@ -253,6 +253,7 @@ def test_names_are_text_whatever_they_contain(records: Path, tmp_path: Path) -> 
     record = records / "distill" / f"{run}.json"
     curve = {
         "epoch": [1.0],
+        "images": [20],
         "loss": [1.0],
         "val_accuracy": [0.5],
         "seconds": [1.0],

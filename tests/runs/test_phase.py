@@ -30,7 +30,6 @@ def test_it_tells_the_epochs_that_were_trained(
         batches=lambda cfg, *_, **__: world.batches(cfg.batch_size),
         accelerator=Accelerator(cpu=True),
         is_main=True,
-        labels=world.labels,
     )
     train_phase(
         context,

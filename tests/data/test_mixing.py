@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.data.mixing import Mixture
+from pipeline.settings import InputError
+
+counts = st.integers(1, 60)
+
+
+@given(counts, counts, st.integers(2, 20), st.floats(0.01, 0.99))
+def test_every_batch_is_full_and_has_its_share(
+    labelled: int, unlabelled: int, batch_size: int, share: float
+) -> None:
+    mixture = Mixture.of(labelled, unlabelled, batch_size, share)
+    batches = mixture.order(np.random.default_rng(0)).reshape(len(mixture), batch_size)
+    assert ((batches < labelled).sum(1) == mixture.in_batch).all()
+    assert 1 <= mixture.in_batch < batch_size
+    wanted = (1 - share) * batch_size
+    assert abs(mixture.in_batch - wanted) <= 0.5 or mixture.in_batch in (1, batch_size - 1)
+    assert mixture.share == mixture.in_batch / batch_size
+
+
+@given(counts, counts, st.integers(2, 20), st.floats(0.01, 0.99))
+def test_an_epoch_shows_every_image_and_the_larger_group_in_one_round(
+    labelled: int, unlabelled: int, batch_size: int, share: float
+) -> None:
+    mixture = Mixture.of(labelled, unlabelled, batch_size, share)
+    times = np.bincount(mixture.order(np.random.default_rng(0)), minlength=labelled + unlabelled)
+    assert len(times) == labelled + unlabelled
+    for group in (times[:labelled], times[labelled:]):
+        assert group.min() >= 1
+        assert group.max() - group.min() <= 1  # once again only when all others have come again
+    others = batch_size - mixture.in_batch
+    assert len(mixture) in (-(-labelled // mixture.in_batch), -(-unlabelled // others))
+
+
+@given(st.integers(2, 40), st.integers(1, 8), st.floats(0.01, 0.99))
+def test_what_is_not_refused_gives_each_part_a_labelled_image(
+    batch_size: int, parts: int, share: float
+) -> None:
+    mixture = Mixture.of(50, 50, batch_size, share)
+    try:
+        mixture.check(parts)
+    except InputError:
+        assert mixture.in_batch * (batch_size // parts) < batch_size
+        return
+    for batch in mixture.order(np.random.default_rng(1)).reshape(len(mixture), -1):
+        assert all((part < 50).any() for part in np.array_split(batch, parts))
+
+
+def test_orders_of_two_epochs_differ() -> None:
+    mixture = Mixture.of(10, 30, 8, 0.75)
+    one, again, other = (mixture.order(np.random.default_rng([0, epoch])) for epoch in (1, 1, 2))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+def test_too_many_parts_are_refused() -> None:
+    with pytest.raises(InputError, match=r"leaves 2 labelled image.* of 16.*4 parts.*Lower unlabelled_share"):
+        Mixture.of(10, 10, 16, 0.9).check(4)
