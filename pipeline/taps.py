@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.functional import Input
+from pipeline.functional import Input, weighted_cross_entropy
 from pipeline.settings import InputError, unknown
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish)
@@ -154,6 +154,7 @@ class Step:
     for_teacher: Callable[[Tensor, Tensor], Tensor] | None = None
     targets: Tensor | None = None  # B x classes, the share of each class in mixed images; None: the labels
     label_smoothing: float = 0.0
+    class_weights: Tensor | None = None  # of cross-entropy; None: all 1
 
     @classmethod
     def of(
@@ -186,7 +187,12 @@ class Step:
         return self.images if self.for_teacher is None else self.for_teacher(self.images, self.index)
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
-        """With the labels, smoothed and mixed as the training asks; mean over the batch."""
+        """With the labels, smoothed, mixed and weighted as the training asks; mean over the batch."""
+        if self.class_weights is not None:
+            shares = self.targets
+            if shares is None:
+                shares = F.one_hot(self.labels, len(self.class_weights)).float()
+            return weighted_cross_entropy(logits, shares, self.class_weights, self.label_smoothing)
         targets = self.labels if self.targets is None else self.targets
         return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 

@@ -1,16 +1,17 @@
 """Batches of a train subset: the same for the same seed and epoch, gathered and augmented without workers."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.augment import AugmentConfig
+from pipeline.data.order import ClassBalance, epoch_order
 from pipeline.data.protocol import Subset
 from pipeline.data.views import Rows, Views
-from pipeline.functional import Input
+from pipeline.functional import Input, class_weights
 from pipeline.settings import InputError
 
 
@@ -29,6 +30,7 @@ class Batch:
     share: float = 1.0
     targets: Tensor | None = None  # B x classes, shares of the classes in mixed images
     for_teacher: Callable[[Tensor, Tensor], Tensor] | None = None  # images and index -> the teacher's images
+    class_weights: Tensor | None = None  # in cross-entropy; None: all 1
 
     def split(self, parts: int) -> "list[Batch]":
         """At most `parts` parts of nearly equal size, each with two images or more (for batch norm)."""
@@ -40,7 +42,14 @@ class Batch:
             strict=True,
         )
         return [
-            Batch(images, labels, index, self.share * len(index) / count, targets, self.for_teacher)
+            replace(
+                self,
+                images=images,
+                labels=labels,
+                index=index,
+                share=self.share * len(index) / count,
+                targets=targets,
+            )
             for images, labels, index, targets in pieces
         ]
 
@@ -50,6 +59,9 @@ class Batches:
 
     A view depends on (seed, row of the store, epoch), so an image has the same views in every subset. `input`
     is how the student takes its images, `teacher_input` how the teacher takes the same views.
+
+    With `class_balance` sampler an image may come several times in an epoch. So that it does not look the
+    same each time, its views are then numbered by batch instead of by epoch.
 
     `shard` = (rank, world) gives each process its slice of every global batch. The slices of a batch differ
     in size by at most one. Batch norm cannot train on one image, so a short last batch joins the batch before
@@ -65,6 +77,7 @@ class Batches:
         seed: int,
         mean: tuple[float, ...],
         augment: AugmentConfig | None,
+        class_balance: ClassBalance = "none",
         input: Input,
         teacher_input: Input | None = None,
         device: torch.device | str,
@@ -84,7 +97,9 @@ class Batches:
         fill = torch.tensor(mean, device=self.device)
         self.views = Views(images, subset.rows, augment, seed=seed, mean=fill, device=self.device)
         self.labels = torch.as_tensor(subset.labels, dtype=torch.int64).to(self.device)
-        self.classes = len(subset.classes)
+        self.classes, self.subset, self.class_balance = len(subset.classes), subset, class_balance
+        weighted = class_balance == "weights"
+        self.class_weights = class_weights(self.labels, self.classes) if weighted else None
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
@@ -94,7 +109,9 @@ class Batches:
     def epoch(self, n: int) -> Iterator[Batch]:
         """The batches of epoch `n`: of each batch, the slice of this process."""
         rank, world = self.shard
-        order = torch.from_numpy(np.random.default_rng([self.seed, n]).permutation(len(self.labels)))
+        order = torch.from_numpy(
+            epoch_order(self.subset.labels, seed=self.seed, epoch=n, class_balance=self.class_balance)
+        )
         on_device = order.to(self.device)  # once an epoch, so that no step waits for the device
         for step in range(len(self)):
             end = (step + 1) * self.batch_size if step < len(self) - 1 else len(order)
@@ -103,7 +120,8 @@ class Batches:
                 for each in (order, on_device)
             )
             share = world * len(index) / (end - step * self.batch_size)
-            yield self._batch(Rows(chosen, index), n, share)
+            number = n * len(self) + step if self.class_balance == "sampler" else n
+            yield self._batch(Rows(chosen, index), number, share)
 
     def _batch(self, places: Rows, number: int, share: float) -> Batch:
         index = places.on_device
@@ -114,6 +132,7 @@ class Batches:
             share,
             self.views.targets(places, number, self.labels, self.classes),
             self._for_teacher(number),
+            self.class_weights,
         )
 
     def _for_teacher(self, number: int) -> Callable[[Tensor, Tensor], Tensor] | None:
