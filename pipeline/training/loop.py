@@ -46,9 +46,9 @@ def fit(
     """Train what the phase trains, and return its curves.
 
     The student ends with its best weights on validation, or with its last ones without `validate`, which
-    returns at least `val_accuracy`, `val_loss` and what `cfg.select` names. `on_point` gets the curves so far at each
-    point. With a `state_file`, a phase that was stopped continues from there and ends with the same weights.
-    `epoch` in the curves has a fraction where `cfg.steps` cuts the last epoch.
+    returns at least `val_accuracy`, `val_loss` and what `cfg.select` names. `on_point` gets the curves so far
+    at each point. With a `state_file`, a phase that was stopped continues from there and ends with the same
+    weights. `epoch` in the curves has a fraction where `cfg.steps` cuts the last epoch.
     """
     torch.manual_seed(seed)
     parameters = set_trainable(phase, student, method)

@@ -56,7 +56,8 @@ class TrainConfig(Settings):
     )
     clip: float = Field(0.0, ge=0, description="largest norm of all gradients of a step; 0: none")
     class_balance: ClassBalance = Field(
-        "none", description="of classes of unequal size: all shown equally often, or weighted in cross-entropy"
+        "none",
+        description="of classes of unequal size: all shown equally often, or weighted in cross-entropy",
     )
     accumulate: int = Field(1, ge=1, description="parts into which a batch is split, to save memory")
     ema: float = Field(
