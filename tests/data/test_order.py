@@ -56,6 +56,7 @@ def test_it_depends_on_seed_and_epoch_alone() -> None:
 def test_the_classes_are_mixed_within_an_epoch() -> None:
     drawn = UNEVEN[balanced(0)]
     assert all(len(set(drawn[start : start + 17].tolist())) >= 3 for start in (0, 17, 34))
+    assert (drawn[1:] == drawn[:-1]).any()  # their turns are shuffled: none has to wait for all others
 
 
 def test_equal_classes_are_each_shown_once() -> None:
