@@ -12,12 +12,13 @@ from typing import Any
 from pipeline.records.record import Curves, Record
 from pipeline.records.results import Results, RunResults
 from pipeline.report.run_gains import gains_over_baseline
+from pipeline.report.words import BY_CLASS
 
 MEANINGS = {
     "by_val": "accuracy on validation, or what train.select names (the best run is chosen by it)",
     "top1": "accuracy on the test images",
-    "balanced_accuracy": "mean recall of the classes",
-    "macro_f1": "mean F1 of the classes",
+    "balanced_accuracy": "balanced accuracy (mean recall of the classes)",
+    "macro_f1": "macro-F1 (mean F1 of the classes)",
     "spread": "its standard deviation over seeds",
     "gain": "gain over the baseline",
     "latency_ms": "milliseconds an image, ONNX on the CPU",
@@ -98,7 +99,7 @@ def _teacher_row(results: Results, name: str) -> Row:
 
 def _by_class(scores: Mapping[str, Any]) -> dict[str, float]:
     """The means over classes; records from before there were any have none."""
-    return {key: scores[key] for key in ("balanced_accuracy", "macro_f1") if key in scores}
+    return {key: scores[key] for key in BY_CLASS if key in scores}
 
 
 def _costs(speed: Mapping[str, float]) -> dict[str, float]:
