@@ -15,13 +15,14 @@ from typing import Any
 
 from experiments._output import print_table
 from pipeline.data.prepare import prepare
+from pipeline.data.store import Store
 from pipeline.evaluation.evaluate import evaluate_run
 from pipeline.evaluation.gains import gain
 from pipeline.files import atomic_folder
 from pipeline.params import Params, load_params
 from pipeline.project.dependencies import ROOT, listing
 from pipeline.records.record import Record, recording
-from pipeline.records.results import read_record
+from pipeline.records.results import is_unbalanced, read_record
 from pipeline.runs.knowledge import learn_knowledge
 from pipeline.runs.student import distill, pretrain
 from pipeline.runs.teacher import train_teacher
@@ -95,14 +96,16 @@ class Comparison:
         names = [name for name in self.params.runs if self.missing("evaluate", name) is None]
         baseline = next((name for name in names if self.params.runs[name].method["name"] == "ce"), None)
         first = self.read("evaluate", names[0])
-        cross_task = "harmonic_mean" in first.metrics
+        cross_task, unbalanced = "harmonic_mean" in first.metrics, self.is_unbalanced
         teacher = f"Teacher {100 * first.details['teacher']['accuracy']:.2f} %."
         lines = [
-            f"{self.setting()} {teacher} {COLUMNS}{cross_task_columns(first.metrics) if cross_task else ''}",
+            f"{self.setting()} {teacher} {COLUMNS}{cross_task_columns(first.metrics) if cross_task else ''}"
+            + (BY_CLASS if unbalanced else ""),
             "",
             "| run | phases (epochs) | accuracy % | n | gain, points | own terms |"
-            + (" joint % | harmonic mean % |" if cross_task else ""),
-            "|---|---|--:|--:|--:|--:|" + ("--:|--:|" if cross_task else ""),
+            + (" joint % | harmonic mean % |" if cross_task else "")
+            + (" balanced % | F1 % |" if unbalanced else ""),
+            "|---|---|--:|--:|--:|--:|" + "--:|--:|" * (cross_task + unbalanced),
             *(f"| {' | '.join(self.row(name, baseline))} |" for name in names),
         ]
         return "\n".join(lines) + "\n"
@@ -119,7 +122,19 @@ class Comparison:
         ]
         if "harmonic_mean" in scores:
             cells += [f"{100 * scores['joint']:.2f}", f"{100 * scores['harmonic_mean']:.2f}"]
+        if self.is_unbalanced:
+            cells += [self.with_spread(name, score) for score in ("balanced_accuracy", "macro_f1")]
         return cells
+
+    def with_spread(self, name: str, score: str) -> str:
+        """Mean and standard deviation of a score over the seeds."""
+        values = [100 * scores[score] for scores in self.read("evaluate", name).details["seeds"].values()]
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        return f"{statistics.fmean(values):.2f}{spread}"
+
+    @property
+    def is_unbalanced(self) -> bool:
+        return is_unbalanced(Store.open(self.data).manifest)
 
     def setting(self) -> str:
         """What all runs have in common, as a sentence."""
@@ -182,6 +197,8 @@ COLUMNS = (
     "Test accuracy, mean and standard deviation over seeds; gain over the baseline with its 95 % interval; "
     "the share of the student's gradient that the method's own terms have in its last phase."
 )
+
+BY_CLASS = " Balanced: mean recall of the classes. F1: mean F1 of the classes (macro-F1)."
 
 
 def cross_task_columns(metrics: Mapping[str, float]) -> str:

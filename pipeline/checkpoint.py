@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline import nets
 from pipeline.files import atomic_file
+from pipeline.records.selection import rank
 from pipeline.settings import InputError
 
 
@@ -84,11 +85,14 @@ def student_folders(students: Path) -> dict[int, Path]:
 
 
 def best_seed(students: Path) -> int:
-    """The seed of the student that is best on validation images. That student is exported."""
+    """The seed of the student that is best on validation images. That student is exported.
 
-    def score(folder: Path) -> tuple[float, float]:
+    `train.select`, which its facts hold, says what is best.
+    """
+
+    def score(folder: Path) -> tuple[float, ...]:
         facts = load_facts(folder)
-        return facts["val_accuracy"], -facts["val_loss"]
+        return rank(facts, facts.get("select", "accuracy"))
 
     folders = student_folders(students)
     return max(folders, key=lambda seed: score(folders[seed]))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +63,44 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     log_s = F.log_softmax(student / temperature, dim=1)
     log_t = F.log_softmax(teacher / temperature, dim=1)
     return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+
+
+def class_weights(labels: Tensor, classes: int) -> Tensor:
+    """For each class the inverse of its frequency, scaled so that the mean over `labels` is 1.
+
+    A class without a label has weight 0.
+    """
+    counts = torch.bincount(labels, minlength=classes)
+    return torch.where(counts > 0, len(labels) / (counts.count_nonzero() * counts.clamp(min=1)), 0.0)
+
+
+def weighted_cross_entropy(logits: Tensor, shares: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    """Mean over the batch of each image's cross-entropy times its weight.
+
+    `shares`, B x classes, are the labels; that of a mixed image has several classes. Each share counts with
+    the weight of its class. What smoothing takes from a share is spread evenly over all classes, with the
+    same weight.
+    """
+    weighted = shares * weights
+    return F.cross_entropy(logits, weighted.lerp(weighted.mean(1, keepdim=True), smoothing))
+
+
+class ClassMeans(NamedTuple):
+    """Means over the classes, each class counting as much as any other."""
+
+    balanced_accuracy: float  # of the recall
+    macro_f1: float  # of F1 = 2 * right / (images of the class + predictions of the class)
+
+
+def class_means(predicted: Tensor, labels: Tensor, classes: int) -> ClassMeans:
+    """Classes without an image are left out of both means. A class that is never predicted has F1 0."""
+    right, images, predictions = (
+        torch.bincount(each, minlength=classes).cpu().double()
+        for each in (labels[predicted == labels], labels, predicted)
+    )
+    there = images > 0
+    recall, f1 = right / images, 2 * right / (images + predictions)
+    return ClassMeans(recall[there].mean().item(), f1[there].mean().item())
 
 
 def match_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

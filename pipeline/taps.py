@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.functional import Input
+from pipeline.functional import Input, weighted_cross_entropy
 from pipeline.settings import InputError, unknown
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish)
@@ -173,6 +173,7 @@ class Step:
     targets: Tensor | None = None  # B x classes, the share of each class in mixed images; None: the labels
     label_smoothing: float = 0.0
     labelled: Labelled | None = None  # None: all images have labels
+    class_weights: Tensor | None = None  # of cross-entropy; None: all 1
 
     @classmethod
     def of(
@@ -205,15 +206,17 @@ class Step:
         return self.images if self.for_teacher is None else self.for_teacher(self.images, self.index)
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
-        """With the labels, smoothed and mixed as the training asks; mean over the labelled images."""
+        """With the labels, smoothed, mixed and weighted as asked; mean over the images that have labels."""
+        if self.labelled is not None:
+            places, wanted = self.labelled.places, len(logits) * self.labelled.share
+            return self.labelled_part.cross_entropy(logits[places]) * (len(places) / wanted)
+        if self.class_weights is not None:
+            shares = self.targets
+            if shares is None:
+                shares = F.one_hot(self.labels, len(self.class_weights)).float()
+            return weighted_cross_entropy(logits, shares, self.class_weights, self.label_smoothing)
         targets = self.labels if self.targets is None else self.targets
-        if self.labelled is None:
-            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        places = self.labelled.places
-        total = F.cross_entropy(
-            logits[places], targets[places], label_smoothing=self.label_smoothing, reduction="sum"
-        )
-        return total / (len(logits) * self.labelled.share)
+        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
     @cached_property
     def labelled_part(self) -> "Step":
@@ -238,6 +241,7 @@ class _LabelledPart(Step):
             autocast=whole.autocast,
             targets=None if whole.targets is None else whole.targets[places],
             label_smoothing=whole.label_smoothing,
+            class_weights=whole.class_weights,
         )
         part.whole, part.places = whole, places
         return part

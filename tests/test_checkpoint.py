@@ -87,6 +87,22 @@ def test_the_best_seed_has_the_highest_accuracy_then_the_lowest_loss(tmp_path: P
     assert checkpoint.best_seed(tmp_path) == 2
 
 
+@pytest.mark.parametrize(
+    ("select", "best"), [("accuracy", 0), ("balanced_accuracy", 1), ("macro_f1", 3), ("loss", 2)]
+)
+def test_the_best_seed_is_best_by_what_its_training_was_selected_by(
+    select: str, best: int, tmp_path: Path
+) -> None:
+    names = ("val_accuracy", "val_balanced_accuracy", "val_macro_f1", "val_loss")
+    of_seeds = [(0.9, 0.5, 0.4, 0.8), (0.7, 0.7, 0.5, 0.7), (0.7, 0.6, 0.6, 0.1), (0.7, 0.6, 0.6, 0.05)]
+    if select == "loss":
+        of_seeds[3] = (0.7, 0.6, 0.6, 0.2)
+    for seed, scores in enumerate(of_seeds):
+        facts = dict(zip(names, scores, strict=True)) | {"select": select}
+        checkpoint.save_network(tmp_path / f"seed-{seed}", {}, facts)
+    assert checkpoint.best_seed(tmp_path) == best
+
+
 def test_a_state_comes_back(tmp_path: Path) -> None:
     checkpoint.save_state(tmp_path / "s", {"epoch": 3, "tensors": [torch.arange(3)], "name": "kd"})
     state = checkpoint.load_state(tmp_path / "s")

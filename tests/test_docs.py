@@ -233,7 +233,17 @@ def test_the_readme_fits_on_a_few_screens() -> None:
         ("README.md", ["results"]),
         (
             "docs/results.md",
-            ["few_shot", "ten_shot", "five_shot", "tenth", "few_labels", "cross_task", "photographs", "patient"],
+            [
+                "few_shot",
+                "ten_shot",
+                "five_shot",
+                "tenth",
+                "few_labels",
+                "cross_task",
+                "photographs",
+                "patient",
+                "unbalanced",
+            ],
         ),
     ],
 )

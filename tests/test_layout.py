@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "methods": MATHS,
     "deploy": {"data"},
     "nets": {"deploy", "files", *MATHS},
-    "checkpoint": {"files", "nets", "settings"},
+    "checkpoint": {"files", "nets", "records", "settings"},
     "training": {"checkpoint", "data", "methods", "records", *MATHS},
     "export": {"checkpoint", "data", "deploy", "files", "records", *MATHS},
     "benchmark": {"deploy", "device", "export", "functional", "records", "settings"},

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.mixing import Mixture
+from pipeline.data.order import ClassBalance, epoch_order
 from pipeline.data.protocol import Subset
 from pipeline.data.views import Rows, Views
-from pipeline.functional import Input
+from pipeline.functional import Input, class_weights
 from pipeline.settings import InputError
 from pipeline.taps import Labelled
 
@@ -42,6 +43,8 @@ class Batch:
         places = self.is_labelled.nonzero()[:, 0].to(self.labels.device)
         return Labelled(places, self.labelled_share)
 
+    class_weights: Tensor | None = None  # in cross-entropy; None: all 1
+
     def split(self, parts: int) -> "list[Batch]":
         """At most `parts` parts of nearly equal size, each with two images or more (for batch norm)."""
         count = len(self.index)
@@ -71,8 +74,10 @@ class Batches:
 
     A view depends on (seed, row of the store, epoch), so an image has the same views in every subset. `input`
     is how the student takes its images, `teacher_input` how the teacher takes the same views. Images without
-    labels have the share `unlabelled_share` of each batch (see Mixture); at 0 they are not seen. With them,
-    an image may come several times in an epoch, so its views are numbered by batch instead of by epoch.
+    labels have the share `unlabelled_share` of each batch (see Mixture); at 0 they are not seen.
+
+    With images without labels, and with `class_balance` sampler, an image may come several times in an epoch.
+    So that it does not look the same each time, its views are then numbered by batch instead of by epoch.
 
     `shard` = (rank, world) gives each process its slice of every global batch. The slices of a batch differ
     in size by at most one. Batch norm cannot train on one image, so a short last batch joins the batch before
@@ -88,6 +93,7 @@ class Batches:
         seed: int,
         mean: tuple[float, ...],
         augment: AugmentConfig | None,
+        class_balance: ClassBalance = "none",
         input: Input,
         teacher_input: Input | None = None,
         device: torch.device | str,
@@ -118,6 +124,9 @@ class Batches:
         labels = np.concatenate([subset.labels, np.full(len(others), -1)])
         self.labels = torch.as_tensor(labels, dtype=torch.int64).to(self.device)
         self.classes, self.labelled, self.unlabelled = len(subset.classes), count, len(others)
+        self.subset, self.class_balance = subset, class_balance
+        weighted = class_balance == "weights"
+        self.class_weights = class_weights(self.labels[:count], self.classes) if weighted else None
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
@@ -134,7 +143,7 @@ class Batches:
     def epoch(self, n: int) -> Iterator[Batch]:
         """The batches of epoch `n`: of each batch, the slice of this process."""
         rank, world = self.shard
-        order = torch.from_numpy(self._order(np.random.default_rng([self.seed, n])))
+        order = torch.from_numpy(self._order(n))
         on_device = order.to(self.device)  # once an epoch, so that no step waits for the device
         for step in range(len(self)):
             end = (step + 1) * self.batch_size if step < len(self) - 1 else len(order)
@@ -143,12 +152,20 @@ class Batches:
                 for each in (order, on_device)
             )
             share = world * len(index) / (end - step * self.batch_size)
-            number = n if self.mixture is None else n * len(self) + step
+            number = n * len(self) + step if self.repeats else n
             yield self._batch(Rows(chosen, index), number, share)
 
-    def _order(self, random: np.random.Generator) -> np.ndarray:
-        """The places of an epoch's images, batch after batch."""
-        return random.permutation(len(self.labels)) if self.mixture is None else self.mixture.order(random)
+    @property
+    def repeats(self) -> bool:
+        """Whether an image may come several times in an epoch."""
+        return self.mixture is not None or self.class_balance == "sampler"
+
+    def _order(self, n: int) -> np.ndarray:
+        """The places of the images of epoch `n`, batch after batch."""
+        labels, balance = self.subset.labels, self.class_balance
+        if self.mixture is not None:
+            return self.mixture.order(labels, seed=self.seed, epoch=n, class_balance=balance)
+        return epoch_order(labels, seed=self.seed, epoch=n, class_balance=balance)
 
     def _batch(self, places: Rows, number: int, share: float) -> Batch:
         index = places.on_device
@@ -161,6 +178,7 @@ class Batches:
             self._for_teacher(number),
             None if self.mixture is None else places.on_host < self.labelled,
             1.0 if self.mixture is None else self.mixture.share,
+            self.class_weights,
         )
 
     def _for_teacher(self, number: int) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.data.order import ClassBalance, balanced_order
 from pipeline.settings import InputError
 
 
@@ -46,9 +47,13 @@ class Mixture:
         others = self.batch_size - self.in_batch
         return max(-(-self.labelled // self.in_batch), -(-self.unlabelled // others))
 
-    def order(self, random: np.random.Generator) -> np.ndarray:
+    def order(self, labels: np.ndarray, *, seed: int, epoch: int, class_balance: ClassBalance) -> np.ndarray:
         """The images of an epoch, batch after batch. In each batch the labelled ones are spread evenly."""
-        of_labelled = _dealt(self.labelled, len(self) * self.in_batch, random)
+        random, wanted = np.random.default_rng([seed, epoch]), len(self) * self.in_batch
+        if class_balance == "sampler":
+            of_labelled = balanced_order(labels, wanted, seed=seed, epoch=epoch, random=random)
+        else:
+            of_labelled = _dealt(self.labelled, wanted, random)
         others = self.labelled + _dealt(
             self.unlabelled, len(self) * (self.batch_size - self.in_batch), random
         )

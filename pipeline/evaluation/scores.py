@@ -41,9 +41,14 @@ def logits_of(
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracies are from 0 to 1. A value that makes no sense for these images or classes is None."""
+    """Accuracies are from 0 to 1. A value that makes no sense for these images or classes is None.
+
+    Classes without an image are left out of the means over classes.
+    """
 
     accuracy: float
+    balanced_accuracy: float  # mean recall of the classes
+    macro_f1: float  # mean F1 of the classes; one that is never predicted has 0
     top5: float | None  # only with more than 5 classes
     ece: float
     agreement: float | None  # share of the images for which the teacher predicts the same class
@@ -71,8 +76,13 @@ def score(
         teacher_logits = np.asarray(teacher_logits)
         check_logits(teacher_logits, "teacher logits", len(labels), classes)
         agreement = float((predicted == teacher_logits.argmax(1)).mean())
+    import torch  # not above: the report imports this file, and does without torch
+
+    from pipeline.functional import class_means
+
     return Scores(
         accuracy=float((predicted == labels).mean()),
+        **class_means(torch.from_numpy(predicted), torch.from_numpy(labels), classes)._asdict(),
         top5=float((_rank(logits, labels) < 5).mean()) if classes > 5 else None,
         ece=calibration_error(logits, labels),
         agreement=agreement,
@@ -111,9 +121,8 @@ def summarise(scores: Sequence[Scores]) -> dict[str, float]:
         "accuracy": float(np.mean(accuracy)),
         "spread": float(np.std(accuracy, ddof=1)) if len(accuracy) > 1 else 0.0,
         "n": len(accuracy),
-        "ece": float(np.mean([s.ece for s in scores])),
     }
-    for name in ("agreement", "top5"):
+    for name in ("balanced_accuracy", "macro_f1", "ece", "agreement", "top5"):
         values = [value for s in scores if (value := getattr(s, name)) is not None]
         if len(values) == len(scores):
             summary[name] = float(np.mean(values))

@@ -45,7 +45,8 @@ def export_run(
     input = Input.from_facts(facts["input"])
     classes = [store.classes.index(each) for each in facts["classes"]]
     tested = past["evaluate"]
-    exported = {"seed": seed, "accuracy": tested.details["seeds"][str(seed)]["accuracy"]}
+    scores = tested.details["seeds"][str(seed)]
+    exported = {"seed": seed} | {key: scores[key] for key in ("accuracy", "balanced_accuracy", "macro_f1")}
     with atomic_folder(out) as folder:
         bundle = build_bundle(
             net,

@@ -90,7 +90,9 @@ def _accuracy(metrics: Mapping[str, Any]) -> str:
     return (
         f"Accuracy on the test images, which were used neither to train nor to choose a student: {accuracy}. "
         f"This bundle holds the student of seed {exported['seed']}, the best on validation images. "
-        f"Its accuracy on the test images is {100 * exported['accuracy']:.2f} %."
+        f"Its accuracy on the test images is {100 * exported['accuracy']:.2f} %, its balanced accuracy "
+        f"{100 * exported['balanced_accuracy']:.2f} % (mean recall of the classes), and its macro-F1 "
+        f"{100 * exported['macro_f1']:.2f} % (mean F1 of the classes)."
     )
 
 

@@ -2,12 +2,13 @@
 
 import json
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.records.record import Record, load_record, target, write_again
+from pipeline.records.selection import Select, value
 from pipeline.settings import InputError
 
 RUN_STAGES = ("pretrain", "distill", "evaluate", "export", "benchmark")
@@ -52,6 +53,12 @@ class RunResults:
     def validation(self) -> float:
         """Accuracy on validation, the mean over seeds."""
         return self.records["distill"].metrics["val_accuracy"]
+
+    @property
+    def select(self) -> Select:
+        """What its students were chosen by on validation."""
+        select: Select = self.records["distill"].details.get("select", "accuracy")
+        return select
 
     @property
     def accuracy(self) -> dict[int, float]:
@@ -110,7 +117,21 @@ class Results:
     @property
     def ranked(self) -> list[RunResults]:
         """The runs, best on validation first."""
-        return sorted(self.runs.values(), key=lambda run: -run.validation)
+        return sorted(self.runs.values(), key=self.value, reverse=True)
+
+    @property
+    def select(self) -> Select:
+        """What the best run is chosen by: what all runs chose their students by, or else accuracy."""
+        chosen = {run.select for run in self.runs.values()}
+        return chosen.pop() if len(chosen) == 1 else "accuracy"
+
+    def value(self, run: RunResults) -> float:
+        """The score on validation by which the best run is chosen, the mean over seeds."""
+        return value(run.records["distill"].metrics, self.select)
+
+    @property
+    def is_unbalanced(self) -> bool:
+        return is_unbalanced(self.prepare.details["manifest"])
 
     @property
     def records(self) -> list[Record]:
@@ -144,6 +165,12 @@ def load_results(
         },
         runs=loaded,
     )
+
+
+def is_unbalanced(manifest: Mapping[str, Any]) -> bool:
+    """Whether the largest class of the test images has more than twice as many as the smallest."""
+    counts: dict[str, int] = manifest["per_class"]["test"]
+    return max(counts.values()) > 2 * min(counts.values())
 
 
 def read_record(records: Path, stage: str, name: str | None = None) -> Record:

@@ -11,7 +11,19 @@ from pipeline.evaluation.predictions import AllPredictions, load_predictions, mi
 from pipeline.records.results import Results, RunResults
 from pipeline.report import costs, figures, pictures, tables
 from pipeline.report.run_gains import gains_over_baseline
-from pipeline.report.words import COSTS, caveats, environments, percent, points, verdict, warnings
+from pipeline.report.words import (
+    BY_CLASS,
+    COSTS,
+    SELECTED,
+    UNBALANCED,
+    caveats,
+    environments,
+    on_validation,
+    percent,
+    points,
+    verdict,
+    warnings,
+)
 
 HERE = Path(__file__).parent
 CLASSES_DRAWN = 20  # as rows of pictures, and as a matrix of numbers
@@ -79,8 +91,8 @@ def html_report(results: Results, *, records: Path, data: Path, bundles: Path) -
 
 def _answer(results: Results) -> dict[str, Any]:
     best, others = results.best, results.ranked[1:]
-    why = f"It is the best of {len(results.runs)} runs on validation: {percent(best.validation)} %"
-    why += f", ahead of {others[0].name} with {percent(others[0].validation)} %." if others else "."
+    why = f"It is the best of {len(results.runs)} runs on validation: {on_validation(results, best)}"
+    why += f", ahead of {others[0].name} with {on_validation(results, others[0])}." if others else "."
     origin = "" if best.method == "ce" else f" that learned from {best.teacher} with method {best.method}"
     text = verdict(results)
     answer = {
@@ -103,6 +115,10 @@ def _key_figures(results: Results) -> list[KeyFigure]:
     if best.baseline is not None:
         beside.append(f"baseline {percent(results.runs[best.baseline].mean_accuracy)} %")
     beside.append(f"teacher {percent(best.records['evaluate'].details['teacher']['accuracy'])} %")
+    if results.is_unbalanced:
+        beside += [
+            f"{name}: {percent(scores.get(key))} %" for key, name in SELECTED.items() if key in BY_CLASS
+        ]
     found = [KeyFigure("Accuracy on the test images", f"{percent(scores['accuracy'])} %", " · ".join(beside))]
     if gain is not None:
         interval = "one seed gives no interval"
@@ -125,7 +141,8 @@ def _students(results: Results) -> dict[str, Any]:
         "networks": chart,
         "beyond": any("→" in row.strip for row in chart.rows),
         "results_table": tables.all_networks(results),
-        "costs_note": COSTS,
+        "results_note": f"{COSTS} {UNBALANCED}" if results.is_unbalanced else COSTS,
+        "selected": SELECTED[results.select],
         "relative": tables.relative_improvements(results),
         "trade_offs": figures.trade_offs(results),
         "bars": figures.class_bars(results),

@@ -10,10 +10,12 @@ from pipeline.report import costs, exports
 from pipeline.report.confusions import frequent_errors
 from pipeline.report.words import (
     COSTS,
-    HEADER,
+    UNBALANCED,
     caveats,
     environments,
+    header,
     images_learned,
+    on_validation,
     percent,
     points,
     result_rows,
@@ -34,17 +36,17 @@ def markdown_report(results: Results, *, predictions: AllPredictions | None, she
     sections = [
         "# Which small student should be deployed?",
         f"Students that learned from {teachers}, compared with the baseline: the same student, trained "
-        f"without a teacher. **{_safe(best.name)}** is the best on validation ({percent(best.validation)} "
-        f"%): {_safe(verdict(results))}",
+        f"without a teacher. **{_safe(best.name)}** is the best on validation "
+        f"({on_validation(results, best)}): {_safe(verdict(results))}",
         f"Its bundle is [{_safe(best.name)}]({bundles}/{best.name}). Use it for images like those below, "
         "which belong to one of these classes.",
         "## Data",
         _data(results, sheet),
         "## Results",
-        _table([HEADER, *result_rows(results)]),
+        _table([header(results), *result_rows(results)]),
         "`*` best on validation. Accuracy, gain and agreement with the teacher are on the test images; ± is "
         "the sample standard deviation over n seeds; the gain is over the baseline, with its 95 % interval. "
-        f"{COSTS}",
+        f"{COSTS}{f' {UNBALANCED}' if results.is_unbalanced else ''}",
         "## Runs",
         _runs(results),
         "## Gains by class",

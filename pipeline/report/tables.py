@@ -12,7 +12,7 @@ from pipeline.report import confusions, costs, exports
 from pipeline.report.costs import Cost
 from pipeline.report.figures import last_values
 from pipeline.report.run_gains import compare_with_best
-from pipeline.report.words import HEADER, images_learned, percent, result_rows
+from pipeline.report.words import header, images_learned, percent, result_rows
 
 
 class Table(NamedTuple):
@@ -31,7 +31,7 @@ def all_networks(results: Results) -> Table:
     teachers = [f"{name} (teacher)" for name in results.teachers]
     rows = [[name, *lines[name], ""] for name in teachers]
     rows += [[run.name, *lines[run.name], percent(run.validation)] for run in results.ranked]
-    head = [*HEADER, "validation %"]
+    head = [*header(results), "validation %"]
     return Table("Every network in numbers", head, rows, text_columns=2, marked=results.best.name)
 
 

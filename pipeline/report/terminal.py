@@ -1,24 +1,27 @@
 """The table that the terminal shows at the end: all networks, the best one, and where the files are."""
 
+import textwrap
 from pathlib import Path
 
 from pipeline.records.results import Results
-from pipeline.report.words import COSTS, HEADER, fewest_seeds, percent, result_rows
+from pipeline.report.words import COSTS, UNBALANCED, fewest_seeds, header, on_validation, result_rows
 
 WIDTH = 110
 GAP = "  "
+LEFT_OUT = ("agree %", "params M")  # where the means over classes need the room
 
 
 def table(results: Results, *, bundles: Path, report: Path) -> str:
     best = results.best
     no_interval = "" if fewest_seeds(results) > 1 else " (none from one seed)"
     lines = [
-        *_align([HEADER, *result_rows(results)]),
+        *_align(_lines(results)),
         "",
-        f"* best on validation: {best.name} ({percent(best.validation)} % there). "
+        f"* best on validation: {best.name} ({on_validation(results, best)} there). "
         "Accuracy, gain and agreement are on the test set.",
         f"  ± is the spread over n seeds; the gain over the baseline has its 95 % interval{no_interval}.",
         f"  {COSTS}",
+        *([f"  {line}" for line in textwrap.wrap(UNBALANCED, WIDTH - 2)] if results.is_unbalanced else []),
         "",
         f"bundles   {bundles}/RUN   (best: {bundles / best.name})",
         f"report    {report}",
@@ -26,6 +29,12 @@ def table(results: Results, *, bundles: Path, report: Path) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _lines(results: Results) -> list[list[str]]:
+    head = header(results)
+    shown = [i for i, title in enumerate(head) if not (results.is_unbalanced and title in LEFT_OUT)]
+    return [[line[i] for i in shown] for line in (head, *result_rows(results))]
 
 
 def _align(lines: list[list[str]]) -> list[str]:

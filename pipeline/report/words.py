@@ -14,6 +14,17 @@ COSTS = (
     "MB and latency (one image, CPU): students as exported ONNX files, teachers as plain PyTorch networks."
 )
 HEADER = ["", "net", "accuracy %", "n", "gain, points", "agree %", "params M", "MB", "latency ms"]
+BY_CLASS = {"balanced_accuracy": "balanced %", "macro_f1": "F1 %"}  # columns where the test is unbalanced
+UNBALANCED = (
+    "The classes of the test images differ in size, so there are two means over classes: balanced accuracy, "
+    "the mean of their recall, and macro-F1, the mean of their F1 (0 for a class that is never predicted)."
+)
+SELECTED = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "loss": "cross-entropy",
+}
 
 
 def percent(value: float | None) -> str:
@@ -48,11 +59,26 @@ def cost_cells(speed: Mapping[str, float]) -> list[str]:
     return [format(speed[key], form) if key in speed else "" for key, form in formats.items()]
 
 
+def on_validation(results: Results, run: RunResults) -> str:
+    """The score on validation by which the best run is chosen, named if it is not accuracy."""
+    select, value = results.select, results.value(run)
+    if select == "accuracy":
+        return f"{percent(value)} %"
+    return f"{SELECTED[select]} {f'{-value:.4f}' if select == 'loss' else f'{percent(value)} %'}"
+
+
+def header(results: Results) -> list[str]:
+    """The columns of `result_rows`."""
+    place = HEADER.index("accuracy %") + 1
+    return [*HEADER[:place], *(BY_CLASS.values() if results.is_unbalanced else ()), *HEADER[place:]]
+
+
 def result_rows(results: Results) -> list[list[str]]:
-    """A line for each teacher, then for each student, under HEADER. The best student is marked."""
+    """A line for each teacher, then for each student, under `header`. The best student is marked."""
     gains = gains_over_baseline(results)
     lines = [
-        _teacher_row(name, record, results.run_of_teacher(name)) for name, record in results.teachers.items()
+        _teacher_row(results, name, record, results.run_of_teacher(name))
+        for name, record in results.teachers.items()
     ]
     for name, run in results.runs.items():
         scores = run.records["evaluate"].metrics
@@ -61,6 +87,7 @@ def result_rows(results: Results) -> list[list[str]]:
                 f"{'*' if run is results.best else ' '} {name}",
                 run.student,
                 accuracy_with_spread(run),
+                *_cells_by_class(results, scores),
                 f"{scores['n']:.0f}",
                 gain_with_interval(gains[name]) if name in gains else "",
                 percent(scores.get("agreement")),
@@ -70,11 +97,16 @@ def result_rows(results: Results) -> list[list[str]]:
     return lines
 
 
-def _teacher_row(name: str, record: Record, run: RunResults | None) -> list[str]:
+def _cells_by_class(results: Results, scores: Mapping[str, float]) -> list[str]:
+    return [percent(scores.get(key)) for key in BY_CLASS] if results.is_unbalanced else []
+
+
+def _teacher_row(results: Results, name: str, record: Record, run: RunResults | None) -> list[str]:
     scores = run.records["evaluate"].details["teacher"] if run else {}
     speed = run.records["benchmark"].details["teacher"] if run else {}
     net, accuracy = record.params["teacher"]["net"], percent(scores.get("accuracy"))
-    return [f"  {name} (teacher)", net, accuracy, "1", "", "", *cost_cells(speed)]
+    scored = [accuracy, *_cells_by_class(results, scores)]
+    return [f"  {name} (teacher)", net, *scored, "1", "", "", *cost_cells(speed)]
 
 
 def verdict(results: Results) -> str:

@@ -26,7 +26,7 @@ from pipeline.data.seen import Seen, images_at_once
 from pipeline.data.store import Store
 from pipeline.data.views import RESIDENT_BYTES
 from pipeline.device import keep_memory
-from pipeline.functional import Input, normalise
+from pipeline.functional import Input, class_means, normalise
 from pipeline.methods import Method, MethodConfig
 from pipeline.methods._combined import build_method
 from pipeline.nets import NetConfig
@@ -145,6 +145,7 @@ class Context:
             seed=seed,
             mean=self.data_input.mean,
             augment=self.augment,
+            class_balance=cfg.class_balance,
             input=student.input,
             teacher_input=teacher.input if teacher else None,
             device=self.device,
@@ -154,21 +155,23 @@ class Context:
         )
 
     def validate(self, net: nn.Module, input: Input) -> dict[str, float]:
-        """Accuracy and cross-entropy on the validation split."""
-        right, loss, step = 0.0, 0.0, images_at_once(input.size, most=512)
+        """Accuracy, cross-entropy, balanced accuracy and macro-F1 on the validation split."""
+        loss, predicted, step = 0.0, [], images_at_once(input.size, most=512)
+        labels = torch.as_tensor(self.validation.labels).to(self.device)
         with in_eval_mode(net):
-            for start in range(0, len(self.validation.rows), step):
+            for start in range(0, len(labels), step):
                 logits = net(self._validation_images(start, start + step, input)).float()
-                labels = torch.as_tensor(self.validation.labels[start : start + step]).to(self.device)
-                right += (logits.argmax(1) == labels).sum().item()
-                loss += F.cross_entropy(logits, labels, reduction="sum").item()
+                predicted.append(logits.argmax(1))
+                loss += F.cross_entropy(logits, labels[start : start + step], reduction="sum").item()
         if math.isnan(loss):
             raise InputError(
                 "The network's logits for the validation images are no longer numbers (NaN). Lower the "
                 "learning rate (train.lr)."
             )
-        count = len(self.validation.rows)
-        return {"val_accuracy": right / count, "val_loss": loss / count}
+        answers, count = torch.cat(predicted), len(labels)
+        means = class_means(answers, labels, len(self.subset.classes))
+        scores = {"accuracy": (answers == labels).sum().item() / count, "loss": loss / count}
+        return {f"val_{name}": value for name, value in (scores | means._asdict()).items()}
 
     def _validation_images(self, start: int, end: int, input: Input) -> Tensor:
         """If they fit into memory, they are read and resized once for each size that networks see."""

@@ -58,16 +58,16 @@ def distill(
     depends = {"settings": run.settings, "inputs": result.inputs}
     with work_folder(work, "distill", run.name, depends, is_main=context.is_main) as folder:
         for trainee, _, last in _trainees(context, run, teacher, initial):
-            seed, student = trainee.seed, trainee.student
+            seed, student, select = trainee.seed, trainee.student, run.training(last.name).select
             if seed == run.seeds[0]:
-                result.details["overview"] = _overview(context, trainee)
+                result.details |= {"overview": _overview(context, trainee), "select": select}
             validate = partial(context.validate, input=student.input)
             result.curves |= _train(context, run, trainee, last, folder, on_point, validate=validate)
             scores = validate(student.net)
             result.metrics |= {f"{name}/seed-{seed}": value for name, value in scores.items()}
             if context.is_main:
-                _save(folder / "out" / f"seed-{seed}", context, run, trainee, **scores)
-        for name in ("val_accuracy", "val_loss"):
+                _save(folder / "out" / f"seed-{seed}", context, run, trainee, select=select, **scores)
+        for name in scores:
             of_seeds = [result.metrics[f"{name}/seed-{seed}"] for seed in run.seeds]
             result.metrics[name] = sum(of_seeds) / len(of_seeds)
         if context.is_main:
@@ -173,7 +173,7 @@ def _train(
     return {curve: curves}
 
 
-def _save(folder: Path, context: Context, run: Run, trainee: Trainee, **scores: float) -> None:
+def _save(folder: Path, context: Context, run: Run, trainee: Trainee, **scores: Any) -> None:
     student = trainee.student
     facts = {"net": run.student.net, "seed": trainee.seed} | context.facts(student) | scores
     save_network(folder, student.net.state_dict(), facts)

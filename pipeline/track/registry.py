@@ -81,7 +81,7 @@ def register_best(
         version = _find_version(client, model, bundle)
         is_new = version is None
         if version is None:
-            tags = _tags(row, run, bundle, logged.info.run_id)
+            tags = _tags(row, run, bundle, logged.info.run_id) | {"select": results.select}
             version = _register(client, experiment, model, bundle, tags)
         alias, why = _set_alias(client, model, version)
     return Registered(model, str(version.version), alias, run.name, is_new, why, passed_over)
@@ -285,9 +285,15 @@ def _compare(ours: Mapping[str, str], champion: "ModelVersion") -> tuple[str, st
             f"the champion, version {champion.version}, was measured on other data or classes, so only a "
             "person can choose"
         )
-    our_accuracy, their_accuracy = float(ours["by_val"]), float(theirs["by_val"])
-    is_better = our_accuracy > their_accuracy
+    select = ours.get("select", "accuracy")
+    if (other := theirs.get("select", "accuracy")) != select:
+        return CHALLENGER, (
+            f"the champion, version {champion.version}, was chosen by {other}, and this one by {select}, so "
+            "only a person can choose"
+        )
+    our_score, their_score = float(ours["by_val"]), float(theirs["by_val"])
+    is_better, form = our_score > their_score, ".4f" if select == "loss" else ".2%"
     return CHAMPION if is_better else CHALLENGER, (
-        f"{our_accuracy:.2%} on validation, {'better' if is_better else 'not better'} than the "
-        f"{their_accuracy:.2%} of version {champion.version}"
+        f"{our_score:{form}} on validation, {'better' if is_better else 'not better'} than the "
+        f"{their_score:{form}} of version {champion.version}"
     )

@@ -12,10 +12,13 @@ from typing import Any
 from pipeline.records.record import Curves, Record
 from pipeline.records.results import Results, RunResults
 from pipeline.report.run_gains import gains_over_baseline
+from pipeline.report.words import BY_CLASS
 
 MEANINGS = {
-    "by_val": "accuracy on validation (the best run is chosen by it)",
+    "by_val": "accuracy on validation, or what train.select names (the best run is chosen by it)",
     "top1": "accuracy on the test images",
+    "balanced_accuracy": "balanced accuracy (mean recall of the classes)",
+    "macro_f1": "macro-F1 (mean F1 of the classes)",
     "spread": "its standard deviation over seeds",
     "gain": "gain over the baseline",
     "latency_ms": "milliseconds an image, ONNX on the CPU",
@@ -69,8 +72,12 @@ def build_rows(results: Results) -> list[Row]:
 
 def _run_row(results: Results, run: RunResults, gain: float | None) -> Row:
     scores = run.records["evaluate"].metrics
-    headline = {"by_val": run.validation, "top1": scores["accuracy"], "spread": scores["spread"]}
-    headline |= ({} if gain is None else {"gain": gain}) | _costs(run.records["benchmark"].metrics)
+    headline = {"by_val": results.value(run), "top1": scores["accuracy"], "spread": scores["spread"]}
+    headline |= (
+        _by_class(scores)
+        | ({} if gain is None else {"gain": gain})
+        | _costs(run.records["benchmark"].metrics)
+    )
     baseline = [results.runs[run.baseline].records["evaluate"].id] if run.baseline else []
     knowledge = [results.knowledge[run.knowledge]] if run.knowledge else []
     shared = [results.prepare, results.teachers[run.teacher], *knowledge]
@@ -82,11 +89,17 @@ def _teacher_row(results: Results, name: str) -> Row:
     headline: dict[str, float] = {}
     run = results.run_of_teacher(name)
     if run is not None:
-        headline["top1"] = run.records["evaluate"].details["teacher"]["accuracy"]
+        scores = run.records["evaluate"].details["teacher"]
+        headline |= {"top1": scores["accuracy"]} | _by_class(scores)
         headline |= _costs(run.records["benchmark"].details["teacher"])
         # its latency is PyTorch's, which cannot be compared with that of the students' ONNX files
         headline.pop("latency_ms", None)
     return Row("teacher", name, [results.prepare], [results.teachers[name]], headline, [])
+
+
+def _by_class(scores: Mapping[str, Any]) -> dict[str, float]:
+    """The means over classes; records from before there were any have none."""
+    return {key: scores[key] for key in BY_CLASS if key in scores}
 
 
 def _costs(speed: Mapping[str, float]) -> dict[str, float]:

@@ -17,7 +17,7 @@ COLUMNS = [  # in the order that MLflow shows them in; its page has room for few
 VIEWS: dict[str, dict[str, Any]] = {
     "students": {
         "searchFilter": "tags.pipeline_key LIKE '%' AND attributes.status = 'FINISHED'",
-        "orderByKey": "metrics.`best/by_val`",  # accuracy on validation: the test images decide nothing
+        "orderByKey": "metrics.`best/by_val`",  # on validation: the test images decide nothing
         "orderByAsc": False,
         "selectedColumns": COLUMNS,
     },

@@ -46,9 +46,9 @@ def fit(
     """Train what the phase trains, and return its curves.
 
     The student ends with its best weights on validation, or with its last ones without `validate`, which
-    returns at least `val_accuracy` and `val_loss` of a network. `on_point` gets the curves so far at each
-    point. With a `state_file`, a phase that was stopped continues from there and ends with the same weights.
-    `epoch` in the curves has a fraction where `cfg.steps` cuts the last epoch.
+    returns at least `val_accuracy`, `val_loss` and what `cfg.select` names. `on_point` gets the curves so far
+    at each point. With a `state_file`, a phase that was stopped continues from there and ends with the same
+    weights. `epoch` in the curves has a fraction where `cfg.steps` cuts the last epoch.
     """
     torch.manual_seed(seed)
     parameters = set_trainable(phase, student, method)
@@ -59,7 +59,8 @@ def fit(
     scaler = torch.amp.GradScaler(enabled=cfg.amp == "fp16" and accelerator.device.type == "cuda")
     average = _averaged(student.net, cfg)
     means, shares, started = Means(), Shares(phase.name), time.perf_counter()
-    state = State(student.net, method, optimizer, schedule, scaler, average, shares, epochs, cfg.patience)
+    parts = (student.net, method, optimizer, schedule, scaler, average, shares)
+    state = State(*parts, epochs, cfg.patience, cfg.select)
     state.load(state_file)
     autocast = partial(cfg.autocast, accelerator.device.type)
     epochs_per_point = -(-epochs // cfg.points)
@@ -164,6 +165,7 @@ def step_of(
         targets=batch.targets,
         labelled=batch.labelled,
         label_smoothing=cfg.label_smoothing,
+        class_weights=batch.class_weights,
     )
 
 

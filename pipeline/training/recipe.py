@@ -9,12 +9,23 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.optim import lr_scheduler
 
+from pipeline.data.order import ClassBalance
+from pipeline.records.selection import Select
 from pipeline.settings import Settings
 
 RISE = 0.3  # share of the steps in which the rate of onecycle rises if `warmup` is 0
 
 
 class TrainConfig(Settings):
+    """The settings of a phase.
+
+    `class_balance` is for classes of unequal size. `sampler`: every class is shown equally often, so small
+    classes are repeated and large ones shown in part. `weights`: every image is shown once, and its
+    cross-entropy counts by the inverse of its class's frequency. Only cross-entropy on labels is weighted,
+    not KD and not a method's own terms. Label smoothing spreads a part of each label, with the weight of that
+    label. In an image that mixup or cutmix made, each share counts with the weight of its class.
+    """
+
     epochs: int = Field(100, ge=0, description="0 if `steps` says how long")
     steps: int = Field(0, ge=0, description="instead of epochs: how many batches; the last epoch is cut")
     batch_size: int = Field(64, ge=2)
@@ -50,6 +61,10 @@ class TrainConfig(Settings):
         0.0, ge=0, lt=1, description="share of each label that is spread over all classes"
     )
     clip: float = Field(0.0, ge=0, description="largest norm of all gradients of a step; 0: none")
+    class_balance: ClassBalance = Field(
+        "none",
+        description="of classes of unequal size: all shown equally often, or weighted in cross-entropy",
+    )
     accumulate: int = Field(1, ge=1, description="parts into which a batch is split, to save memory")
     ema: float = Field(
         0.0,
@@ -62,6 +77,10 @@ class TrainConfig(Settings):
     )
     points: int = Field(
         100, ge=1, description="largest number of validations, and so of points in the curves, in a phase"
+    )
+    select: Select = Field(
+        "accuracy",
+        description="what is best on validation: for the weights a phase ends with, patience and the export",
     )
     patience: int = Field(
         0, ge=0, description="epochs without a better validation after which the phase ends; 0: never"

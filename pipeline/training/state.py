@@ -12,6 +12,7 @@ from torch.optim import lr_scheduler
 
 from pipeline.checkpoint import load_state, save_state
 from pipeline.records.record import Curves
+from pipeline.records.selection import Select, rank
 from pipeline.training.monitor import Shares
 
 SAVE_EVERY = 20.0  # seconds between two saves
@@ -28,6 +29,7 @@ class State:
     shares: Shares
     epochs: int  # of the whole phase
     patience: int  # epochs without better weights after which it ends; 0: it does not
+    select: Select = "accuracy"  # what better is
     epoch: int = 0
     curves: Curves = field(default_factory=dict)
     score: tuple[float, ...] = ()  # of the best weights
@@ -45,7 +47,7 @@ class State:
         for name in [*self.curves, *(name for name in point if name not in self.curves)]:
             # a term that the loss does not have at this point counts as 0
             self.curves.setdefault(name, [0.0] * earlier).append(float(point.get(name, 0.0)))
-        score = (point["val_accuracy"], -point["val_loss"]) if "val_accuracy" in point else (float(epoch),)
+        score = rank(point, self.select) if "val_accuracy" in point else (float(epoch),)
         if not self.best or score > self.score:
             self.score, self.best_epoch = score, epoch
             self.best = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}

@@ -6,6 +6,7 @@ from pipeline.data import views as views_module
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.batches import Batch, Batches
 from pipeline.data.crop import shifted
+from pipeline.data.order import ClassBalance, epoch_order
 from pipeline.data.protocol import Subset
 from pipeline.data.views import Rows
 from pipeline.functional import Input, normalise
@@ -22,6 +23,7 @@ def batches(
     *,
     seed: int = 0,
     augmented: AugmentConfig | None = None,
+    class_balance: ClassBalance = "none",
     shard: tuple[int, int] = (0, 1),
     input: Input = INPUT,
     teacher_input: Input | None = None,
@@ -40,6 +42,7 @@ def batches(
         seed=seed,
         mean=MEAN,
         augment=augmented,
+        class_balance=class_balance,
         input=input,
         teacher_input=teacher_input,
         device="cpu",
@@ -269,3 +272,49 @@ def test_mixed_labelled_images_are_those_of_a_subset_without_others() -> None:
     mixed = batches(12, 8, augmented=augment, unlabelled=20, unlabelled_share=0.5)
     places = Rows(torch.arange(12), torch.arange(12))
     assert torch.equal(alone.views.pictures(places, 3, 8), mixed.views.pictures(places, 3, 8))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_sampler_decides_the_order_of_all_processes(world: int) -> None:
+    shards = [
+        batches(21, 6, seed=5, class_balance="sampler", shard=(rank, world)).epoch(2) for rank in range(world)
+    ]
+    together = [torch.cat([part.index for part in parts]) for parts in zip(*shards, strict=True)]
+    expected = epoch_order(np.arange(21) * 2 % 49 % 5, seed=5, epoch=2, class_balance="sampler")
+    assert torch.cat(together).tolist() == expected.tolist()
+
+
+def test_an_image_that_comes_again_in_an_epoch_looks_different() -> None:
+    """The sampler numbers views by batch; within a batch an image has one view."""
+    cfg = AugmentConfig(crop=(0.3, 1.0), brightness=0.4)
+    rows = np.arange(30)
+    data = Batches(
+        IMAGES,
+        Subset(rows, (rows > 27).astype(np.int64), (0, 1)),
+        batch_size=5,
+        seed=0,
+        mean=MEAN,
+        augment=cfg,
+        class_balance="sampler",
+        input=INPUT,
+        device="cpu",
+    )
+    shown = [
+        batch.images[batch.index == 29][0] for n in (0, 1) for batch in data.epoch(n) if 29 in batch.index
+    ]
+    assert len(shown) >= 8
+    assert all(not torch.equal(a, b) for i, a in enumerate(shown) for b in shown[:i])
+
+
+def test_weights_of_classes_go_with_the_batch_and_its_parts() -> None:
+    plain, weighted = batches(23, 6), batches(23, 6, class_balance="weights")
+    for one, other in zip(plain.epoch(1), weighted.epoch(1), strict=True):
+        assert torch.equal(one.images, other.images)
+        assert one.class_weights is None
+        assert one.split(2)[-1].class_weights is None
+        for each in (other, *other.split(2)):
+            assert each.class_weights is not None
+            assert len(each.class_weights) == 5
+    assert weighted.class_weights is not None
+    assert weighted.class_weights[weighted.labels].mean().item() == pytest.approx(1)
+    assert len(set(weighted.class_weights.tolist())) > 1

@@ -9,12 +9,17 @@ from pipeline.settings import InputError
 counts = st.integers(1, 60)
 
 
+def ordered(mixture: Mixture, epoch: int = 0) -> np.ndarray:
+    labels = np.zeros(mixture.labelled)
+    return mixture.order(labels, seed=0, epoch=epoch, class_balance="none")
+
+
 @given(counts, counts, st.integers(2, 20), st.floats(0.01, 0.99))
 def test_every_batch_is_full_and_has_its_share(
     labelled: int, unlabelled: int, batch_size: int, share: float
 ) -> None:
     mixture = Mixture.of(labelled, unlabelled, batch_size, share)
-    batches = mixture.order(np.random.default_rng(0)).reshape(len(mixture), batch_size)
+    batches = ordered(mixture).reshape(len(mixture), batch_size)
     assert ((batches < labelled).sum(1) == mixture.in_batch).all()
     assert 1 <= mixture.in_batch < batch_size
     wanted = (1 - share) * batch_size
@@ -27,7 +32,7 @@ def test_an_epoch_shows_every_image_and_the_larger_group_in_one_round(
     labelled: int, unlabelled: int, batch_size: int, share: float
 ) -> None:
     mixture = Mixture.of(labelled, unlabelled, batch_size, share)
-    times = np.bincount(mixture.order(np.random.default_rng(0)), minlength=labelled + unlabelled)
+    times = np.bincount(ordered(mixture), minlength=labelled + unlabelled)
     assert len(times) == labelled + unlabelled
     for group in (times[:labelled], times[labelled:]):
         assert group.min() >= 1
@@ -46,13 +51,13 @@ def test_what_is_not_refused_gives_each_part_a_labelled_image(
     except InputError:
         assert mixture.in_batch * (batch_size // parts) < batch_size
         return
-    for batch in mixture.order(np.random.default_rng(1)).reshape(len(mixture), -1):
+    for batch in ordered(mixture).reshape(len(mixture), -1):
         assert all((part < 50).any() for part in np.array_split(batch, parts))
 
 
 def test_orders_of_two_epochs_differ() -> None:
     mixture = Mixture.of(10, 30, 8, 0.75)
-    one, again, other = (mixture.order(np.random.default_rng([0, epoch])) for epoch in (1, 1, 2))
+    one, again, other = (ordered(mixture, epoch) for epoch in (1, 1, 2))
     assert np.array_equal(one, again)
     assert not np.array_equal(one, other)
 
@@ -60,3 +65,14 @@ def test_orders_of_two_epochs_differ() -> None:
 def test_too_many_parts_are_refused() -> None:
     with pytest.raises(InputError, match=r"leaves 2 labelled image.* of 16.*4 parts.*Lower unlabelled_share"):
         Mixture.of(10, 10, 16, 0.9).check(4)
+
+
+def test_the_labelled_images_are_balanced_if_this_is_wanted() -> None:
+    labels = np.array([0] * 18 + [1] * 2)
+    mixture = Mixture.of(20, 100, 10, 0.6)
+    shown = np.zeros(2)
+    for epoch in range(3):
+        order = mixture.order(labels, seed=0, epoch=epoch, class_balance="sampler")
+        assert set(order[order >= 20]) == set(range(20, 120))
+        shown += np.bincount(labels[order[order < 20]], minlength=2)
+    assert shown[0] == shown[1] == 3 * len(mixture) * 4 / 2

@@ -13,7 +13,8 @@ from pipeline.settings import InputError
 
 
 def scores(accuracy: float, **others: float | None) -> Scores:
-    values = {"top5": None, "ece": 0.1, "agreement": None, **others}
+    means = {"balanced_accuracy": accuracy - 0.1, "macro_f1": accuracy - 0.2}
+    values = {"top5": None, "ece": 0.1, "agreement": None, **means, **others}
     return Scores(accuracy=accuracy, per_class=[], confusion=[], n=10, **values)  # type: ignore[arg-type]
 
 
@@ -48,7 +49,13 @@ def test_scores_equal_the_slow_loop(classes: int, seed: int) -> None:
 
 
 def test_scores_equal_those_of_sklearn() -> None:
-    from sklearn.metrics import accuracy_score, confusion_matrix, recall_score, top_k_accuracy_score
+    from sklearn.metrics import (
+        accuracy_score,
+        confusion_matrix,
+        f1_score,
+        recall_score,
+        top_k_accuracy_score,
+    )
 
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(300, 8)).astype(np.float32), rng.integers(0, 8, 300)
@@ -57,6 +64,8 @@ def test_scores_equal_those_of_sklearn() -> None:
     assert got.top5 == pytest.approx(top_k_accuracy_score(labels, logits, k=5))
     assert got.confusion == confusion_matrix(labels, predicted).tolist()
     assert got.per_class == pytest.approx(recall_score(labels, predicted, average=None))
+    assert got.balanced_accuracy == pytest.approx(recall_score(labels, predicted, average="macro"))
+    assert got.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
     assert got.n == 300
     assert got.agreement is None
 
@@ -161,11 +170,13 @@ def test_a_summary_holds_means_and_the_spread() -> None:
     )
     assert got == pytest.approx(
         {"accuracy": 0.6, "spread": math.sqrt(0.02), "n": 2, "ece": 0.2, "agreement": 0.7, "top5": 0.95}
+        | {"balanced_accuracy": 0.5, "macro_f1": 0.4}
     )
 
 
 def test_a_summary_of_one_seed_without_a_teacher() -> None:
-    assert summarise([scores(0.5)]) == {"accuracy": 0.5, "spread": 0.0, "n": 1, "ece": 0.1}
+    means = {"balanced_accuracy": 0.4, "macro_f1": 0.3}
+    assert summarise([scores(0.5)]) == {"accuracy": 0.5, "spread": 0.0, "n": 1, "ece": 0.1} | means
 
 
 def test_confidence_is_the_largest_probability() -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated import NAMES, edit, fabricate, learn
+from fabricated import NAMES, edit, fabricate, learn, unbalance
 
 from pipeline.records.results import RUN_STAGES, load_results
 from pipeline.settings import InputError
@@ -97,3 +97,50 @@ def test_knowledge_without_a_record_is_refused(records: Path) -> None:
         InputError, match=r"there is no record of stage knowledge@atoms. Run `dvc repro knowledge@atoms`"
     ):
         load_results(records, **NAMES)
+
+
+def choose_by(records: Path, select: str, **scores: tuple[float, float, float]) -> None:
+    """Let the runs have these balanced accuracies, macro-F1 and losses, and choose by `select`."""
+    for name, values in scores.items():
+        path = records / "distill" / f"{name}.json"
+        record = json.loads(path.read_text())
+        names = ("val_balanced_accuracy", "val_macro_f1", "val_loss")
+        metrics = record["metrics"] | dict(zip(names, values, strict=True))
+        edit(path, metrics=metrics, details=record["details"] | {"select": select})
+
+
+SCORES = {"alone": (0.6, 0.5, 0.1), "kd": (0.7, 0.3, 0.9), "fitnet": (0.5, 0.4, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("select", "order"),
+    [
+        ("accuracy", ["fitnet", "kd", "alone"]),
+        ("balanced_accuracy", ["kd", "alone", "fitnet"]),
+        ("macro_f1", ["alone", "fitnet", "kd"]),
+        ("loss", ["alone", "fitnet", "kd"]),
+    ],
+)
+def test_the_best_run_is_best_by_what_the_students_were_selected_by(
+    records: Path, select: str, order: list[str]
+) -> None:
+    choose_by(records, select, **SCORES)
+    results = load_results(records, **NAMES)
+    assert [run.name for run in results.ranked] == order
+    assert results.select == select
+
+
+def test_runs_that_select_by_different_scores_are_compared_by_accuracy(records: Path) -> None:
+    choose_by(records, "macro_f1", **{name: SCORES[name] for name in ("alone", "kd")})
+    results = load_results(records, **NAMES)
+    assert (results.select, results.best.name) == ("accuracy", "fitnet")
+
+
+@pytest.mark.parametrize(
+    ("counts", "unbalanced"), [((10, 20, 15, 10), False), ((10, 21, 15, 10), True), ((25, 1, 25, 25), True)]
+)
+def test_a_test_split_is_unbalanced_if_a_class_is_over_twice_another(
+    records: Path, counts: tuple[int, ...], unbalanced: bool
+) -> None:
+    unbalance(records, *counts)
+    assert load_results(records, **NAMES).is_unbalanced == unbalanced

@@ -20,6 +20,7 @@ from fabricated import (
     learn,
     prepared,
     save_predictions,
+    unbalance,
 )
 from PIL import Image
 
@@ -497,3 +498,26 @@ def test_a_page_of_forty_runs_and_a_hundred_classes_stays_small(records: Path, t
     assert not [one for one in page.all if one.get("class") == "matrix"]
     assert "All 100 classes" in text
     assert "28 more runs" in text
+
+
+def test_means_over_classes_are_shown_where_the_classes_differ_in_size(records: Path) -> None:
+    assert "macro-F1" not in html(records)
+    unbalance(records, 70, 10, 10, 10)
+    page, text = Page(html(records)), html(records)
+    row = page.table("Every network in numbers")["kd"]
+    assert (row["balanced %"], row["F1 %"], row["agree %"]) == ("72.00", "62.00", "87.50")
+    assert "balanced accuracy: 70.00 % · macro-F1: 60.00 %" in text
+    assert "0 for a class that is never predicted" in text
+
+
+@pytest.mark.parametrize(("select", "words"), [("accuracy", "accuracy"), ("macro_f1", "macro-F1")])
+def test_the_page_says_what_the_students_are_ordered_by(records: Path, select: str, words: str) -> None:
+    for path in (records / "distill").glob("*.json"):
+        record = json.loads(path.read_text())
+        metrics = record["metrics"] | {"val_macro_f1": 0.5 if path.stem == "kd" else 0.4}
+        edit(path, metrics=metrics, details=record["details"] | {"select": select})
+    text = " ".join(html(records).split())
+    assert f"Students are ordered by their {words} on the validation images" in text
+    assert ("runs on validation: macro-F1 50.00 %, ahead of alone with macro-F1 40.00 %." in text) == (
+        select == "macro_f1"
+    )

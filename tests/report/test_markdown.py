@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fabricated import NAMES, RIGHT, VALIDATION, fabricate, save_predictions
+from fabricated import NAMES, RIGHT, VALIDATION, fabricate, save_predictions, unbalance
 
 from pipeline.evaluation.predictions import load_predictions
 from pipeline.records.results import load_results
@@ -77,3 +77,12 @@ def test_names_are_never_markup(records: Path) -> None:
     assert "<b>" not in text.replace("\\<b", "")
     row = next(line for line in text.splitlines() if "| 52.00 | 64.00 | +12.00 |" in line)
     assert row.startswith("| \\<b\\>a\\|b\\</b\\> \\`x\\` \\[y\\](z) \\*\\*w\\*\\* \\# h |")
+
+
+def test_it_has_the_means_over_classes_where_the_classes_differ_in_size(records: Path) -> None:
+    assert "balanced" not in report(records)
+    unbalance(records, 70, 10, 10, 10)
+    text = report(records)
+    assert "| net | accuracy % | balanced % | F1 % | n |" in text
+    assert "| kd | resnet8x4 | 82.00 ± 2.65 | 72.00 | 62.00 | 3 |" in text
+    assert "0 for a class that is never predicted" in text

@@ -1,7 +1,8 @@
+import json
 from pathlib import Path
 
 import pytest
-from fabricated import NAMES, RIGHT, edit, fabricate
+from fabricated import NAMES, RIGHT, edit, fabricate, unbalance
 
 from pipeline.records.results import RUN_STAGES, load_results
 from pipeline.report.terminal import WIDTH, table
@@ -49,3 +50,41 @@ def test_one_seed_has_neither_spread_nor_interval(tmp_path: Path) -> None:
     assert "[" not in row
     assert "+9.00" in row
     assert "95 % interval (none from one seed)." in text
+
+
+def test_means_over_classes_are_shown_where_the_classes_differ_in_size(records: Path) -> None:
+    def shown() -> str:
+        return table(load_results(records, **NAMES), bundles=Path("b"), report=Path("r"))
+
+    assert "balanced" not in shown()
+    unbalance(records, 70, 10, 10, 10)
+    lines = shown().splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    head, rows = " ".join(lines[0].split()), [" ".join(line.split()) for line in lines if "resnet" in line]
+    assert head == "net accuracy % balanced % F1 % n gain, points MB latency ms"
+    assert rows[0] == "big (teacher) resnet32x4 96.00 86.00 76.00 1 29.50 4.25"
+    assert rows[1] == "alone resnet8x4 72.00 ± 2.00 62.00 52.00 3 4.75 0.50"
+    assert "0 for a class that is never predicted" in " ".join(shown().split())
+
+
+def test_records_from_before_the_means_over_classes_are_shown_without_them(records: Path) -> None:
+    unbalance(records, 70, 10, 10, 10)
+    for path in (records / "evaluate").glob("*.json"):
+        record = json.loads(path.read_text())
+        for scores in (record["metrics"], record["details"]["teacher"]):
+            del scores["balanced_accuracy"], scores["macro_f1"]
+        edit(path, **record)
+    text = table(load_results(records, **NAMES), bundles=Path("b"), report=Path("r"))
+    assert "alone resnet8x4 72.00 ± 2.00 3 4.75 0.50" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("select", "words"), [("macro_f1", "macro-F1 66.60 % there"), ("loss", "cross-entropy 0.1230 there")]
+)
+def test_the_best_is_named_with_the_score_it_was_chosen_by(records: Path, select: str, words: str) -> None:
+    for path in (records / "distill").glob("*.json"):
+        record = json.loads(path.read_text())
+        record["metrics"] |= {"val_macro_f1": 0.666, "val_loss": 0.123}
+        edit(path, metrics=record["metrics"], details=record["details"] | {"select": select})
+    text = table(load_results(records, **NAMES), bundles=Path("b"), report=Path("r"))
+    assert f"* best on validation: alone ({words})" in text

@@ -85,6 +85,7 @@ PARAMS = {
     "student.net": "resnet8x4",
     "protocol.shots": "5",
 }
+BY_CLASS = ("balanced_accuracy", "macro_f1")  # which old rows lack
 VERSION_TAGS = {
     "run": "fitnet",
     "method": "fitnet",
@@ -155,10 +156,11 @@ def test_rows_and_versions_have_the_old_names_and_the_hash_of_the_code(project: 
     run = client().get_run(log(project).runs["fitnet"])
     assert own(run.data.tags) == ROW_TAGS.keys() | {"hash.code"}
     assert run.data.tags["pipeline_key"] == ROW_TAGS["pipeline_key"]  # the same executions have the same key
-    assert run.data.metrics.keys() == METRICS.keys()
+    newer = {f"{place}/{name}" for place in ("best", "evaluate") for name in BY_CLASS}
+    assert run.data.metrics.keys() == METRICS.keys() | newer
     assert run.data.params == PARAMS
     (version,) = versions()
-    assert version.tags.keys() == VERSION_TAGS.keys() | {"hash.code"}
+    assert version.tags.keys() == VERSION_TAGS.keys() | {"hash.code", "select", *BY_CLASS}
 
 
 def test_an_old_row_is_listed_among_the_others_and_stays_as_it_is(project: Path) -> None:

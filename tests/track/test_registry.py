@@ -312,3 +312,18 @@ def test_missing_rows_and_bundles_and_impossible_names_are_refused(project: Path
     shutil.rmtree(project / "bundles")
     with pytest.raises(InputError, match=r"fitnet: .*is not a bundle"):
         promote(project)
+
+
+def test_versions_that_were_chosen_by_different_scores_are_not_compared(project: Path) -> None:
+    promote(project)
+    for path in (project / "records" / "distill").glob("*.json"):
+        record = json.loads(path.read_text())
+        metrics = record["metrics"] | {"val_macro_f1": 0.9 if path.stem == "kd" else 0.5}
+        details = record["details"] | {"select": "macro_f1"}
+        fabricated.edit(path, metrics=metrics, details=details, id=f"{path.stem}, again")
+    log(project)
+    done = promote(project)
+    assert (done.run, done.alias) == ("kd", "challenger")
+    assert "version 1, was chosen by accuracy, and this one by macro_f1" in done.why
+    tags = versions()[0].tags if versions()[0].version == "2" else versions()[1].tags
+    assert (tags["select"], tags["by_val"], tags["macro_f1"]) == ("macro_f1", "0.90000", "0.62000")

@@ -46,6 +46,8 @@ def test_a_row_has_numbers_curves_settings_hashes_and_artifacts(
         {
             "best/by_val": 0.83,
             "best/top1": 0.80,
+            "best/balanced_accuracy": 0.70,
+            "best/macro_f1": 0.60,
             "best/spread": 0.01,
             "best/gain": 0.08,
             "best/latency_ms": 0.5,
@@ -113,7 +115,15 @@ def test_a_teachers_row_keeps_its_curve_and_its_final_number_apart(project: Path
     best = {
         key: value for key, value in client().get_run(run).data.metrics.items() if key.startswith("best/")
     }
-    assert best == pytest.approx({"best/top1": 0.96, "best/size_mb": 29.5, "best/params_m": 7.433})
+    assert best == pytest.approx(
+        {
+            "best/top1": 0.96,
+            "best/balanced_accuracy": 0.86,
+            "best/macro_f1": 0.76,
+            "best/size_mb": 29.5,
+            "best/params_m": 7.433,
+        }
+    )
 
 
 def test_rows_of_students_have_their_teachers_knowledge(project: Path) -> None:

@@ -194,9 +194,11 @@ def test_a_step_gets_all_that_its_batch_holds() -> None:
     world = World.make()
     batch = replace(next(world.batches(8).epoch(0)), targets=torch.eye(3)[torch.arange(8) % 3])
     batch = replace(batch, for_teacher=lambda images, index: images + index.view(-1, 1, 1, 1))
+    batch = replace(batch, class_weights=torch.ones(3))
     step = step_of(batch, QUICK, world.student, None, 3, 0.5)
     assert torch.equal(step.teacher_images, batch.images + batch.index.view(-1, 1, 1, 1))
     assert step.targets is batch.targets
+    assert step.class_weights is batch.class_weights
     assert (step.index is batch.index, step.epoch, step.progress) == (True, 3, 0.5)
 
 

@@ -157,6 +157,8 @@ def test_a_teacher_with_a_length_is_trained(given: dict[str, int]) -> None:
         ({"label_smoothing": 1.0}, r"label_smoothing\n.*less than 1"),
         ({"clip": -1.0}, r"clip\n.*greater than or equal to 0"),
         ({"decay": "norms"}, r"decay\n.*'all' or 'weights'"),
+        ({"class_balance": "oversample"}, r"class_balance\n.*'none', 'sampler' or 'weights'"),
+        ({"select": "f1"}, r"select\n.*'accuracy', 'balanced_accuracy', 'macro_f1' or 'loss'"),
         ({"patience": -1}, r"patience\n.*greater than or equal to 0"),
         ({"pretrained_lr": 0.0}, r"pretrained_lr\n.*greater than 0"),
         ({"pretrained_lr": 10.0}, r"pretrained_lr\n.*less than or equal to 1"),

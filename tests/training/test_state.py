@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 from world import QUICK, World, moved, snapshot
 
+from pipeline.records.selection import Select
 from pipeline.training import state
 from pipeline.training.recipe import TrainConfig
 
@@ -123,3 +124,32 @@ def test_a_damaged_state_file_is_reported_and_not_used(
     other.fit(other.method("ce"), state_file=tmp_path / "s")
     assert "this phase starts again" in capsys.readouterr().out
     assert not moved(snapshot(world.student.net), snapshot(other.student.net))
+
+
+SELECTED = {  # by epoch; each is best at another one
+    "val_accuracy": (0.9, 0.5, 0.5, 0.5),
+    "val_balanced_accuracy": (0.1, 0.6, 0.6, 0.2),
+    "val_macro_f1": (0.1, 0.3, 0.6, 0.5),
+    "val_loss": (2.0, 1.5, 1.0, 0.5),
+}
+
+
+@pytest.mark.parametrize(
+    ("select", "best", "epochs"),
+    [("accuracy", 1, 2), ("balanced_accuracy", 3, 4), ("macro_f1", 3, 4), ("loss", 4, 4)],
+)
+def test_select_decides_which_weights_are_best_and_how_long_patience_lasts(
+    select: Select, best: int, epochs: int
+) -> None:
+    """Of equal values, the one with the lower loss is better."""
+    world, weights = World.make(), []
+    points = iter(zip(*SELECTED.values(), strict=True))
+
+    def validate(net: nn.Module) -> dict[str, float]:
+        weights.append(snapshot(net))
+        return dict(zip(SELECTED, next(points), strict=True))
+
+    cfg = QUICK.model_copy(update={"epochs": 4, "patience": 1, "select": select})
+    curves = world.fit(world.method("ce"), cfg=cfg, validate=validate)
+    assert len(curves["epoch"]) == epochs
+    assert not moved(snapshot(world.student.net), weights[best - 1])
