@@ -219,10 +219,26 @@ def test_what_is_not_in_an_answer_of_logits_alone_cannot_be_read(read: str) -> N
         _ = answer.logit  # type: ignore[attr-defined]
 
 
-def test_cross_entropy_is_the_mean_over_the_labelled_images_however_a_batch_is_split() -> None:
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 1.0, 3.0])])
+@pytest.mark.parametrize("are_mixed", [False, True])
+def test_cross_entropy_is_the_mean_over_the_labelled_images_however_a_batch_is_split(
+    weights: Tensor | None, are_mixed: bool
+) -> None:
     logits, labels = torch.randn(8, 3), torch.tensor([0, -1, -1, 2, -1, 1, -1, -1])
     places = labels.ge(0).nonzero()[:, 0]
-    expected = F.cross_entropy(logits[places], labels[places], label_smoothing=0.1)
+    targets = torch.rand(8, 3).softmax(1) if are_mixed else None
+    shares = F.one_hot(labels[places], 3).float() if targets is None else targets[places]
+    alone = Step(
+        torch.empty(3),
+        labels[places],
+        places,
+        targets=shares if are_mixed else None,
+        label_smoothing=0.1,
+        class_weights=weights,
+    )
+    expected = alone.cross_entropy(logits[places])
+    if weights is None:
+        torch.testing.assert_close(expected, F.cross_entropy(logits[places], shares, label_smoothing=0.1))
     found = []
     for start, end in ((0, 3), (3, 8)):
         part = labels[start:end]
@@ -230,7 +246,9 @@ def test_cross_entropy_is_the_mean_over_the_labelled_images_however_a_batch_is_s
             torch.empty(len(part)),
             part,
             torch.arange(start, end),
+            targets=None if targets is None else targets[start:end],
             label_smoothing=0.1,
+            class_weights=weights,
             labelled=Labelled(part.ge(0).nonzero()[:, 0], 3 / 8),
         )
         found.append((end - start) / 8 * step.cross_entropy(logits[start:end]))

@@ -287,3 +287,27 @@ def test_a_step_whose_images_all_have_labels_gives_the_same_loss(name: str, sett
         assert losses[0].keys() == losses[1].keys()
         for term in losses[0]:
             torch.testing.assert_close(losses[0][term].value, losses[1][term].value)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "needs_labels"),
+    [
+        ("ce", {}, True),
+        ("kd", {}, False),
+        ("fitnet", {}, True),
+        ("fitnet", {"joint": True}, False),
+        ("srm", {}, True),
+        ("at", {}, False),
+        ("at", {"term_weight": 0.0}, True),
+        ("crd", {}, True),
+        ("crd", {"combine": {"name": "at"}}, False),
+        ("crd", {"combine": {"name": "aml"}}, True),
+    ],
+)
+def test_only_labels_teach_a_last_phase_without_kd_or_terms_that_need_none(
+    name: str, settings: Settings, needs_labels: bool
+) -> None:
+    world = World.make()
+    kd_weight = 1.0 if name == "kd" else 0.0
+    method = world.method(name, **settings, kd_weight=kd_weight)
+    assert method.phases(world.student)[-1].needs_labels == needs_labels
