@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
+from pipeline.project.ahead import stages_ahead
 from pipeline.project.dvc import dvc
+from pipeline.project.plan import keep_plan
 
 # what `dvc exp show` would list beside the parameters and scores that a person compares
 NOT_COMPARED = (
@@ -14,6 +16,7 @@ NOT_COMPARED = (
 
 def run() -> None:
     """Run what changed in the graph, then print the table of results."""
+    keep_plan(stages_ahead())
     if code := dvc("repro"):
         sys.exit(code)
     print(Path("reports/table.txt").read_text(), end="")
