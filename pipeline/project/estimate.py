@@ -26,15 +26,15 @@ if TYPE_CHECKING:  # so that the other commands do not load torch
 AROUND = 0.5
 STARTS = {
     "check": 1.5,
-    "prepare": 2.2,
-    "export_trial": 1.0,
-    "views": 1.0,
-    "analyse": 3.2,
-    "evaluate": 1.0,
-    "export": 6.5,
-    "benchmark": 4.5,
-    "report": 0.7,
-    "track": 5.0,
+    "prepare": 1.8,
+    "export_trial": 0.75,
+    "views": 0.7,
+    "analyse": 1.9,
+    "evaluate": 0.5,
+    "export": 4.0,
+    "benchmark": 3.1,
+    "report": 0.25,
+    "track": 3.2,
 }
 TRAINING = ("teacher", "knowledge", "pretrain", "distill")
 COPIES = 2  # of what a stage makes: in its place, and in DVC's cache

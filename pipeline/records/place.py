@@ -97,7 +97,5 @@ def _seconds(stage: Mapping[str, Any], records: Path) -> float | None:
         return float(stage["seconds"])
     kind = stage["name"].partition("@")[0]
     files = [records / f"{kind}.json", *(records / kind).glob("*.json")]
-    took = [
-        json.loads(file.read_text())["seconds"] for file in files if file.is_file() and file.stem != "names"
-    ]
+    took = [json.loads(file.read_text())["seconds"] for file in files if file.is_file()]
     return statistics.fmean(took) if took else None

@@ -1,0 +1,151 @@
+"""What a training will cost, measured on a small one."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import SmallRuns
+
+from pipeline.checkpoint import load_network_weights
+from pipeline.data.stand_in import stand_in
+from pipeline.runs import measure
+from pipeline.runs.measure import (
+    Cost,
+    PhaseCost,
+    answers_of_run,
+    measure_knowledge,
+    measure_run,
+    measure_teacher,
+)
+
+RUN: dict[str, Any] = {"teacher": "big", "student": "small", "seeds": [0, 1]}
+SETTINGS: dict[str, Any] = {
+    "data": {"source": "folder", "size": 8, "val": 0.2, "test": 0.2},
+    "protocol": {"shots": 5},
+    "train": {"epochs": 7, "batch_size": 8, "points": 3},
+    "teachers": {"big": {"net": "resnet8", "train": {"epochs": 4, "batch_size": 16, "points": 2}}},
+    "runs": {
+        "kd": RUN | {"method": {"name": "kd"}},
+        "hints": RUN | {"method": {"name": "fitnet"}, "phases": {"hint": {"steps": 11}}},
+        "codes": RUN | {"method": {"name": "srm"}},
+        "known": RUN | {"teacher": "atoms", "method": {"name": "srm"}},
+    },
+    "knowledge": {
+        "atoms": {"teacher": "big", "method": {"name": "srm"}, "phases": {"dictionary": {"epochs": 3}}}
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRuns:
+    return SmallRuns(tmp_path_factory.mktemp("small"), SETTINGS, images=60)
+
+
+@pytest.fixture(autouse=True)
+def in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SECONDS", 0.02)
+
+
+def phases(cost: Cost) -> dict[str, tuple[int, int]]:
+    """Steps and points by phase."""
+    return {phase.name: (phase.steps, phase.points) for phase in cost.phases}
+
+
+def test_steps_and_points_are_those_of_the_training(small: SmallRuns) -> None:
+    params = small.params()
+    big = params.teacher_run("big")
+    trained = small.train_teacher("big").curves["teacher"]
+    cost = measure_teacher(big, small.data)
+    assert phases(cost) == {"distill": (4 * 3, len(trained["epoch"]))}  # 36 images: 16, 16 and 4
+    for name, stage, expected in (
+        ("kd", "pretrain", {}),
+        ("kd", "distill", {"distill": (14, 3)}),
+        ("hints", "pretrain", {"hint": (11, 0)}),
+        ("hints", "distill", {"distill": (14, 3)}),
+    ):
+        cost = measure_run(params.run(name), stage, big, small.data, is_known=False)
+        assert phases(cost) == expected
+        assert cost.seeds == 2
+    small.pretrain("hints")
+    curves = small.distill("hints").curves["distill/seed-0"]
+    assert len(curves["epoch"]) == phases(cost)["distill"][1]
+
+
+def test_what_a_teacher_knows_is_not_trained_again(small: SmallRuns) -> None:
+    params = small.params()
+    big = params.teacher_run("big")
+    assert phases(measure_knowledge(params.knowledge_run("atoms"), big, small.data)) == {"dictionary": (6, 0)}
+    codes = measure_run(params.run("codes"), "pretrain", big, small.data, is_known=False)
+    known = measure_run(params.run("known"), "pretrain", big, small.data, is_known=True)
+    assert list(phases(codes)) == ["dictionary", "match"]
+    assert list(phases(known)) == ["match"]
+
+
+def test_what_is_saved_is_as_large_as_said(small: SmallRuns) -> None:
+    params = small.params()
+    small.train_teacher("big")
+    small.pretrain("kd")
+    cost = measure_run(params.run("kd"), "distill", params.teacher_run("big"), small.data, is_known=False)
+    for name, folder in (("teacher", small.place / "big"), ("student", small.place / "initial/kd/seed-0")):
+        assert cost.parameters[name] == sum(
+            tensor.numel() for tensor in load_network_weights(folder).values()
+        )
+    assert cost.memory_mb > 100
+    assert answers_of_run(params.run("kd"), params.teacher_run("big"), small.data).parameters == {
+        **cost.parameters,
+        "method": 0,
+    }
+
+
+def test_a_store_that_is_not_there_yet_costs_the_same(small: SmallRuns) -> None:
+    params = small.params()
+    found = measure_teacher(params.teacher_run("big"), stand_in(params.data).store)
+    assert phases(found) == phases(measure_teacher(params.teacher_run("big"), small.data))
+
+
+def test_a_slow_step_is_seen_and_the_warm_up_is_not(
+    small: SmallRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, slow, calls = small.params(), 0.05, []
+    real = torch.optim.AdamW.step
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        calls.append(time.perf_counter())
+        time.sleep(slow if len(calls) > measure.WARM_UP else 8 * slow)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    cost = measure_run(params.run("kd"), "distill", params.teacher_run("big"), small.data, is_known=False)
+    (phase,) = cost.phases
+    assert slow < phase.step < 2.5 * slow
+    assert cost.set_up > measure.WARM_UP * 8 * slow
+    assert len(calls) == measure.WARM_UP + measure.FEWEST
+
+
+def test_nothing_is_written_and_no_weights_are_needed(small: SmallRuns, tmp_path: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in small.place.rglob("*")}
+    params = small.params()
+    written = (small.place / "params.yaml").stat().st_mtime_ns
+    measure_run(params.run("hints"), "distill", params.teacher_run("big"), small.data, is_known=False)
+    after = {file: file.stat().st_mtime_ns for file in small.place.rglob("*")}
+    assert before | {small.place / "params.yaml": written} == after
+
+
+def test_the_seconds_of_a_stage_are_added_up() -> None:
+    phase = PhaseCost("distill", steps=100, step=0.5, points=4, validation=2.0)
+    assert phase.seconds == 58.0
+    assert Cost(seeds=3, set_up=10.0, build=1.0, phases=[phase, phase]).seconds == 10 + 2 + 3 * 2 * 58
+
+
+@pytest.mark.parametrize("name", ["resnet14", "wrn_10_1", "torchvision:resnet18"])
+def test_deep_teachers_that_nobody_trained_answer_with_numbers(name: str, small: SmallRuns) -> None:
+    teachers = json.loads(json.dumps(SETTINGS["teachers"] | {"deep": {"net": name, "input": {"size": 32}}}))
+    params = small.params(teachers=teachers)
+    kd = small.params(
+        teachers=teachers, runs={"kd": RUN | {"teacher": "deep", "method": {"name": "kd"}}}
+    ).run("kd")
+    cost = measure_run(kd, "distill", params.teacher_run("deep"), small.data, is_known=False)
+    assert cost.seconds > 0
