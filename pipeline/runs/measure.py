@@ -184,7 +184,8 @@ class _Watched:
     """The batches of a phase, until enough steps were measured."""
 
     def __init__(self, batches: Batches) -> None:
-        self.batches, self.steps, self.seconds, self.start = batches, -WARM_UP, 0.0, 0.0
+        self.batches, self.steps, self.is_over = batches, -WARM_UP, False
+        self.start = self.seconds = 0.0
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -193,17 +194,18 @@ class _Watched:
         if self._is_enough():
             return
         for batch in self.batches.epoch(n):
-            if self.steps >= 0:
-                _wait_for_device()
-                self.start = self.start or time.perf_counter()
-                self.seconds = time.perf_counter() - self.start
             if self._is_enough():
                 return
             self.steps += 1
             yield batch
 
     def _is_enough(self) -> bool:
-        return self.steps >= FEWEST and self.seconds >= SECONDS
+        if self.steps >= 0 and not self.is_over:
+            _wait_for_device()
+            self.start = self.start or time.perf_counter()
+            self.seconds = time.perf_counter() - self.start
+            self.is_over = self.steps >= FEWEST and self.seconds >= SECONDS
+        return self.is_over
 
 
 def _teacher(context: Context, run: TeacherRun) -> Tapped:

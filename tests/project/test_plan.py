@@ -1,10 +1,12 @@
 """The plan: what it says, what it writes for the stages, and how near it comes."""
 
 import json
+import os
 import re
 import time
 from collections import defaultdict
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +154,9 @@ def test_a_plan_measures_in_processes_and_says_when_it_ends(
 
 
 def test_a_process_that_is_killed_is_explained() -> None:
-    with pytest.raises(InputError, match=r"was killed: probably there is too little memory"):
-        with estimate._processes() as process:
-            process(partial(__import__("os")._exit, 9))
+    too_little = pytest.raises(InputError, match=r"was killed: probably there is too little memory")
+    with too_little, estimate._processes() as process:
+        process(partial(os._exit, 9))
 
 
 def test_a_store_that_will_be_used_is_looked_at(params: Params, tmp_path: Path) -> None:
@@ -193,7 +195,7 @@ def test_the_digits_take_what_was_planned(tmp_path: Path) -> None:
     assert running.wait() == 0
     took: dict[str, float] = defaultdict(float)
     expected: dict[str, float] = defaultdict(float)
-    for (start, name), (end, _) in zip(moments, moments[1:], strict=False):
+    for (start, name), (end, _) in pairwise(moments):
         took[name.partition("@")[0]] += end - start
         expected[name.partition("@")[0]] += planned[name]
     table = {kind: (round(expected[kind], 1), round(seconds, 1)) for kind, seconds in took.items()}

@@ -1,8 +1,8 @@
 """What a training will cost, measured on a small one."""
 
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,23 +106,25 @@ def test_a_store_that_is_not_there_yet_costs_the_same(small: SmallRuns) -> None:
     assert phases(found) == phases(measure_teacher(params.teacher_run("big"), small.data))
 
 
-def test_a_slow_step_is_seen_and_the_warm_up_is_not(
-    small: SmallRuns, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    params, slow, calls = small.params(), 0.05, []
+def test_the_warm_up_is_no_part_of_a_step(small: SmallRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that only the optimizer moves: by 8 in a step of the warm-up, and by 2 in each later one."""
+    params, moments = small.params(), [100.0]
     real = torch.optim.AdamW.step
 
     def step(*args: Any, **kwargs: Any) -> Any:
-        calls.append(time.perf_counter())
-        time.sleep(slow if len(calls) > measure.WARM_UP else 8 * slow)
+        moments.append(moments[-1] + (8.0 if len(moments) <= measure.WARM_UP else 2.0))
         return real(*args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: moments[-1]))
     cost = measure_run(params.run("kd"), "distill", params.teacher_run("big"), small.data, is_known=False)
     (phase,) = cost.phases
-    assert slow < phase.step < 2.5 * slow
-    assert cost.set_up > measure.WARM_UP * 8 * slow
-    assert len(calls) == measure.WARM_UP + measure.FEWEST
+    assert (phase.step, cost.set_up) == (2.0, measure.WARM_UP * 8.0)
+    assert len(moments) - 1 == measure.WARM_UP + measure.FEWEST
+    monkeypatch.setattr(measure, "SECONDS", 19.0)
+    del moments[1:]
+    measure_run(params.run("kd"), "distill", params.teacher_run("big"), small.data, is_known=False)
+    assert len(moments) - 1 == measure.WARM_UP + 10
 
 
 def test_nothing_is_written_and_no_weights_are_needed(small: SmallRuns, tmp_path: Path) -> None:
