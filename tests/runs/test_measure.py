@@ -9,9 +9,11 @@ import pytest
 import torch
 from small_runs import SmallRuns
 
+import pipeline.training.loop as training
 from pipeline.checkpoint import load_network_weights
 from pipeline.data.stand_in import stand_in
 from pipeline.runs import measure
+from pipeline.runs.context import Context
 from pipeline.runs.measure import (
     Cost,
     PhaseCost,
@@ -151,3 +153,29 @@ def test_deep_teachers_that_nobody_trained_answer_with_numbers(name: str, small:
     ).run("kd")
     cost = measure_run(kd, "distill", params.teacher_run("deep"), small.data, is_known=False)
     assert cost.seconds > 0
+
+
+def test_weights_stay_as_they_are(small: SmallRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its real rate, a student of a teacher that nobody trained could diverge."""
+    moved = []
+
+    def fit(*args: Any, student: Any, **options: Any) -> Any:
+        before = [parameter.detach().clone() for parameter in student.net.parameters()]
+        curves = training.fit(*args, student=student, **options)
+        pairs = zip(before, student.net.parameters(), strict=True)
+        moved.append(max((new - old).abs().max().item() for old, new in pairs))
+        return curves
+
+    monkeypatch.setattr(measure, "fit", fit)
+    params = small.params()
+    measure_run(params.run("kd"), "distill", params.teacher_run("big"), small.data, is_known=False)
+    assert 0 <= moved[0] < 1e-6
+
+
+def test_a_deep_teacher_that_nobody_trained_answers_with_usual_numbers(small: SmallRuns) -> None:
+    params = small.params(teachers={"big": {"net": "resnet110"}})
+    context = Context.of_students(small.data, params.protocol, params.augment)
+    teacher = measure._teacher(context, params.teacher_run("big"))
+    logits = teacher.net(context.images(context.subset.rows[:16], teacher.input))
+    assert 0.01 < logits.std() < 10
+    assert not teacher.net.training
