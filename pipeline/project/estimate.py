@@ -218,7 +218,7 @@ def _silently(function: "Callable[[], Cost | None]") -> "Cost | None":
 
 
 def _mapped_mb(process: int) -> float:
-    """How much of the files that are mapped, such as libraries, a process has read: a fork does not count it."""
+    """How much a process has read of the files that it maps, such as libraries. Its forks do not count it."""
     (line,) = re.findall(r"^RssFile:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
     return float(line) / 1000
 
