@@ -15,7 +15,7 @@ TESTS ?= tests
 PORT ?= 5000
 MODEL ?= folder-to-student
 
-.PHONY: help setup run tries track ui live promote balance test test-all test-oldest docs check format lock
+.PHONY: help setup plan run tries track ui live promote balance test test-all test-oldest docs check format lock
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ $(STAMP): requirements.lock $(UV_STAMP)
 
 .dvc/plots/page.html: pipeline/project/plots_page.py $(STAMP)
 	@$(BIN)/python -m pipeline.project.plots_page $@
+
+plan: setup  ## what `make run` would do, how long it would take, how much memory and disk it would need
+	@$(PROJECT) plan
 
 run: setup  ## the whole graph on params.yaml, then the table of results
 	@$(PROJECT) run

@@ -23,6 +23,7 @@ from pipeline.params import Params, load_params
 from pipeline.project.dependencies import ROOT, listing
 from pipeline.records.record import Record, recording
 from pipeline.records.results import is_unbalanced, read_record
+from pipeline.records.ticker import counting
 from pipeline.runs.knowledge import learn_knowledge
 from pipeline.runs.student import distill, pretrain
 from pipeline.runs.teacher import train_teacher
@@ -39,8 +40,8 @@ class Comparison:
     def prepare(self) -> None:
         """The images, the teachers, and what is learned from a teacher alone."""
         if not self.data.exists():
-            with atomic_folder(self.data) as folder:
-                prepare(self.params.data, folder, progress=True)
+            with atomic_folder(self.data) as folder, counting("decode") as on_decoded:
+                prepare(self.params.data, folder, on_decoded=on_decoded)
         for name in self.params.teachers:
             if (file := self.missing("teacher", name)) is not None:
                 run = self.params.teacher_run(name)

@@ -6,13 +6,12 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from pipeline.data import decode, sources, splits
 from pipeline.data.noise import noisy
@@ -24,6 +23,7 @@ from pipeline.settings import InputError
 
 CHUNK_BYTES = 1 << 23
 MAX_THREADS = 8  # more threads only wait for the interpreter when pictures are small
+OnDecoded = Callable[[int, int], None]  # gets how many of how many pictures are decoded
 MIN_STD = 1 / 255  # for a channel that never changes; dividing by 0 would fail
 
 
@@ -36,7 +36,7 @@ class _Row:
     entry: Entry
 
 
-def prepare(cfg: DataConfig, out: Path, *, progress: bool = False) -> Manifest:
+def prepare(cfg: DataConfig, out: Path, *, on_decoded: OnDecoded = lambda done, total: None) -> Manifest:
     """Write the pictures that `cfg` names as a data store into the folder `out`, and return its manifest.
 
     The same pictures and settings give the same bytes. In memory are all hashes, but only a few pictures.
@@ -45,7 +45,7 @@ def prepare(cfg: DataConfig, out: Path, *, progress: bool = False) -> Manifest:
     _check(source, source.items)
     out.mkdir(parents=True, exist_ok=True)
     staged = out / "staged.bin"  # in the order of the source: the order of rows needs every hash
-    entries = _decode_all(source, cfg, staged, progress)
+    entries = _decode_all(source, cfg, staged, on_decoded)
     distinct = splits.distinct(entries)
     rows = _rows(cfg, source, entries, distinct.remaining)
     labels = np.array([row.entry.label for row in rows], dtype=np.int64)
@@ -112,7 +112,7 @@ def _count_classes(source: Source, rows: list[_Row]) -> dict[str, dict[str, int]
     }
 
 
-def _decode_all(source: Source, cfg: DataConfig, staged: Path, progress: bool) -> list[Entry]:
+def _decode_all(source: Source, cfg: DataConfig, staged: Path, on_decoded: OnDecoded) -> list[Entry]:
     """Write every picture to its place in the file `staged`, and return an entry for each."""
     stride = cfg.size * cfg.size * cfg.channels
     count = len(source.items)
@@ -132,14 +132,13 @@ def _decode_all(source: Source, cfg: DataConfig, staged: Path, progress: bool) -
         with (
             warnings.catch_warnings(),
             ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool,
-            tqdm(total=count, desc="decode", unit="img", disable=None if progress else True) as bar,
         ):
             # Pillow's warnings do not name the file; what matters raises an error
             warnings.filterwarnings("ignore", module="PIL")
             for results in pool.map(decode_chunk, range(0, count, chunk)):
                 entries += [each for each in results if isinstance(each, Entry)]
                 broken += [each for each in results if isinstance(each, str)]
-                bar.update(len(results))
+                on_decoded(len(entries) + len(broken), count)
     finally:
         os.close(handle)
     if broken:

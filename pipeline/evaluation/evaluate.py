@@ -83,4 +83,5 @@ def _test_images(store: Store, classes: Sequence[int]) -> Subset:
 def _logits(store: Store, folder: Path, rows: np.ndarray) -> np.ndarray:
     net, facts = load_network(folder)
     input = Input.from_facts(facts["input"])
-    return logits_of(Deployable(net, input.mean, input.std).predict, Seen(store.images, input.size), rows)
+    predict = Deployable(net, input.mean, input.std).predict
+    return logits_of(predict, Seen(store.images, input.size), rows, progress=True)

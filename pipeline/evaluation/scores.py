@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.data.seen import Seen, images_at_once
+from pipeline.records.ticker import counting
 from pipeline.settings import InputError
 
 BINS = 15
@@ -26,17 +27,13 @@ def logits_of(
     rows = np.asarray(rows, dtype=np.int64)
     if rows.size == 0:
         raise InputError("There are no images to evaluate: the chosen split has no rows.")
-    from tqdm import tqdm
-
     batch_size = batch_size or images_at_once(images.shape[1], most=256)
-    starts = tqdm(
-        range(0, len(rows), batch_size),
-        desc="evaluate",
-        unit="batch",
-        disable=None if progress else True,
-        leave=False,
-    )
-    return np.concatenate([predict(images[rows[start : start + batch_size]]) for start in starts])
+    answered = []
+    with counting("evaluate", shown=progress) as on_answered:
+        for start in range(0, len(rows), batch_size):
+            answered.append(predict(images[rows[start : start + batch_size]]))
+            on_answered(min(start + batch_size, len(rows)), len(rows))
+    return np.concatenate(answered)
 
 
 @dataclass(frozen=True)

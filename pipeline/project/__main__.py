@@ -6,10 +6,11 @@ from pipeline.project.balance import balance
 from pipeline.project.command import command
 from pipeline.project.graph import run, track, tries
 from pipeline.project.live import live
+from pipeline.project.plan import plan
 from pipeline.project.promote import promote
 from pipeline.project.ui import ui
 
-COMMANDS = {each.__name__: each for each in (run, tries, track, ui, live, promote, balance)}
+COMMANDS = {each.__name__: each for each in (plan, run, tries, track, ui, live, promote, balance)}
 
 
 def main(arguments: list[str]) -> None:

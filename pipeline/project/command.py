@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 
+from pipeline.records.place import here
 from pipeline.settings import InputError
 
 FIRST = (
@@ -26,6 +27,8 @@ def command(
         has_default = parameter.default is not parameter.empty
         default = parameter.default if has_default else None
         parser.add_argument(f"--{name}", type=parameter.annotation, required=not has_default, default=default)
+    if FIRST and (place := here()):
+        print(f"[{place.at(0.0)}]", flush=True)
     try:
         function(**vars(parser.parse_args(arguments)))
     except InputError as error:  # printed by every process, since it may concern one alone

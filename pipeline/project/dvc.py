@@ -5,15 +5,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipeline.settings import InputError
+
 BIN = Path(sys.executable).parent
 
 
 def dvc(*arguments: str) -> int:
     """Run dvc with this Python first on the PATH, since stages are run as `python -m ...`; its exit code."""
-    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
-    with subprocess.Popen([BIN / "dvc", *arguments], env=environment) as process:  # noqa: S603
+    with subprocess.Popen([BIN / "dvc", *arguments], env=_environment()) as process:  # noqa: S603
         while True:
             try:
                 return process.wait()
             except KeyboardInterrupt:  # the terminal sent it to dvc too, which stops in its own way
                 continue
+
+
+def printed_by_dvc(*arguments: str) -> str:
+    """What a dvc command that changes nothing prints."""
+    done = subprocess.run(  # noqa: S603
+        [BIN / "dvc", *arguments], env=_environment(), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise InputError(f"`dvc {' '.join(arguments)}` failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}

@@ -3,17 +3,20 @@
 import sys
 from pathlib import Path
 
+from pipeline.project.ahead import stages_ahead
 from pipeline.project.dvc import dvc
+from pipeline.project.plan import keep_plan
 
 # what `dvc exp show` would list beside the parameters and scores that a person compares
 NOT_COMPARED = (
     r"(data|models|my_nets|pipeline|plots|records|reports|stages)(/|$)|params\.yaml$"
-    r"|metrics/evaluate/.*:(?!accuracy)|metrics/benchmark/"
+    r"|metrics/evaluate/.*:(?!accuracy|balanced_accuracy|macro_f1)|metrics/benchmark/"
 )
 
 
 def run() -> None:
     """Run what changed in the graph, then print the table of results."""
+    keep_plan(stages_ahead())
     if code := dvc("repro"):
         sys.exit(code)
     print(Path("reports/table.txt").read_text(), end="")

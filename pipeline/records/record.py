@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.files import atomic_file
 from pipeline.records.energy import Energy, metered, other_accelerator
+from pipeline.records.place import here
 from pipeline.settings import InputError
 
 SCHEMA = 3  # of the fields below, and of the keys of `details`
@@ -74,6 +75,8 @@ def recording(
     record.started, record.finished = (moment.isoformat(timespec="milliseconds") for moment in (start, end))
     record.seconds = round((end - start).total_seconds(), 3)
     record.environment |= environment()
+    if (place := here()) and place.planned is not None:
+        record.details["planned_seconds"] = round(place.planned, 1)
     if energy.joules:
         record.details["energy_j"] = energy.joules
     if energy.complete:

@@ -55,6 +55,12 @@ def note(costs: Sequence[Cost]) -> str:
     return f"{times} {energy}"
 
 
+def planned(record: Record) -> str:
+    """The seconds that `make plan` expected of a stage; empty if there was no plan when it ran."""
+    seconds = record.details.get("planned_seconds")
+    return "" if seconds is None else f"{seconds:.1f}"
+
+
 def _cost(name: str, records: Mapping[str, Record]) -> Cost:
     curves = [
         curve for record in records.values() for curve in record.curves.values() if curve.get("seconds")

@@ -171,10 +171,12 @@ def _exports(results: Results, bundles: str) -> str:
 
 
 def _provenance(results: Results) -> str:
-    lines: list[list[str]] = [["stage", "record", "finished", "seconds", "outputs"]]
+    has_plan = ["planned"] if any(map(costs.planned, results.records)) else []
+    lines: list[list[str]] = [["stage", "record", "finished", "seconds", *has_plan, "outputs"]]
     for record in results.records:
         outputs = ", ".join(f"{_safe(name)} `{digest[:12]}`" for name, digest in record.outputs.items())
         times = [record.finished[:19], f"{record.seconds:.1f}"]
+        times += [costs.planned(record)] if has_plan else []
         lines.append([f"{record.stage} {record.name}", _code(record.id[:8]), *times, _Markdown(outputs)])
     return f"Machines and versions:\n\n{_bullets(environments(results))}\n\n{_table(lines)}"
 

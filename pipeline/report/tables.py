@@ -174,15 +174,17 @@ def settings(results: Results) -> Table:
 
 
 def stages(results: Results) -> Table:
-    rows = []
+    """With what the plan expected, if there was a plan when one of them ran."""
+    has_plan, rows = any(map(costs.planned, results.records)), []
     for record in results.records:
         outputs = Markup(", ").join(
             Markup("{} <code>{}</code>").format(name, digest[:12]) for name, digest in record.outputs.items()
         )
         finished = record.finished[:19].replace("T", " ")
         short_id = Markup("<code>{}</code>").format(record.id[:8])
-        rows.append([f"{record.stage} {record.name}", short_id, finished, outputs, f"{record.seconds:.1f}"])
-    head = ["", "record", "finished", "outputs", "seconds"]
+        took = [f"{record.seconds:.1f}", *([costs.planned(record)] if has_plan else [])]
+        rows.append([f"{record.stage} {record.name}", short_id, finished, outputs, *took])
+    head = ["", "record", "finished", "outputs", "seconds", *(["planned"] if has_plan else [])]
     return Table("Every stage that ran", head, rows, text_columns=4)
 
 

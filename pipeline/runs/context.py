@@ -52,18 +52,18 @@ class Context:
         self._validation: dict[int, Tensor] = {}  # its pixels, by their size
 
     @classmethod
-    def of_teacher(cls, data: Path, protocol: ProtocolConfig, augment: AugmentConfig) -> "Context":
+    def of_teacher(cls, data: Path | Store, protocol: ProtocolConfig, augment: AugmentConfig) -> "Context":
         """A teacher learns from the whole training split of its classes, with the labels of the store."""
-        store = Store.open(data)
+        store = data if isinstance(data, Store) else Store.open(data)
         teacher_classes, student_classes = class_sets(store.classes, protocol)
         everything = ProtocolConfig(class_overlap=protocol.class_overlap, class_seed=protocol.class_seed)
         subset = _train_subset(store, everything, teacher_classes)
         return cls(store, subset, augment, is_cross_task=teacher_classes != student_classes)
 
     @classmethod
-    def of_students(cls, data: Path, protocol: ProtocolConfig, augment: AugmentConfig) -> "Context":
+    def of_students(cls, data: Path | Store, protocol: ProtocolConfig, augment: AugmentConfig) -> "Context":
         """Students learn from the train subset that the protocol draws."""
-        store = Store.open(data)
+        store = data if isinstance(data, Store) else Store.open(data)
         teacher_classes, student_classes = class_sets(store.classes, protocol)
         subset = _train_subset(store, protocol, student_classes)
         return cls(store, subset, augment, is_cross_task=teacher_classes != student_classes)

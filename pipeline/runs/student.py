@@ -159,6 +159,7 @@ def _train(
 ) -> dict[str, Curves]:
     """The curves of one phase under their name."""
     seed, curve = trainee.seed, f"{phase.name}/seed-{trainee.seed}"
+    which = f" ({run.seeds.index(seed) + 1} of {len(run.seeds)})" if len(run.seeds) > 1 else ""
     curves = train_phase(
         context,
         trainee,
@@ -167,7 +168,7 @@ def _train(
         validate=validate,
         folder=folder / f"seed-{seed}",
         curve=curve,
-        label=f"{run.name} seed {seed}",
+        label=f"{run.name} seed {seed}{which}",
         on_point=on_point,
     )
     return {curve: curves}

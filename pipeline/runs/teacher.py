@@ -35,7 +35,7 @@ def train_teacher(
     depends = {"settings": run.settings, "inputs": result.inputs, "classes": context.subset.classes}
     with work_folder(work, "teacher", run.name, depends, is_main=context.is_main) as folder:
         torch.manual_seed(SEED)
-        teacher = _start(context, run)
+        teacher = start_teacher(context, run)
         if run.cfg.train.is_trained:
             result.curves["teacher"] = _train(context, run, teacher, folder, on_point)
         result.metrics = context.validate(teacher.net, teacher.input)
@@ -50,7 +50,7 @@ def train_teacher(
     return result
 
 
-def _start(context: Context, run: TeacherRun) -> Tapped:
+def start_teacher(context: Context, run: TeacherRun) -> Tapped:
     """The network with its first weights, for the classes of the data."""
     cfg, field = run.cfg, f"teachers.{run.name}"
     input = context.input_of(cfg, cfg.start.source, field)
@@ -94,7 +94,7 @@ def _train(context: Context, run: TeacherRun, teacher: Tapped, folder: Path, on_
     return train_phase(
         context,
         Trainee(SEED, teacher, None, method),
-        _phase(run, teacher, method),
+        teacher_phase(run, teacher, method),
         run.cfg.train,
         folder=folder,
         curve="teacher",
@@ -104,7 +104,7 @@ def _train(context: Context, run: TeacherRun, teacher: Tapped, folder: Path, on_
     )
 
 
-def _phase(run: TeacherRun, teacher: Tapped, method: Method[Any]) -> Phase:
+def teacher_phase(run: TeacherRun, teacher: Tapped, method: Method[Any]) -> Phase:
     """The one phase of learning labels: of the whole network, or of its classifier."""
     (phase,) = method.phases(teacher)
     if run.cfg.train.part == "all":

@@ -6,18 +6,18 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from pipeline.data.batches import Batch, Batches
 from pipeline.methods import Loss, Method, Phase
 from pipeline.records.record import Curves
+from pipeline.records.ticker import Ticker
 from pipeline.settings import InputError
 from pipeline.taps import Step, Tapped
 from pipeline.training.monitor import Means, Shares, gradient_shares
@@ -64,7 +64,7 @@ def fit(
     state.load(state_file)
     autocast = partial(cfg.autocast, accelerator.device.type)
     epochs_per_point = -(-epochs // cfg.points)
-    bar = _progress_bar(label, steps, state.epoch * per_epoch, shown=accelerator.is_main_process)
+    ticker = Ticker(label, steps, done=state.epoch * per_epoch, shown=accelerator.is_main_process)
 
     for epoch in range(state.epoch, epochs):
         if state.is_over:
@@ -90,7 +90,7 @@ def fit(
             schedule.step()
             if average is not None:
                 average.update_parameters(student.net)
-            bar.update()
+            ticker.advance(images=len(batch.index) * accelerator.num_processes)
         if (epoch + 1) % epochs_per_point and epoch + 1 < epochs:
             continue
         _average_buffers(student.net, accelerator)
@@ -104,14 +104,14 @@ def fit(
         )
         if validate is not None:
             point |= _of_main(validate(net), accelerator)
-            bar.set_postfix(val=f"{point['val_accuracy']:.1%}")
         point["seconds"] = time.perf_counter() - started
         state.add_point(epoch + 1, point, net)
+        ticker.tell(_facts(point, steps / per_epoch))
         if on_point is not None:
             on_point(state.curves)
         if accelerator.is_main_process and (state.is_over or state.is_due()):
             state.save(state_file)
-    bar.close()
+    ticker.close()
     student.net.load_state_dict(state.best)
     return state.curves
 
@@ -177,9 +177,10 @@ def _averaged(net: nn.Module, cfg: TrainConfig) -> AveragedModel | None:
     return AveragedModel(net, multi_avg_fn=ema, use_buffers=True)
 
 
-def _progress_bar(label: str, total: int, done: int, *, shown: bool) -> "tqdm[Never]":
-    hidden = None if shown else True  # None: tqdm shows the bar on a terminal only
-    return tqdm(total=total, initial=done, desc=label, disable=hidden, leave=False)
+def _facts(point: Mapping[str, float], epochs: float) -> str:
+    """What a person wants to know at a point of the curves."""
+    reached = f", validation accuracy {point['val_accuracy']:.1%}" if "val_accuracy" in point else ""
+    return f"epoch {round(point['epoch'], 2):g} of {round(epochs, 2):g}{reached}"
 
 
 def _weighted_sum(loss: Loss, phase: Phase) -> Tensor:

@@ -62,8 +62,15 @@ def fail(monkeypatch: pytest.MonkeyPatch, module: ModuleType, *, code: int) -> l
     return calls
 
 
-def test_a_graph_that_fails_shows_no_old_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def nothing_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").touch()
+    monkeypatch.setattr(graph, "stages_ahead", list)
+
+
+@pytest.mark.usefixtures("nothing_ahead")
+def test_a_graph_that_fails_shows_no_old_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports/table.txt").write_text("the table\n")
     calls = fail(monkeypatch, graph, code=255)
@@ -73,10 +80,10 @@ def test_a_graph_that_fails_shows_no_old_table(tmp_path: Path, monkeypatch: pyte
     assert calls == [("repro",)]
 
 
+@pytest.mark.usefixtures("nothing_ahead")
 def test_the_table_is_printed_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports/table.txt").write_text("the table\n")
     monkeypatch.setattr(graph, "dvc", lambda *arguments: 0)

@@ -375,6 +375,14 @@ def test_an_analysis_is_shown(records: Path) -> None:
     assert "analyse kd" in page.table("Every stage that ran")
 
 
+def test_what_was_planned_stands_beside_what_it_took(records: Path) -> None:
+    title, file = "Every stage that ran", records / "distill/kd.json"
+    assert "planned" not in Page(html(records)).table(title)["distill kd"]
+    edit(file, details=json.loads(file.read_text())["details"] | {"planned_seconds": 77.0})
+    table = Page(html(records)).table(title)
+    assert (table["distill kd"]["planned"], table["evaluate kd"]["planned"]) == ("77.0", "")
+
+
 def test_an_analysis_that_params_do_not_ask_for_is_not_shown(records: Path) -> None:
     analyse(records, "kd", cka=0.82, sm_score=14.8)
     assert "Inside the methods" not in html(records)

@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fabricated import NAMES, RIGHT, VALIDATION, fabricate, save_predictions, unbalance
+from fabricated import NAMES, RIGHT, VALIDATION, edit, fabricate, save_predictions, unbalance
 
 from pipeline.evaluation.predictions import load_predictions
 from pipeline.records.results import load_results
@@ -37,6 +37,15 @@ def test_a_gain_that_may_be_chance_is_called_so(tmp_path: Path) -> None:
 def test_a_gain_of_one_seed_may_be_chance(tmp_path: Path) -> None:
     text = report(fabricate(tmp_path / "records", right={name: scores[:1] for name, scores in RIGHT.items()}))
     assert "One seed gives no interval, so this may be chance." in text
+
+
+def test_what_was_planned_stands_beside_what_it_took(records: Path) -> None:
+    assert "| seconds | outputs |" in report(records)
+    file = records / "distill/kd.json"
+    edit(file, details=json.loads(file.read_text())["details"] | {"planned_seconds": 77.0})
+    assert "| seconds | planned | outputs |" in report(records)
+    assert re.search(r"^\| distill kd .*\| 77\.0 \|", report(records), re.MULTILINE)
+    assert re.search(r"^\| evaluate kd .*\|  \|", report(records), re.MULTILINE)
 
 
 def test_it_has_data_classes_exports_and_provenance(records: Path) -> None:

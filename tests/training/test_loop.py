@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from world import QUICK, World, moved, snapshot
 
 from pipeline.methods import Method, MethodConfig, Terms
+from pipeline.records import ticker
 from pipeline.records.record import Curves
 from pipeline.taps import Step, Tapped
 from pipeline.training.loop import fit, step_of
@@ -57,6 +59,20 @@ def test_the_student_ends_with_its_best_weights_on_validation() -> None:
     assert curves["val_accuracy"] == [0.2, 0.9, 0.9, 0.5]
     assert not moved(seen[2], snapshot(world.student.net))  # of two equal accuracies the lower loss
     assert moved(seen[1], seen[2])
+
+
+def test_a_log_says_how_far_a_training_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ticker, "EVERY", 0.0)
+    world = World.make(n=16)
+    cfg = QUICK.model_copy(update={"epochs": 0, "steps": 3})
+    scores = {"val_accuracy": 0.5, "val_loss": 1.0}
+    world.fit(world.method("ce"), cfg=cfg, validate=lambda net: scores, label="kd seed 0 distill")
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("kd seed 0 distill: epoch 1 of 1.5, validation accuracy 50.0%, ")
+    assert last.startswith("kd seed 0 distill: epoch 1.5 of 1.5, ")
+    assert re.search(r", [\d,]+ images/s, about 1 s left$", last)
 
 
 def test_without_validation_the_student_ends_with_its_last_weights() -> None:

@@ -1,0 +1,64 @@
+"""What `dvc repro` will do: its stages in the order in which it takes them, and which of them will run."""
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.project.dvc import dvc, printed_by_dvc
+
+State = Literal["runs", "up to date", "cached"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str  # as DVC calls it, such as distill@kd
+    state: State
+
+    @property
+    def kind(self) -> str:
+        return self.name.partition("@")[0]
+
+    @property
+    def key(self) -> str:
+        return self.name.partition("@")[2]
+
+
+def stages_ahead() -> list[Stage]:
+    """All stages. `check` runs first, because only it knows which code has changed; ends with its exit code.
+
+    A stage is also counted as one that runs if a stage before it runs: nobody can know whether that will
+    change anything for it.
+    """
+    if code := dvc("repro", "-q", "check"):
+        sys.exit(code)
+    changed = set(json.loads(printed_by_dvc("status", "--json")))
+    dry = printed_by_dvc("repro", "--dry", "--ignore-errors") if changed else ""
+    cached = set(re.findall(r"^Stage '([^']+)' is cached", dry, flags=re.MULTILINE))
+    return states(*read_dot(printed_by_dvc("dag", "--dot")), changed=changed, cached=cached)
+
+
+def read_dot(text: str) -> tuple[list[str], dict[str, list[str]]]:
+    """From the graph that DVC draws: its stages, and for each those that must come before it."""
+    order = re.findall(r'^"([^"]+)";', text, flags=re.MULTILINE)
+    before: dict[str, list[str]] = {name: [] for name in order}
+    for first, then in re.findall(r'^"([^"]+)" -> "([^"]+)";', text, flags=re.MULTILINE):
+        before[then].append(first)
+    return order, before
+
+
+def states(
+    order: Sequence[str], before: Mapping[str, Sequence[str]], *, changed: set[str], cached: set[str]
+) -> list[Stage]:
+    """`changed`: stages whose own inputs or outputs have changed. `cached`: DVC kept what they would make."""
+    found: dict[str, State] = {}
+    for name in order:
+        if any(found[other] != "up to date" for other in before[name]):
+            found[name] = "runs"
+        elif name in changed:
+            found[name] = "cached" if name in cached else "runs"
+        else:
+            found[name] = "up to date"
+    return [Stage(name, state) for name, state in found.items()]
