@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.scores import confidence
+from pipeline.export.calibration import confidence
 from pipeline.files import atomic_file
 from pipeline.settings import InputError
 

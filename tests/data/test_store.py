@@ -64,6 +64,7 @@ def test_the_manifest_counts_images_and_holds_the_settings(root: Path, tmp_path:
         "source": "folder",
         "size": 8,
         "channels": 3,
+        "square": "crop",
         "val": 0.1,
         "test": 0.3,
         "split_seed": 5,
