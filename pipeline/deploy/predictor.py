@@ -16,8 +16,8 @@ from pipeline.deploy.runtime import CPU, session
 
 UNKNOWN = "unknown"  # the label of an answer that is not sure enough
 BATCH = 64  # most images that run at once: more are not faster and cost memory
-# Enough to notice a broken runtime or another student, in a few milliseconds of every start. `verify` runs all
-# golden images: of large pictures they would take longer than everything else that loading does.
+# Enough to notice a broken runtime or another student. `verify` runs all golden images: if they are large,
+# that takes longer than everything else that loading does.
 GOLDEN_AT_LOAD = 2
 # Largest difference from the golden logits, as a share of the largest logit. float32: rounding of torch and
 # onnxruntime. int8: rounding on another CPU too.

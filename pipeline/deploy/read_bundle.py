@@ -134,16 +134,15 @@ class Bundle:
         where = str(self.folder / "golden.npz")
         arrays = _arrays(self.read("golden.npz"), where)
         images = self._golden_images(arrays, where)
-        logits, probabilities = (
-            {
-                format: self._golden_answers(arrays, f"{kind}_{GOLDEN[format]}", len(images), where)
-                for format in formats
-            }
-            for kind, formats in (
-                ("logits", self.formats),
-                ("probabilities", self.formats if self.is_calibrated else []),
-            )
-        )
+        count, calibrated = len(images), self.formats if self.is_calibrated else []
+        logits = {
+            format: self._golden_answers(arrays, f"logits_{GOLDEN[format]}", count, where)
+            for format in self.formats
+        }
+        probabilities = {
+            format: self._golden_answers(arrays, f"probabilities_{GOLDEN[format]}", count, where)
+            for format in calibrated
+        }
         for answers in logits.values():
             if (answers == answers[:1]).all():
                 raise BundleError(

@@ -129,7 +129,7 @@ def _answers(predictor: Predictor, golden: Golden) -> Check:
 
 
 def _probabilities(predictor: Predictor, golden: Golden) -> Check:
-    """Those of the golden answers must be those of the temperature. Loading compares the file's own with it."""
+    """Are the golden probabilities those of the temperature? Loading compares the file's own with it."""
     want, temperature = golden.probabilities[predictor.format], predictor.bundle.temperature
     difference = float(np.abs(predictor.run(golden.images)[1] - want).max())
     is_same = are_probabilities(want, golden.logits[predictor.format], temperature)
