@@ -23,6 +23,7 @@ LARGEST = {"bundle.json": 4 << 20, "golden.npz": 64 << 20}
 GOLDEN: dict[Format, str] = {"onnx": "fp32", "int8": "int8"}  # ends of the names in golden.npz
 LARGEST_MODEL = 2 << 30  # protobuf allows no more
 LARGEST_SIDE = 4096  # pixels
+DEEPEST = 40  # objects and lists inside of each other; ours are at most ten
 # how a picture becomes a square, as fields of the transform
 SQUARES: dict[str, dict[str, Any]] = {
     "crop": {"crop": "largest centred square"},
@@ -262,7 +263,16 @@ def _text(facts: Mapping[str, Any]) -> str:
     return json.dumps(facts, indent=2, allow_nan=False) + "\n"
 
 
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether more than this many objects and lists are inside of each other."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if inner is None:
+        return False
+    return levels == 0 or any(_is_deeper(each, levels - 1) for each in inner)
+
+
 def _check(facts: Mapping[str, Any]) -> None:
+    _demand(not _is_deeper(facts, DEEPEST), f"it is nested more than {DEEPEST} levels deep")
     _check_interface(facts)
     for name, entry in facts["files"].items():
         is_plain = NAME.fullmatch(name) is not None and name != "bundle.json"

@@ -110,8 +110,7 @@ def build_bundle(
     model = Deployable(plain_pools(_without_hooks(net)), mean, std)
     parity.assert_still(model)
     images = np.asarray(test.images[: cfg.parity_images])
-    _, size, _, channels = images.shape
-    description = _description(classes, mean, std, transform(size, channels, kept, square))
+    description = _description(classes, mean, std, test.images, kept, square)
     calibrated = _calibrate((trained, model), validation, test) if cfg.calibrate_probabilities else {}
     description |= {"temperature": trained.temperature} if calibrated else {}
     out.mkdir(parents=True, exist_ok=True)
@@ -150,9 +149,8 @@ def build_bundle(
     return _seal(out, facts)
 
 
-def transform(size: int, channels: int, kept: int | None, square: Square = "crop") -> dict[str, Any]:
+def transform(size: int, channels: int, kept: int, square: Square = "crop") -> dict[str, Any]:
     """What `data.decode` does to any picture: in words, and in the fields that a predictor reads."""
-    kept = kept or size
     return {
         "words": (
             "Turn the picture upright by its EXIF orientation, lay transparency on white, convert it to RGB, "
@@ -245,14 +243,20 @@ class _Files:
 
 
 def _description(
-    classes: Sequence[str], mean: Sequence[float], std: Sequence[float], way: Mapping[str, Any]
+    classes: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    images: Images,
+    kept: int | None,
+    square: Square,
 ) -> dict[str, Any]:
-    """What bundle.json and the metadata of the exported files both say. `way` is the transform."""
+    """What bundle.json and the metadata of the exported files both say."""
+    _, size, _, channels = images.shape
     return {
         "schema": SCHEMA,
         "classes": list(classes),
-        "input": {"size": way["size"], "channels": len(mean), "dtype": "uint8", "layout": "NHWC"},
-        "transform": dict(way),
+        "input": {"size": size, "channels": channels, "dtype": "uint8", "layout": "NHWC"},
+        "transform": transform(size, channels, kept or size, square),
         "mean": [float(x) for x in mean],
         "std": [float(x) for x in std],
         "outputs": list(OUTPUTS),
