@@ -14,6 +14,7 @@ from fabricated import (
     RIGHT,
     VALIDATION,
     analyse,
+    calibrate,
     crowd,
     edit,
     fabricate,
@@ -496,3 +497,19 @@ def test_a_page_of_forty_runs_and_a_hundred_classes_stays_small(records: Path, t
     assert not [one for one in page.all if one.get("class") == "matrix"]
     assert "All 100 classes" in text
     assert "28 more runs" in text
+
+
+def test_it_shows_what_saying_unknown_costs_and_saves(records: Path) -> None:
+    title = "Answers of fitnet by least probability"
+    assert title not in html(records)
+    save_predictions(records)
+    text = html(records)
+    assert Page(text).table(title)["0.7"] == {"answered %": "19.00", "accuracy of these %": "0.00"}
+    assert "probabilities are not calibrated" in text
+    assert "Calibrated probabilities, on test images" not in text
+    calibrate(records, "fitnet")
+    text = html(records)
+    assert Page(text).table(title)["0.8"] == {"answered %": "75.00", "accuracy of these %": "96.00"}
+    assert Page(text).table(title)["0.99"] == {"answered %": "0.00", "accuracy of these %": ""}
+    assert "probabilities are calibrated." in text
+    assert "Calibrated probabilities, on test images" in text
