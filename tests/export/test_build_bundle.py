@@ -402,6 +402,6 @@ def test_the_words_say_how_a_picture_becomes_a_square(square: Square) -> None:
     words = {
         "crop": "crop the largest centred square, and resize it to 16 x 16",
         "squash": "take the whole picture, whatever its shape, and resize it to 16 x 16",
-        "pad": "(a grey border, (128, 128, 128), added after the resizing, makes it square), and resize it to",
+        "pad": "(a grey border, (128, 128, 128), added after the resizing, makes it square), and resize it",
     }
     assert words[square] in build_bundle.transform(16, 3, 16, square)["words"]
