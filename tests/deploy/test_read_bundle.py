@@ -19,6 +19,7 @@ ONE_STEP = {
     "antialias": True,
     "mode": "RGB",
 }
+NESTED = json.loads('{"a": [' * 20 + "1" + "]}" * 20)
 BAD_SIDES: tuple[Any, ...] = (0, -24, 4097, 24.0, True, "24", None, [24])
 
 
@@ -136,6 +137,7 @@ def test_a_folder_that_is_not_a_bundle_is_refused(tmp_path: Path) -> None:
         *[({"temperature": bad}, "'temperature'") for bad in (0.0, -1.5, 2, "2", True, None, [2.5])],
         ({"outputs": ["logits"]}, "'outputs'"),
         ({"max_batch": 0}, "'max_batch'"),
+        ({"metrics": NESTED}, "nested more than 40 levels"),
         ({"formats": {}}, "no format 'onnx'"),
         ({"formats": {"onnx": {"file": "other.onnx"}}}, "is not listed"),
         ({"formats": {"onnx": {}}}, "KeyError"),
