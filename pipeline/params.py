@@ -160,12 +160,12 @@ class Params(Settings):
     def transfer(self, run: str) -> DataConfig | None:
         """Other images to test the run's students on, decoded as the run's own images are."""
         given, where = self.analysis[run].transfer, f"analysis.{run}.transfer"
-        for key in ("size", "channels"):
+        own = {key: getattr(self.data, key) for key in ("size", "channels", "square")}
+        for key in own:
             if key in given:
                 raise InputError(
                     f"params.yaml: {where}.{key}: other images are decoded as those of `data`. Leave it out."
                 )
-        own = {"size": self.data.size, "channels": self.data.channels}
         return _check(DataConfig, own | given, where) if given else None
 
     def _method(self, run: str) -> MethodConfig:

@@ -108,6 +108,7 @@ def test_no_line_of_a_params_file_is_over_110_columns() -> None:
         ),
         (lambda p: p["runs"].update({"a b;c": p["runs"]["kd"]}), r"runs\.a b;c: a name has letters"),
         (lambda p: p["runs"].clear(), r"runs is empty"),
+        (lambda p: p["data"].update(square="fit"), r"data\.square: .*'crop', 'squash' or 'pad'"),
         (lambda p: p["analysis"].update(kdd={}), r"analysis: there is no 'kdd'. Did you mean 'kd'"),
         (
             lambda p: p["analysis"].update(kd={"transfer": {"source": "digits", "size": 8}}),

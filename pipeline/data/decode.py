@@ -3,8 +3,13 @@
 It imports numpy and Pillow only, because the predictor runs where nothing else is installed. The rules: the
 EXIF orientation is applied, and a broken EXIF block is ignored. Transparency is laid on white. Palette, grey,
 CMYK and 16-bit pixels become 8-bit RGB. An animation gives its first frame. Colour profiles are not applied.
-Then the largest centred square is resized by Pillow's bilinear filter with anti-aliasing. That is the same as
-resizing the shorter side and cropping the centre.
+Then the picture is resized by Pillow's bilinear filter with anti-aliasing, and becomes a square in one of
+three ways:
+
+- crop: the largest centred square is resized. That is the same as resizing the shorter side and cropping the
+  centre.
+- squash: both sides are resized to the same length, so shapes change.
+- pad: the whole picture is resized to fit, and lies in the centre of a grey square.
 
 The way of a picture has two steps. `fit` makes the square that the store keeps (`data.size`), and `see` makes
 what a network sees of it (`input.size`). The first rounds to whole pixels, so the second cannot be skipped.
@@ -12,7 +17,7 @@ what a network sees of it (`input.size`). The first rounds to whole pixels, so t
 
 from io import BytesIO
 from os import PathLike
-from typing import BinaryIO
+from typing import BinaryIO, Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -24,6 +29,12 @@ SUFFIXES = frozenset(
 )
 MAX_PIXELS = 89_478_485  # above this Pillow warns of a decompression bomb; here it is an error
 
+Square = Literal["crop", "squash", "pad"]
+SQUARES: tuple[Square, ...] = get_args(Square)
+# The border of `pad`: mid-grey, which is near zero for most networks. The mean colour of the training images
+# would be nearer, but then the pixels of a picture would depend on other pictures.
+BORDER = (128, 128, 128)
+
 Readable = bytes | str | PathLike[str] | BinaryIO | Image.Image
 
 
@@ -31,12 +42,14 @@ class Undecodable(ValueError):
     """The bytes are not a usable picture. The message says why in a few words."""
 
 
-def decode(source: Readable, size: int, channels: int, *, kept: int | None = None) -> np.ndarray:
+def decode(
+    source: Readable, size: int, channels: int, *, kept: int | None = None, square: Square = "crop"
+) -> np.ndarray:
     """A picture as a network sees it: uint8 `size x size x channels` (channels 1: luma, 3: RGB).
 
     `kept` is the side of the square that the store keeps of it; None: also `size`.
     """
-    return see(fit(load(source), kept or size, channels), size)
+    return see(fit(load(source), kept or size, channels, square), size)
 
 
 def load(source: Readable) -> Image.Image:
@@ -57,10 +70,15 @@ def load(source: Readable) -> Image.Image:
         raise Undecodable(str(error).partition("\n")[0] or type(error).__name__) from error
 
 
-def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """The largest centred square of an RGB picture as uint8 `size x size x channels`."""
-    square = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(square) if channels == 3 else np.asarray(square.convert("L"))[:, :, None]
+def fit(image: Image.Image, size: int, channels: int, square: Square = "crop") -> np.ndarray:
+    """An RGB picture as a square, uint8 `size x size x channels`."""
+    if square == "crop":
+        fitted = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    elif square == "squash":
+        fitted = image.resize((size, size), Image.Resampling.BILINEAR)
+    else:
+        fitted = _padded(image, size)
+    return np.asarray(fitted) if channels == 3 else np.asarray(fitted.convert("L"))[:, :, None]
 
 
 def see(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -70,6 +88,19 @@ def see(pixels: np.ndarray, size: int) -> np.ndarray:
         return pixels
     image = Image.fromarray(pixels if channels == 3 else pixels[:, :, 0])
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).reshape(size, size, channels)
+
+
+def _padded(image: Image.Image, size: int) -> Image.Image:
+    """The whole picture in the centre of a grey square.
+
+    Whole numbers only, so that other languages get the same sides: they are rounded, halves up.
+    """
+    longest = max(image.size)
+    width, height = (max(1, (2 * side * size + longest) // (2 * longest)) for side in image.size)
+    square = Image.new("RGB", (size, size), BORDER)
+    whole = image.resize((width, height), Image.Resampling.BILINEAR)
+    square.paste(whole, ((size - width) // 2, (size - height) // 2))
+    return square
 
 
 def _upright(image: Image.Image) -> Image.Image:

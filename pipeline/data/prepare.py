@@ -160,7 +160,7 @@ def _decode_one(source: Source, cfg: DataConfig, i: int, place: np.ndarray) -> E
         return f"{item.path} ({error})"
     own = b"%d x %d:" % image.size + image.tobytes()
     content = hashlib.sha256(raw if isinstance(raw, bytes) else own).hexdigest()
-    fitted = decode.fit(image, cfg.size, cfg.channels)
+    fitted = decode.fit(image, cfg.size, cfg.channels, cfg.square)
     place[:] = noisy(fitted, cfg.noise, cfg.split_seed, content) if cfg.noise else fitted
     return Entry(item.label, item.split, content, hashlib.blake2b(own, digest_size=16).hexdigest())
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.data.decode import SUFFIXES, Undecodable
+from pipeline.data.decode import SUFFIXES, Square, Undecodable
 from pipeline.data.store import SPLITS
 from pipeline.settings import InputError, Settings, unknown
 
@@ -30,6 +30,7 @@ class DataConfig(Settings):
     root: str = Field("data/raw", description="folder of images, or where torchvision keeps its files")
     size: int = Field(ge=8, le=512, description="images become squares of this side")
     channels: Literal[1, 3] = Field(3, description="3: colour, 1: grey")
+    square: Square = Field("crop", description="how a picture becomes a square: crop, squash or pad")
     val: float = Field(0.1, gt=0, lt=1, description="share to cut off if the source has no val split")
     test: float = Field(0.2, gt=0, lt=1, description="share to cut off if the source has no test split")
     split_seed: int = Field(0, description="another seed cuts other splits")

@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from pipeline.data.decode import Square
 from pipeline.settings import InputError
 
 SCHEMA = 1
@@ -74,6 +75,12 @@ class Store:
     @property
     def channels(self) -> int:
         return self.manifest["channels"]
+
+    @property
+    def square(self) -> Square:
+        """How pictures became squares. Stores from before there was a choice were cropped."""
+        square: Square = self.manifest["settings"].get("square", "crop")
+        return square
 
     @property
     def mean(self) -> list[float]:

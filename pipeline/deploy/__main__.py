@@ -104,7 +104,14 @@ def _predictor(args: argparse.Namespace) -> "Predictor":
 
     warnings.simplefilter("ignore")  # Pillow warns about unusual files
     providers = args.provider or ("cpu",)
-    return Predictor(args.bundle, format=args.format, threads=args.threads, providers=providers)
+    return Predictor(
+        args.bundle,
+        format=args.format,
+        threads=args.threads,
+        providers=providers,
+        min_confidence=args.min_confidence,
+        expect=args.expect,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,10 +151,7 @@ def _add_predict(commands: Commands) -> None:
 
 def _add_verify(commands: Commands) -> None:
     summary = "check that a bundle is whole and answers here as it did where it was exported"
-    parser = _add(commands, "verify", _verify, summary)
-    parser.add_argument(
-        "--expect", default="", metavar="FINGERPRINT", help="fail unless the bundle has this fingerprint"
-    )
+    _add_expect(_add(commands, "verify", _verify, summary))
 
 
 def _add_info(commands: Commands) -> None:
@@ -237,7 +241,20 @@ def _add(commands: Commands, name: str, run: Run, summary: str) -> argparse.Argu
     return parser
 
 
+def _add_expect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--expect", default="", metavar="FINGERPRINT", help="fail unless the bundle has this fingerprint"
+    )
+
+
 def _add_runtime(parser: argparse.ArgumentParser) -> None:
+    _add_expect(parser)
+    parser.add_argument(
+        "--min-confidence",
+        type=float,
+        metavar="P",
+        help="answer `unknown` where the likeliest class has a smaller probability (default: never)",
+    )
     parser.add_argument(
         "--format",
         choices=FORMATS,

@@ -18,15 +18,19 @@ def text(bundle: Bundle) -> str:
         f"{bundle.name}: {len(bundle.classes)} classes ({some}{more})",
         f"input       uint8 images {shape}, tested with up to {bundle.max_batch} at once",
         f"transform   {facts['transform'].get('words', 'see bundle.json')}",
-        "output      logits and probabilities, N x classes",
+        f"output      logits and probabilities, N x classes{_calibrated(bundle)}",
     ]
     for format, entry in facts["formats"].items():
-        kilobytes = facts["files"][entry["file"]]["bytes"] / 1000
-        lines.append(f"{format:<12}{entry['file']}, {kilobytes:,.0f} kB{_remarks(entry)}")
-    for title in ("metrics", "latency", "provenance", "versions", "cpu"):
+        kilobytes = round(facts["files"][entry["file"]]["bytes"], -3) // 1000
+        lines.append(f"{format:<12}{entry['file']}, {kilobytes:,} kB{_remarks(entry)}")
+    for title in ("metrics", "calibration", "latency", "provenance", "versions", "cpu"):
         lines += [f"{title:<12}{name} = {value}" for name, value in _flat(facts.get(title, {}))]
     lines.append(f"fingerprint {bundle.fingerprint}")
     return "\n".join(printable(line) for line in lines) + "\n"
+
+
+def _calibrated(bundle: Bundle) -> str:
+    return f"; calibrated: softmax(logits / {bundle.temperature:g})" if bundle.is_calibrated else ""
 
 
 def _remarks(entry: dict[str, Any]) -> str:

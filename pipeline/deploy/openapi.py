@@ -14,8 +14,8 @@ TOP = {
 }
 
 
-def document(bundle: Bundle, limits: dict[str, Any]) -> dict[str, Any]:
-    """The description of all endpoints for this bundle."""
+def document(bundle: Bundle, limits: dict[str, Any], *, labels: list[str]) -> dict[str, Any]:
+    """The description of all endpoints for this bundle. `labels` are what an answer may be."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -23,7 +23,7 @@ def document(bundle: Bundle, limits: dict[str, Any]) -> dict[str, Any]:
             "version": bundle.fingerprint[:12],
             "description": f"Classifies pictures into {len(bundle.classes)} classes.",
         },
-        "paths": _paths(_answer(bundle.classes), limits),
+        "paths": _paths(_answer(bundle.classes, labels), limits),
     }
 
 
@@ -79,13 +79,14 @@ def _refusals(limits: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _answer(classes: list[str]) -> dict[str, Any]:
-    named = {"class": {"enum": classes}, "probability": {"type": "number", "minimum": 0, "maximum": 1}}
-    top = {"type": "array", "items": _object(named)}
+def _answer(classes: list[str], labels: list[str]) -> dict[str, Any]:
+    probability = {"type": "number", "minimum": 0, "maximum": 1}
+    top = {"type": "array", "items": _object({"class": {"enum": classes}, "probability": probability})}
+    guess = {"guess": {"enum": classes}} if labels != classes else {}
     return {
         "type": "object",
         "required": ["class", "probability", "top"],
-        "properties": {**named, "top": top},
+        "properties": {"class": {"enum": labels}, "probability": probability, **guess, "top": top},
     }
 
 

@@ -20,7 +20,7 @@ from typing import Literal, TextIO
 import numpy as np
 
 from pipeline.data.decode import SUFFIXES, Undecodable
-from pipeline.deploy.predictor import Answer, Predictor
+from pipeline.deploy.predictor import UNKNOWN, Answer, Predictor
 from pipeline.deploy.read_bundle import BundleError
 
 Style = Literal["table", "json", "csv"]
@@ -119,26 +119,26 @@ def _line(style: Style, top: int, classes: Sequence[str]) -> Callable[[Row], str
         return partial(_json_line, top=top)
     if style == "csv":
         return partial(_csv_line, top=top, answer_cells=2 * min(top, len(classes)))
-    width = min(max(len(printable(name)) for name in classes), WIDEST_CLASS)
+    width = min(max(len(printable(name)) for name in (*classes, UNKNOWN)), WIDEST_CLASS)
     return partial(_table_line, top=top, width=width)
 
 
 def _table_line(row: Row, *, top: int, width: int) -> str:
     if row.answer is None:
         return f"{'-':<{width}}         {printable(row.path)}: {printable(row.error)}\n"
-    cells = [f"{printable(name):<{width}} {probability:6.1%}" for name, probability in row.answer.top(top)]
+    best = row.answer.labelled(top)
+    cells = [f"{printable(name):<{width}} {probability:6.1%}" for name, probability in best]
     return f"{'  '.join(cells)}  {printable(row.path)}\n"
 
 
 def _json_line(row: Row, *, top: int) -> str:
     if row.answer is None:
         return json.dumps({"path": row.path, "error": row.error}) + "\n"
-    best = [{"class": name, "probability": round(share, 6)} for name, share in row.answer.top(top)]
-    return json.dumps({"path": row.path, **best[0], "top": best}) + "\n"
+    return json.dumps({"path": row.path, **row.answer.facts(top)}) + "\n"
 
 
 def _csv_line(row: Row, *, top: int, answer_cells: int) -> str:
-    best = row.answer.top(top) if row.answer else []
+    best = row.answer.labelled(top) if row.answer else []
     cells = [cell for name, probability in best for cell in (name, f"{probability:.6f}")]
     empty = [""] * (answer_cells - len(cells))
     return _csv([row.path, *cells, *empty, row.error])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +14,11 @@ from pipeline.deploy import onnx_graph
 from pipeline.deploy.read_bundle import Bundle, BundleError, Format, Golden, open_bundle
 from pipeline.deploy.runtime import CPU, session
 
+UNKNOWN = "unknown"  # the label of an answer that is not sure enough
 BATCH = 64  # most images that run at once: more are not faster and cost memory
-GOLDEN_AT_LOAD = 2  # enough to notice a broken runtime; `verify` runs all golden images
+# Enough to notice a broken runtime or another student. `verify` runs all golden images: if they are large,
+# that takes longer than everything else that loading does.
+GOLDEN_AT_LOAD = 2
 # Largest difference from the golden logits, as a share of the largest logit. float32: rounding of torch and
 # onnxruntime. int8: rounding on another CPU too.
 TOLERANCE: dict[Format, float] = {"onnx": 3e-4, "int8": 5e-2}
@@ -26,19 +30,42 @@ class Answer:
 
     classes: Sequence[str]
     probabilities: np.ndarray
+    min_confidence: float = 0.0
 
     @property
     def label(self) -> str:
+        """The likeliest class, or `unknown` if its probability is too small."""
+        return self.guess if self.is_known else UNKNOWN
+
+    @property
+    def is_known(self) -> bool:
+        return self.probability >= self.min_confidence
+
+    @property
+    def guess(self) -> str:
+        """The likeliest class, however small its probability is."""
         return self.classes[int(self.probabilities.argmax())]
 
     @property
     def probability(self) -> float:
+        """Of the likeliest class."""
         return float(self.probabilities.max())
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """The `count` likeliest classes, likeliest first."""
         best = np.argsort(-self.probabilities, kind="stable")[:count]
         return [(self.classes[int(i)], float(self.probabilities[i])) for i in best]
+
+    def labelled(self, count: int) -> list[tuple[str, float]]:
+        """The same, with `unknown` in the place of a guess that is not sure enough."""
+        (_, probability), *others = self.top(count)
+        return [(self.label, probability), *others]
+
+    def facts(self, count: int) -> dict[str, Any]:
+        """For JSON: the label, the probability, the guess if the label is `unknown`, and the likeliest."""
+        best = [{"class": name, "probability": round(share, 6)} for name, share in self.top(count)]
+        guess = {} if self.is_known else {"guess": self.guess}
+        return {"class": self.label, "probability": best[0]["probability"], **guess, "top": best}
 
 
 class Predictor:
@@ -48,6 +75,8 @@ class Predictor:
       shows how much accuracy it costs).
     - `threads`: the cores that one call uses. Idle threads sleep, or wait actively if `spin`.
     - `providers`: used as given, or refused.
+    - `min_confidence`: answers with a smaller probability have the label `unknown`.
+    - `expect`: the fingerprint that the bundle must have.
 
     Nothing in the bundle runs before its hashes, operators, inputs and outputs are checked.
     """
@@ -60,8 +89,16 @@ class Predictor:
         threads: int = 1,
         spin: bool = False,
         providers: Sequence[str] = (CPU,),
+        min_confidence: float | None = None,
+        expect: str = "",
     ) -> None:
+        self.min_confidence = _share(min_confidence)
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        if expect and not self.bundle.has_fingerprint(expect):
+            raise BundleError(
+                f"{self.bundle.folder} has the fingerprint {self.bundle.fingerprint}, not the expected "
+                f"{expect}: this is another bundle. Use the one that was chosen, or expect this one."
+            )
         self.format = format
         golden = self.bundle.golden()
         content = self.bundle.model(format)
@@ -91,7 +128,11 @@ class Predictor:
 
     def answers(self, images: np.ndarray) -> list[Answer]:
         """One answer for each of these images. They are pixels, as for `run`."""
-        return [Answer(self.bundle.classes, row) for row in self.run(images)[1]]
+        return [self.answer(row) for row in self.run(images)[1]]
+
+    def answer(self, probabilities: np.ndarray) -> Answer:
+        """The answer of one image's probabilities."""
+        return Answer(self.bundle.classes, probabilities, self.min_confidence)
 
     def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Logits and probabilities, each N x classes.
@@ -111,7 +152,8 @@ class Predictor:
 
     def decode(self, picture: Readable) -> np.ndarray:
         """A picture's pixels exactly as in evaluation; raises Undecodable if it cannot be read."""
-        return decode(picture, self.bundle.size, self.bundle.channels, kept=self.bundle.kept)
+        bundle = self.bundle
+        return decode(picture, bundle.size, bundle.channels, kept=bundle.kept, square=bundle.square)
 
     def deviation(self, golden: Golden, *, most: int = BATCH) -> float:
         """The largest difference from the first `most` golden logits, as a share of the largest of all.
@@ -127,7 +169,7 @@ class Predictor:
             return float("inf")
         if logits.shape != want.shape or not np.isfinite(logits).all():
             return float("inf")
-        if np.abs(probabilities - softmax(logits)).max() > 1e-5:
+        if not are_probabilities(probabilities, logits, self.bundle.temperature):
             return float("inf")
         return float(np.abs(logits - want).max() / np.abs(golden.logits[self.format]).max())
 
@@ -156,6 +198,26 @@ class Predictor:
         except Undecodable as error:
             which = f" ({picture})" if isinstance(picture, str | PathLike) else ""
             raise BundleError(f"Picture {position}{which} cannot be used: {error}.") from error
+
+
+def _share(min_confidence: float | None) -> float:
+    if min_confidence is None:
+        return 0.0
+    if not 0 < min_confidence < 1:
+        raise BundleError(
+            f"min_confidence: {min_confidence:g} is not a probability between 0 and 1. Give a number such as "
+            "0.8, or leave it out: then every picture gets a class."
+        )
+    return min_confidence
+
+
+def are_probabilities(array: np.ndarray, logits: np.ndarray, temperature: float) -> bool:
+    """Whether this is the softmax of `logits / temperature`, up to the rounding of float32."""
+    scaled = logits.astype(np.float64) / temperature
+    if array.shape != scaled.shape or not np.isfinite(scaled).all():
+        return False
+    allowed = max(1e-5, 1e-7 * float(np.abs(scaled).max(initial=0)))
+    return bool(np.abs(array - softmax(scaled)).max(initial=0) <= allowed)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -13,13 +13,23 @@ from zipfile import ZipFile
 if TYPE_CHECKING:  # `doctor` works without numpy
     import numpy as np
 
+    from pipeline.data.decode import Square
+
 SCHEMA = 2
 Format = Literal["onnx", "int8"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 # bytes: a file is read into memory, so its size is limited, whatever bundle.json says
 LARGEST = {"bundle.json": 4 << 20, "golden.npz": 64 << 20}
+GOLDEN: dict[Format, str] = {"onnx": "fp32", "int8": "int8"}  # ends of the names in golden.npz
 LARGEST_MODEL = 2 << 30  # protobuf allows no more
 LARGEST_SIDE = 4096  # pixels
+DEEPEST = 40  # objects and lists inside of each other; ours are at most ten
+# how a picture becomes a square, as fields of the transform
+SQUARES: dict[str, dict[str, Any]] = {
+    "crop": {"crop": "largest centred square"},
+    "squash": {"square": "squash"},
+    "pad": {"square": "pad", "border": [128, 128, 128]},
+}
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _AGAIN = "Copy the bundle again from where it was made, or export it again."
 
@@ -34,6 +44,7 @@ class Golden:
 
     images: "np.ndarray"
     logits: dict[Format, "np.ndarray"]
+    probabilities: dict[Format, "np.ndarray"]  # empty unless they are calibrated
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,23 @@ class Bundle:
     def kept(self) -> int:
         """The side of the squares that pictures become first. The student sees these at `size`."""
         return cast(int, self.facts["transform"].get("kept", self.size))
+
+    @property
+    def square(self) -> "Square":
+        """How pictures become squares. Bundles from before there was a choice are cropped."""
+        return cast("Square", self.facts["transform"].get("square", "crop"))
+
+    @property
+    def is_calibrated(self) -> bool:
+        return "temperature" in self.facts
+
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by for the probabilities."""
+        return cast(float, self.facts.get("temperature", 1.0))
+
+    def has_fingerprint(self, expected: str) -> bool:
+        return self.fingerprint == expected.lower()
 
     @property
     def channels(self) -> int:
@@ -107,8 +135,21 @@ class Bundle:
         where = str(self.folder / "golden.npz")
         arrays = _arrays(self.read("golden.npz"), where)
         images = self._golden_images(arrays, where)
-        logits = {format: self._golden_logits(arrays, format, len(images), where) for format in self.formats}
-        return Golden(images, logits)
+        count, calibrated = len(images), self.formats if self.is_calibrated else []
+        logits = {
+            format: self._golden_answers(arrays, f"logits_{GOLDEN[format]}", count, where)
+            for format in self.formats
+        }
+        probabilities = {
+            format: self._golden_answers(arrays, f"probabilities_{GOLDEN[format]}", count, where)
+            for format in calibrated
+        }
+        for answers in logits.values():
+            if (answers == answers[:1]).all():
+                raise BundleError(
+                    f"{where}: the logits are the same for every image, which proves nothing. {_AGAIN}"
+                )
+        return Golden(images, logits, probabilities)
 
     def _golden_images(self, arrays: "dict[str, np.ndarray]", where: str) -> "np.ndarray":
         import numpy as np
@@ -126,22 +167,19 @@ class Bundle:
             )
         return images
 
-    def _golden_logits(
-        self, arrays: "dict[str, np.ndarray]", format: Format, images: int, where: str
+    def _golden_answers(
+        self, arrays: "dict[str, np.ndarray]", key: str, images: int, where: str
     ) -> "np.ndarray":
         import numpy as np
 
-        key = "logits_fp32" if format == "onnx" else "logits_int8"
-        logits, shape = arrays.get(key), (images, len(self.classes))
-        if logits is None or logits.dtype != np.float32 or logits.shape != shape:
+        answers, shape = arrays.get(key), (images, len(self.classes))
+        if answers is None or answers.dtype != np.float32 or answers.shape != shape:
             raise BundleError(
                 f"{where}: {key!r} is not a float32 array of {' x '.join(map(str, shape))}. {_AGAIN}"
             )
-        if not np.isfinite(logits).all() or (logits == logits[:1]).all():
-            raise BundleError(
-                f"{where}: {key!r} is not finite or is the same for every image; it proves nothing. {_AGAIN}"
-            )
-        return logits
+        if not np.isfinite(answers).all():
+            raise BundleError(f"{where}: {key!r} holds NaN or infinity. {_AGAIN}")
+        return answers
 
     def _fault(self, format: Format) -> str | None:
         """Why the predictor cannot run this format; None if it can."""
@@ -183,15 +221,15 @@ def sealed(facts: Mapping[str, Any]) -> str:
     return _text({**facts, "seal": seal})
 
 
-def transform(size: int, channels: int, kept: int) -> dict[str, Any]:
+def transform(size: int, channels: int, kept: int, square: str = "crop") -> dict[str, Any]:
     """What `data.decode` does, as fields of bundle.json. Another transform needs another predictor.
 
-    `kept` is a field only if it is not `size`.
+    `kept` is a field only if it is not `size`, and `square` only if it is not crop.
     """
     return {
         "exif_transpose": True,
         "background": "white",
-        "crop": "largest centred square",
+        **SQUARES[square],
         **({} if kept == size else {"kept": kept}),
         "size": size,
         "filter": "bilinear",
@@ -225,7 +263,16 @@ def _text(facts: Mapping[str, Any]) -> str:
     return json.dumps(facts, indent=2, allow_nan=False) + "\n"
 
 
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether more than this many objects and lists are inside of each other."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if inner is None:
+        return False
+    return levels == 0 or any(_is_deeper(each, levels - 1) for each in inner)
+
+
 def _check(facts: Mapping[str, Any]) -> None:
+    _demand(not _is_deeper(facts, DEEPEST), f"it is nested more than {DEEPEST} levels deep")
     _check_interface(facts)
     for name, entry in facts["files"].items():
         is_plain = NAME.fullmatch(name) is not None and name != "bundle.json"
@@ -250,9 +297,14 @@ def _check_interface(facts: Mapping[str, Any]) -> None:
     _demand(pixels == uint8, "'input' is not uint8 NHWC")
     fields = {key: value for key, value in facts["transform"].items() if key != "words"}
     _demand(_is_side(kept := fields.get("kept", size)), "'transform' has no valid size 'kept'")
-    is_ours = fields == transform(size, channels, kept)
+    square = fields.get("square", "crop")
+    _demand(isinstance(square, str) and square in SQUARES, "'transform' has no known 'square'")
+    is_ours = fields == transform(size, channels, kept, square)
     _demand(is_ours, "'transform' is not the one that this predictor applies")
     _demand(facts["outputs"] == ["logits", "probabilities"], "'outputs' is not logits and probabilities")
+    temperature = facts.get("temperature", 1.0)
+    is_positive = type(temperature) is float and temperature > 0
+    _demand(is_positive, "'temperature' is not a number above 0")
     is_count = type(facts["max_batch"]) is int and facts["max_batch"] >= 1
     _demand(is_count, "'max_batch' is not a number of 1 or more")
 

@@ -30,7 +30,7 @@ from pipeline.data.decode import FORMATS, Undecodable
 from pipeline.deploy.batching import Batcher, Busy
 from pipeline.deploy.limits import Limits
 from pipeline.deploy.openapi import document
-from pipeline.deploy.predictor import Answer, Predictor
+from pipeline.deploy.predictor import UNKNOWN, Answer, Predictor
 from pipeline.deploy.read_bundle import BundleError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -151,6 +151,7 @@ class _Service:
                 "fingerprint": bundle.fingerprint,
                 "format": self.predictor.format,
                 "providers": self.predictor.providers,
+                "min_confidence": self.predictor.min_confidence,
                 "answered": batcher.answered,
                 "batches": batcher.batches,
                 "waiting": batcher.waiting,
@@ -167,7 +168,9 @@ class _Service:
         return HTMLResponse(page.replace("{{openapi}}", inside), headers={"Content-Security-Policy": POLICY})
 
     def _document(self) -> dict[str, Any]:
-        return document(self.predictor.bundle, asdict(self.limits))
+        predictor = self.predictor
+        extra = [UNKNOWN] if predictor.min_confidence else []
+        return document(predictor.bundle, asdict(self.limits), labels=predictor.bundle.classes + extra)
 
     def _top(self, request: Request) -> int:
         text = request.query_params.get("top", "1")
@@ -222,8 +225,9 @@ class _Service:
             rows = iter(await self.batcher.answer(pixels))
         except Busy:
             raise _busy() from None
-        classes = self.predictor.bundle.classes
-        return [each if isinstance(each, HTTPException) else Answer(classes, next(rows)) for each in decoded]
+        return [
+            each if isinstance(each, HTTPException) else self.predictor.answer(next(rows)) for each in decoded
+        ]
 
     def _pixels(self, content: bytes) -> np.ndarray | HTTPException:
         try:
@@ -274,8 +278,7 @@ def _has_form(request: Request) -> bool:
 def _json(answer: Answer | HTTPException, top: int) -> dict[str, Any]:
     if isinstance(answer, HTTPException):
         return {"error": answer.detail}
-    best = [{"class": name, "probability": round(probability, 6)} for name, probability in answer.top(top)]
-    return {**best[0], "top": best}
+    return answer.facts(top)
 
 
 def _busy() -> HTTPException:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.deploy import onnx_graph
 from pipeline.deploy.predict import printable
-from pipeline.deploy.predictor import TOLERANCE, Predictor
+from pipeline.deploy.predictor import TOLERANCE, Predictor, are_probabilities
 from pipeline.deploy.read_bundle import Bundle, BundleError, Format, Golden, open_bundle
 
 # Share of the golden images that must get the same class from int8 and fp32. There are too few of them for
@@ -71,6 +71,8 @@ def _checks(folder: Path, expect: str) -> Iterator[Check]:
         yield _structure(bundle, format)
         predictors[format] = Predictor(bundle, format=format)
         yield _answers(predictors[format], golden)
+        if bundle.is_calibrated:
+            yield _probabilities(predictors[format], golden)
         yield _batches(predictors[format], golden)
     if "int8" in predictors:
         yield _agreement(predictors["onnx"], predictors["int8"], golden)
@@ -86,7 +88,7 @@ def _checks(folder: Path, expect: str) -> Iterator[Check]:
 
 
 def _fingerprint(bundle: Bundle, expect: str) -> Check:
-    if expect and bundle.fingerprint != expect.lower():
+    if expect and not bundle.has_fingerprint(expect):
         says = f"it is {bundle.fingerprint}, not the expected {expect}: this is another bundle."
         return Check("fingerprint", False, says)
     says = f"its seal is whole; schema {bundle.facts['schema']}; fingerprint {bundle.fingerprint}"
@@ -124,6 +126,18 @@ def _answers(predictor: Predictor, golden: Golden) -> Check:
         f"of the largest logit (allowed: {allowed:.0e})"
     )
     return Check(predictor.format, difference <= allowed, says)
+
+
+def _probabilities(predictor: Predictor, golden: Golden) -> Check:
+    """Are the golden probabilities those of the temperature? Loading compares the file's own with it."""
+    want, temperature = golden.probabilities[predictor.format], predictor.bundle.temperature
+    difference = float(np.abs(predictor.run(golden.images)[1] - want).max())
+    is_same = are_probabilities(want, golden.logits[predictor.format], temperature)
+    says = (
+        f"the golden probabilities are {'' if is_same else 'not '}those of the temperature {temperature:g}; "
+        f"the answers differ from them by at most {difference:.1e}"
+    )
+    return Check(predictor.format, is_same, says)
 
 
 def _batches(predictor: Predictor, golden: Golden) -> Check:

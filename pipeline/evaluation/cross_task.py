@@ -20,7 +20,8 @@ from pipeline.checkpoint import load_network
 from pipeline.data.protocol import rows_of_classes
 from pipeline.data.seen import Seen
 from pipeline.data.store import Store
-from pipeline.evaluation.scores import check_logits, confidence, logits_of
+from pipeline.evaluation.scores import check_logits, logits_of
+from pipeline.export.calibration import confidence
 from pipeline.functional import Input, centre_scores, normalise
 from pipeline.settings import InputError
 from pipeline.taps import Tapped

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.scores import confidence
+from pipeline.export.calibration import confidence, thresholds
 from pipeline.files import atomic_file
 from pipeline.settings import InputError
 
@@ -87,6 +87,11 @@ def reliability(predictions: Predictions, labels: np.ndarray, bins: int) -> list
     sure = np.bincount(which, weights=predictions.confidence, minlength=bins) / np.maximum(1, n)
     right = np.bincount(which, weights=predictions.label == labels, minlength=bins) / np.maximum(1, n)
     return [Bin(int(a), float(b), float(c)) for a, b, c in zip(n, sure, right, strict=True)]
+
+
+def answered(predictions: Predictions, labels: np.ndarray) -> dict[str, Any]:
+    """By threshold: the share of the images that get an answer, and the accuracy of these answers."""
+    return thresholds(predictions.confidence.astype(np.float64), predictions.label == labels)
 
 
 def outcomes(predictions: AllPredictions, seed: int) -> dict[str, int]:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.data.seen import Seen, images_at_once
+from pipeline.export.calibration import calibration_error
 from pipeline.records.ticker import counting
 from pipeline.settings import InputError
-
-BINS = 15
 
 
 def logits_of(
@@ -87,27 +86,6 @@ def score(
         confusion=confusion.tolist(),
         n=len(labels),
     )
-
-
-def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error (Guo et al., 2017).
-
-    Confidence is the largest softmax probability. Predictions fall by confidence into equally wide bins
-    `((b-1)/bins, b/bins]`. The error is the mean over all predictions of their bin's
-    `|mean confidence - accuracy|`.
-    """
-    sure = confidence(logits)
-    correct = logits.argmax(1) == labels
-    which = np.ceil(sure * bins).astype(np.int64) - 1
-    gaps = np.bincount(which, weights=sure - correct, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
-
-
-def confidence(logits: np.ndarray) -> np.ndarray:
-    """The largest softmax probability of each row."""
-    exp = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    largest: np.ndarray = exp.max(1) / exp.sum(1)
-    return largest
 
 
 def summarise(scores: Sequence[Scores]) -> dict[str, float]:

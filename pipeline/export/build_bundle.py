@@ -3,7 +3,7 @@
 import copy
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,11 +13,22 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
+from pipeline.data.decode import BORDER, Square
 from pipeline.deploy import browser_page, read_bundle
 from pipeline.deploy.read_bundle import SCHEMA, sealed
 from pipeline.deploy.verify import passed, verify
-from pipeline.export import int8, machine, model_card, onnx_format, parity, pt2, quick_latency, torchscript
-from pipeline.export.deployable import Deployable, Images, Predict, plain_pools
+from pipeline.export import (
+    calibration,
+    int8,
+    machine,
+    model_card,
+    onnx_format,
+    parity,
+    pt2,
+    quick_latency,
+    torchscript,
+)
+from pipeline.export.deployable import Deployable, Images, Predict, in_batches, plain_pools
 from pipeline.export.int8 import Int8Config
 from pipeline.files import sha256
 from pipeline.settings import InputError, Settings
@@ -25,12 +36,21 @@ from pipeline.settings import InputError, Settings
 OUTPUTS = ("logits", "probabilities")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 GOLDEN = 12  # images in golden.npz
+WORDS: dict[Square, str] = {  # for a person, how a picture becomes a square
+    "crop": "crop the largest centred square",
+    "squash": "take the whole picture, whatever its shape",
+    "pad": f"keep the whole picture (a grey border, {BORDER}, added after the resizing, makes it square)",
+}
 
 
 class ExportConfig(Settings):
     formats: tuple[Literal["onnx", "int8", "torchscript", "pt2"], ...] = ("onnx", "int8", "torchscript")
     parity_images: int = Field(256, ge=2, description="test images on which every float file is compared")
     int8: Int8Config = Int8Config()
+    calibrate_probabilities: bool = Field(
+        False,
+        description="divide the logits by a temperature, fitted on validation images, for the probabilities",
+    )
     max_latency_ms: float = Field(
         0.0,
         ge=0,
@@ -76,20 +96,25 @@ def build_bundle(
     provenance: Mapping[str, Any],
     cfg: ExportConfig,
     kept: int | None = None,
+    square: Square = "crop",
 ) -> dict[str, Any]:
     """Write the bundle of `net` (evaluation mode, on the CPU) into `out` and return its bundle.json.
 
-    All images are as the network sees them, made of squares of side `kept` (None: of their own side).
-    int8 takes its ranges from `training` images and is accepted or refused on `validation`. The files are
-    compared with the network on `test`, and the report uses it too.
+    All images are as the network sees them, made of squares of side `kept` (None: of their own side), which
+    were made of pictures as `square` says. int8 takes its ranges from `training` images and is accepted or
+    refused on `validation`; a temperature is fitted on all of them. The files are compared with the network
+    on `test`, and the report uses it too.
     """
     assert not any(module.training for module in net.modules()), "call .eval() first"
     trained = Deployable(net, mean, std)
     model = Deployable(plain_pools(_without_hooks(net)), mean, std)
     parity.assert_still(model)
     images = np.asarray(test.images[: cfg.parity_images])
+    description = _description(classes, mean, std, test.images, kept, square)
+    calibrated = _calibrate((trained, model), validation, test) if cfg.calibrate_probabilities else {}
+    description |= {"temperature": trained.temperature} if calibrated else {}
     out.mkdir(parents=True, exist_ok=True)
-    files = _Files(out, trained, model, images, _description(classes, mean, std, test.images, kept))
+    files = _Files(out, trained, model, images, description)
     largest_batch = files.write_onnx()
     if "int8" in cfg.formats:
         files.write_int8(training, validation, test, cfg.int8)
@@ -100,7 +125,11 @@ def build_bundle(
     files.write_weights()
     parity.assert_still(model)
 
-    _write_golden(out / "golden.npz", test.images, trained, files.runs.get("int8"))
+    most = min(len(test.images), max(cfg.int8.check, cfg.parity_images))
+    some = np.asarray(test.images[parity.spread(most, min(GOLDEN, most))])
+    _write_golden(out / "golden.npz", some, trained, files.runs.get("int8"), bool(calibrated))
+    if calibrated and "int8" in files.runs:
+        calibrated["int8"] = _measured(lambda part: files.runs["int8"](part)[0], test, trained.temperature)
     milliseconds = quick_latency.measure(files.runs, np.ascontiguousarray(images[:1]))
     sizes = {format: (out / files.entries[format]["file"]).stat().st_size for format in files.runs}
     _check_budgets(cfg, milliseconds, sizes)
@@ -111,6 +140,7 @@ def build_bundle(
         "max_batch": largest_batch,
         "formats": files.entries,
         "metrics": dict(metrics),
+        **({"calibration": calibrated} if calibrated else {}),
         "latency": {"threads": 1, "batch": 1, "median_ms": milliseconds},
         "provenance": dict(provenance),
         "versions": machine.versions(),
@@ -119,16 +149,16 @@ def build_bundle(
     return _seal(out, facts)
 
 
-def transform(size: int, channels: int, kept: int) -> dict[str, Any]:
+def transform(size: int, channels: int, kept: int, square: Square = "crop") -> dict[str, Any]:
     """What `data.decode` does to any picture: in words, and in the fields that a predictor reads."""
     return {
         "words": (
             "Turn the picture upright by its EXIF orientation, lay transparency on white, convert it to RGB, "
-            f"crop the largest centred square, {_resizing(size, channels, kept)} "
+            f"{WORDS[square]}, {_resizing(size, channels, kept)} "
             f"The input is uint8 pixels, N x {size} x {size} x {channels}. "
             "Scaling and normalisation happen inside the graph."
         ),
-        **read_bundle.transform(size, channels, kept),
+        **read_bundle.transform(size, channels, kept, square),
     }
 
 
@@ -199,14 +229,26 @@ class _Files:
         self.entries["safetensors"] = {"file": path.name}
 
     def _add(self, format: str, path: Path, run: Predict, what: str, **facts: Any) -> parity.Parity:
-        same = parity.check(self.trained.outputs, run, self.images, name=what, exact=self.model.exact)
+        same = parity.check(
+            self.trained.outputs,
+            run,
+            self.images,
+            name=what,
+            exact=self.model.exact,
+            temperature=self.trained.temperature,
+        )
         self.entries[format] = {"file": path.name, **facts, "parity": asdict(same)}
         self.runs[format] = run
         return same
 
 
 def _description(
-    classes: Sequence[str], mean: Sequence[float], std: Sequence[float], images: Images, kept: int | None
+    classes: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    images: Images,
+    kept: int | None,
+    square: Square,
 ) -> dict[str, Any]:
     """What bundle.json and the metadata of the exported files both say."""
     _, size, _, channels = images.shape
@@ -214,7 +256,7 @@ def _description(
         "schema": SCHEMA,
         "classes": list(classes),
         "input": {"size": size, "channels": channels, "dtype": "uint8", "layout": "NHWC"},
-        "transform": transform(size, channels, kept or size),
+        "transform": transform(size, channels, kept or size, square),
         "mean": [float(x) for x in mean],
         "std": [float(x) for x in std],
         "outputs": list(OUTPUTS),
@@ -279,13 +321,35 @@ def _int8(
     }
 
 
-def _write_golden(path: Path, images: Images, trained: Deployable, int8_run: Predict | None) -> None:
-    """A few real images and the answers to expect."""
-    some = np.asarray(images[parity.spread(len(images), min(GOLDEN, len(images)))])
-    if int8_run is None:
-        np.savez(path, images=some, logits_fp32=trained.predict(some))
-    else:
-        np.savez(path, images=some, logits_fp32=trained.predict(some), logits_int8=int8_run(some)[0])
+def _calibrate(models: tuple[Deployable, ...], validation: Labelled, test: Labelled) -> dict[str, Any]:
+    """Give these models, which are one network, a temperature; returns what it is and what it changes."""
+    predict = models[0].predict
+    facts = calibration.fitted(_logits(predict, validation), validation.labels)
+    for model in models:
+        model.temperature = facts["temperature"]
+    return facts | {"float": _measured(predict, test, facts["temperature"])}
+
+
+def _measured(
+    predict: Callable[[np.ndarray], np.ndarray], test: Labelled, temperature: float
+) -> dict[str, Any]:
+    return calibration.measured(_logits(predict, test), test.labels, temperature)
+
+
+def _logits(predict: Callable[[np.ndarray], np.ndarray], images: Labelled) -> np.ndarray:
+    return np.concatenate([predict(part) for part in in_batches(images.images, len(images.labels))])
+
+
+def _write_golden(
+    path: Path, images: np.ndarray, trained: Deployable, int8_run: Predict | None, calibrated: bool
+) -> None:
+    """A few real images and the answers to expect; probabilities only if they are calibrated."""
+    arrays = {"images": images}
+    for name, run in (("fp32", trained.outputs), ("int8", int8_run)):
+        if run is not None:
+            arrays[f"logits_{name}"], probabilities = run(images)
+            arrays |= {f"probabilities_{name}": probabilities} if calibrated else {}
+    np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
 def _check_budgets(cfg: ExportConfig, milliseconds: Mapping[str, float], sizes: Mapping[str, int]) -> None:

@@ -1,7 +1,7 @@
 """The network as it is deployed: pixels in, answers out."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +23,19 @@ class Images(Protocol):
     def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray: ...
 
 
+PIXELS = 1_000_000  # images of so many pixels run at once
+
+
+def in_batches(images: Images, count: int, batch: int | None = None) -> Iterator[np.ndarray]:
+    """The first `count` images in batches, each read when it is its turn.
+
+    Without a size of batches, they are as large as fits into memory.
+    """
+    step = batch or max(1, PIXELS // int(images.shape[1] * images.shape[2]))
+    starts = range(0, count, step)
+    return (np.ascontiguousarray(images[start : min(start + step, count)]) for start in starts)
+
+
 class GlobalMean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3), keepdim=True)
@@ -41,21 +54,27 @@ def plain_pools(net: nn.Module) -> nn.Module:
 
 
 class Deployable(nn.Module):
-    """uint8 images N x H x W x C to (logits, probabilities). This is exported, and evaluation runs it."""
+    """uint8 images N x H x W x C to (logits, probabilities). This is exported, and evaluation runs it.
+
+    The probabilities are the softmax of `logits / temperature`.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, net: nn.Module, mean: Sequence[float], std: Sequence[float], *, temperature: float = 1.0
+    ) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.temperature = net, temperature
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
         self.training = net.training  # the wrapper has no mode of its own
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.net(normalise(images, self.mean, self.std))
-        return logits, logits.softmax(1)
+        scaled = logits if self.temperature == 1 else logits / self.temperature
+        return logits, scaled.softmax(1)
 
     def outputs(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(logits, probabilities) of a batch of pixels, in evaluation mode."""

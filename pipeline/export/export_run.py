@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.checkpoint import best_seed, load_network, student_folders
 from pipeline.data.protocol import rows_of_classes
 from pipeline.data.seen import Seen
 from pipeline.data.store import Store
+from pipeline.export import calibration
 from pipeline.export.build_bundle import ExportConfig, Labelled, build_bundle
 from pipeline.files import atomic_folder, sha256
 from pipeline.functional import Input
@@ -55,16 +58,17 @@ def export_run(
             classes=facts["classes"],
             mean=input.mean,
             std=input.std,
-            training=_split(store, "train", classes, cfg.int8.images, input.size).images,
-            validation=_split(store, "val", classes, cfg.int8.check, input.size),
-            test=_split(store, "test", classes, max(cfg.int8.check, cfg.parity_images), input.size),
+            training=_split(store, "train", classes, input.size).images,
+            validation=_split(store, "val", classes, input.size),
+            test=_split(store, "test", classes, input.size),
             metrics=tested.metrics | {"exported": exported},
             provenance=_provenance(store, chosen, facts, past, record),
             cfg=cfg,
             kept=store.size,
+            square=store.square,
         )
     result = Result(
-        metrics=_int8_metrics(bundle),
+        metrics=_int8_metrics(bundle) | _calibration_metrics(bundle),
         inputs={"data": store.content, "students": sha256(students)},
         outputs={"bundle": sha256(out)},
         details=bundle,
@@ -72,10 +76,28 @@ def export_run(
     return Exported(seed, result, _remarks(bundle))
 
 
-def _split(store: Store, split: str, classes: list[int], most: int, size: int) -> Labelled:
-    """The first `most` images of these classes in a split, as a network of this size sees them."""
+@dataclass(frozen=True)
+class _Rows:
+    """Some images of a store as a network sees them, each read when it is asked for."""
+
+    images: Seen
+    rows: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.rows), *self.images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: slice | np.ndarray) -> np.ndarray:
+        return self.images[self.rows[which]]
+
+
+def _split(store: Store, split: str, classes: list[int], size: int) -> Labelled:
+    """The images of these classes in a split, as a network of this size sees them."""
     subset = rows_of_classes(store.labels, store.indices(split), classes)
-    return Labelled(Seen(store.images, size)[subset.rows[:most]], subset.labels[:most])
+    return Labelled(_Rows(Seen(store.images, size), subset.rows), subset.labels)
 
 
 def _provenance(
@@ -99,11 +121,23 @@ def _int8_metrics(bundle: Mapping[str, Any]) -> dict[str, float]:
     return {f"int8_{name}": bundle["formats"]["int8"]["test"][name] for name in INT8_METRICS}
 
 
+def _calibration_metrics(bundle: Mapping[str, Any]) -> dict[str, float]:
+    """Of each file whose probabilities are calibrated, on test images."""
+    calibrated = bundle.get("calibration", {})
+    found = {"temperature": calibrated["temperature"]} if calibrated else {}
+    for name, prefix in (("float", ""), ("int8", "int8_")):
+        if name in calibrated:
+            found |= {f"{prefix}{key}": calibrated[name][key] for key in ("ece_before", "ece_after")}
+    return found
+
+
 def _remarks(bundle: Mapping[str, Any]) -> list[str]:
-    int8 = bundle["formats"].get("int8")
+    int8, calibrated = bundle["formats"].get("int8"), bundle.get("calibration")
+    remarks = calibration.remarks(calibrated) if calibrated else []
     if not int8 or not int8["refused"]:
-        return []
+        return remarks
     return [
+        *remarks,
         "only the float files ship, because the int8 file is not close enough to them: on "
-        f"{int8['quality']['images']} validation images {'; '.join(int8['refused'])} (limits: export.int8)"
+        f"{int8['quality']['images']} validation images {'; '.join(int8['refused'])} (limits: export.int8)",
     ]

@@ -5,7 +5,7 @@ value that training images reach. The classifier stays in float, and the first l
 gate otherwise. A bad calibration may leave the accuracy as it was, so the gate looks at the logits too.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -16,12 +16,11 @@ from pydantic import Field
 
 from pipeline.export import onnx_format
 from pipeline.export.blocks import block_first_layer
-from pipeline.export.deployable import Images, Predict
+from pipeline.export.deployable import Images, Predict, in_batches
 from pipeline.export.quiet import quiet
 from pipeline.settings import InputError, Settings
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")  # the operators that int8 makes fast
-PIXELS = 1_000_000  # images of so many pixels run at once
 BATCHES = (1, 2, 3, 7)
 
 
@@ -108,9 +107,7 @@ def write(
 
 def compare(float_file: Predict, int8_file: Predict, images: Images, labels: np.ndarray) -> Quality:
     """How much the int8 file lost, on images it was not calibrated with: the first `len(labels)` of them."""
-    answers = [
-        (float_file(part)[0], int8_file(part)[0]) for part in _parts(images, len(labels), _fitting(images))
-    ]
+    answers = [(float_file(part)[0], int8_file(part)[0]) for part in in_batches(images, len(labels))]
     want, got = (np.concatenate(logits) for logits in zip(*answers, strict=True))
     if not np.isfinite(got).all():
         raise Int8Error("int8: the quantized network gives NaN or infinity on real images.")
@@ -158,7 +155,7 @@ def batch_faults(run: Predict, images: np.ndarray) -> list[str]:
     want = run(np.ascontiguousarray(images))[0]
     allowed = 0.01 * float(np.abs(want).max())
     for batch in BATCHES:
-        got = np.concatenate([run(part)[0] for part in _parts(images, len(images), batch)])
+        got = np.concatenate([run(part)[0] for part in in_batches(images, len(images), batch)])
         if got.shape != want.shape or not np.abs(got - want).max() <= allowed:
             return [f"it answers differently if it gets {batch} images at a time"]
     return []
@@ -168,7 +165,7 @@ class _Reader:
     """The quantizer reads images from this."""
 
     def __init__(self, images: np.ndarray) -> None:
-        self.parts = _parts(images, len(images), _fitting(images))
+        self.parts = in_batches(images, len(images))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         part = next(self.parts, None)
@@ -245,17 +242,6 @@ def _drop_unused_opsets(proto: Any) -> None:
     opsets = [entry for entry in proto.opset_import if entry.domain in used]
     del proto.opset_import[:]
     proto.opset_import.extend(opsets)
-
-
-def _parts(images: Images, count: int, batch: int) -> Iterator[np.ndarray]:
-    """The first `count` images in batches, each read when it is its turn."""
-    starts = range(0, count, batch)
-    return (np.ascontiguousarray(images[start : min(start + batch, count)]) for start in starts)
-
-
-def _fitting(images: Images) -> int:
-    """How many images to run at once, so that large ones do not fill the memory."""
-    return max(1, PIXELS // int(images.shape[1] * images.shape[2]))
 
 
 def _centred(logits: np.ndarray) -> float:

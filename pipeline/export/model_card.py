@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from string import Template
 from typing import Any
 
+from pipeline.export import calibration
 from pipeline.export.machine import has_vnni
 
 PICTURE = "picture.jpg"
@@ -20,8 +21,18 @@ import numpy as np
 from PIL import Image, ImageOps
 
 picture = ImageOps.exif_transpose(Image.open("$picture")).convert("RGB")
-square = ImageOps.fit(picture, ($kept, $kept), Image.Resampling.BILINEAR)
+$square
 pixels = $pixels"""
+SQUARES: dict[str, str] = {  # by how a picture becomes a square
+    "crop": "square = ImageOps.fit(picture, ($kept, $kept), Image.Resampling.BILINEAR)",
+    "squash": "square = picture.resize(($kept, $kept), Image.Resampling.BILINEAR)",
+    "pad": """\
+longest = max(picture.size)
+width, height = (max(1, (2 * side * $kept + longest) // (2 * longest)) for side in picture.size)
+square = Image.new("RGB", ($kept, $kept), $border)
+whole = picture.resize((width, height), Image.Resampling.BILINEAR)
+square.paste(whole, (($kept - width) // 2, ($kept - height) // 2))""",
+}
 ONNXRUNTIME = f"""\
 import json
 import onnxruntime
@@ -67,6 +78,7 @@ def text(bundle: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
         f"# {bundle['name']}",
         f"An image classifier for {len(classes)} classes: {some}{more}.",
         _accuracy(bundle["metrics"]),
+        *([_calibration(bundle["calibration"])] if "calibration" in bundle else []),
         "## Files",
         _files(bundle, sizes),
         *([_int8(formats["int8"], bundle["cpu"]["flags"])] if "int8" in formats else []),
@@ -94,6 +106,31 @@ def _accuracy(metrics: Mapping[str, Any]) -> str:
         f"{100 * exported['balanced_accuracy']:.2f} % (mean recall of the classes), and its macro-F1 "
         f"{100 * exported['macro_f1']:.2f} % (mean F1 of the classes)."
     )
+
+
+def _calibration(facts: Mapping[str, Any]) -> str:
+    if not facts["found"]:
+        return f"Its probabilities are not calibrated: {calibration.remarks(facts)[0]}."
+    tested, int8 = facts["float"], facts.get("int8")
+    of_int8 = f" (int8: {_errors(int8)})" if int8 else ""
+    rows = [
+        f"| {level} | {100 * each['answered']:.2f} | "
+        f"{'' if each['accuracy'] is None else format(100 * each['accuracy'], '.2f')} |"
+        for level, each in tested["thresholds"].items()
+    ]
+    table = "\n".join(
+        ["| probability of at least | answered % | accuracy of these % |", "|--:|--:|--:|", *rows]
+    )
+    return (
+        f"Its probabilities are calibrated: they are the softmax of `logits / {facts['temperature']:g}`. The "
+        f"temperature was fitted on {facts['images']} validation images. On {tested['images']} test images "
+        f"the expected calibration error ({tested['bins']} bins) is {_errors(tested)}{of_int8}. What "
+        f"`predict --min-confidence` costs and saves on these test images:\n\n{table}"
+    )
+
+
+def _errors(facts: Mapping[str, Any]) -> str:
+    return f"{100 * facts['ece_before']:.2f} % without it and {100 * facts['ece_after']:.2f} % with it"
 
 
 def _files(bundle: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
@@ -159,20 +196,23 @@ def _compared(images: str, quality: Mapping[str, Any]) -> str:
 
 def _interface(bundle: Mapping[str, Any]) -> str:
     size, channels = bundle["input"]["size"], bundle["input"]["channels"]
+    scaled = f" (softmax of `logits / {bundle['temperature']:g}`)" if "temperature" in bundle else ""
     return (
         f"The input is `image`: uint8 pixels, N x {size} x {size} x {channels}, for any N "
         f"(tested with up to {bundle['max_batch']}). {bundle['transform']['words']} "
-        "The outputs are `logits` and `probabilities`, both N x classes, with the classes in the order of "
-        "bundle.json. The metadata of the ONNX file holds the classes and the transform too."
+        f"The outputs are `logits` and `probabilities`{scaled}, both N x classes, with the classes in the "
+        "order of bundle.json. The metadata of the ONNX file holds the classes and the transform too."
     )
 
 
 def _run_it(bundle: Mapping[str, Any]) -> str:
     formats, size = bundle["formats"], bundle["input"]["size"]
     best = formats["int8"]["file"] if formats.get("int8", {}).get("accepted") else formats["onnx"]["file"]
+    transform = bundle["transform"]
+    kept, border = transform.get("kept", size), tuple(transform.get("border", ()))
     values = {
         "picture": PICTURE,
-        "kept": bundle["transform"].get("kept", size),
+        "square": Template(SQUARES[transform.get("square", "crop")]).substitute(kept=kept, border=border),
         "file": best,
         "pixels": _pixels(bundle),
     }

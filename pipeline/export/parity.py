@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import nn
 
-from pipeline.deploy.predictor import softmax
+from pipeline.deploy.predictor import are_probabilities
 from pipeline.export.deployable import Predict
 from pipeline.settings import InputError
 
@@ -52,6 +52,7 @@ def check(
     *,
     name: str,
     exact: Exact | None = None,
+    temperature: float = 1.0,
     batches: tuple[int, ...] = BATCHES,
 ) -> Parity:
     """Compare two callables; raise ParityError unless they are the same function.
@@ -60,13 +61,14 @@ def check(
     noise and contrast-stretched images reach activations that real ones do not. Differences are divided by
     the largest logit, because the rounding of float32 grows with it. `exact` gives the network's logits in
     float64. It is called only if a difference is above the tolerance, to see how much of it is rounding.
+    The candidate's probabilities must be the softmax of its logits, divided by `temperature`.
     """
     images = np.asarray(images)
     _refuse_alike(images)
     truth = _run(reference, images)
     _refuse_constant(truth)
     scale = float(np.abs(truth).max())
-    comparison = _Comparison(scale, exact)
+    comparison = _Comparison(scale, exact, temperature)
     largest = _largest_batch(images)
     for trial in _trials(reference, images, truth, batches, largest):
         comparison.add(trial, candidate)
@@ -102,6 +104,7 @@ class _Comparison:
 
     scale: float
     exact: Exact | None
+    temperature: float
     allowed: float = TOLERANCE
     max_abs: float = 0.0
     agreement: float = 1.0
@@ -110,7 +113,7 @@ class _Comparison:
 
     def add(self, trial: _Trial, candidate: Predict) -> None:
         try:
-            got = _answers(candidate, trial.pixels, trial.batch)
+            got = _answers(candidate, trial.pixels, trial.batch, self.temperature)
         except _FaultError as fault:
             self.faults.append(f"{trial.case}: {fault}")
             return
@@ -181,7 +184,7 @@ class _FaultError(Exception):
     """What is wrong with a candidate's answer."""
 
 
-def _answers(candidate: Predict, images: np.ndarray, batch: int) -> np.ndarray:
+def _answers(candidate: Predict, images: np.ndarray, batch: int, temperature: float) -> np.ndarray:
     """The candidate's logits. Shapes, types and probabilities are checked."""
     collected = []
     for start in range(0, len(images), batch):
@@ -191,19 +194,20 @@ def _answers(candidate: Predict, images: np.ndarray, batch: int) -> np.ndarray:
         except Exception as error:  # a runtime may raise anything
             reason = " ".join(str(error).split())[:200]
             raise _FaultError(f"fails with {type(error).__name__}: {reason}") from error
-        _check_outputs(logits, probabilities, len(part))
+        _check_outputs(logits, probabilities, len(part), temperature)
         collected.append(logits)
     return np.concatenate(collected)
 
 
-def _check_outputs(logits: np.ndarray, probabilities: np.ndarray, images: int) -> None:
+def _check_outputs(logits: np.ndarray, probabilities: np.ndarray, images: int, temperature: float) -> None:
     for what, array in (("logits", logits), ("probabilities", probabilities)):
         if array.dtype != np.float32 or array.ndim != 2 or len(array) != images:
             raise _FaultError(f"its {what} are {array.dtype} of shape {array.shape} for {images} images")
         if not np.isfinite(array).all():
             raise _FaultError(f"its {what} hold NaN or infinity")
-    if probabilities.shape != logits.shape or np.abs(probabilities - softmax(logits)).max() > 1e-5:
-        raise _FaultError("its probabilities are not the softmax of its logits")
+    if not are_probabilities(probabilities, logits, temperature):
+        over = "" if temperature == 1 else f", divided by the temperature {temperature:g}"
+        raise _FaultError(f"its probabilities are not the softmax of its logits{over}")
 
 
 def _run(reference: Predict, images: np.ndarray) -> np.ndarray:

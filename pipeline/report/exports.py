@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from pipeline.evaluation.predictions import AllPredictions, answered
 from pipeline.records.results import RunResults
 from pipeline.report.words import percent
 
 PARITY = ["format", "file", "seed", "largest difference", "relative difference", "same top-1 %", "images"]
 INT8 = ["file", "accepted", "points lost", "95 % interval", "same top-1 %", "signal to noise, dB", "images"]
+CALIBRATION = ["file", "temperature", "ECE % before", "after", "images"]
+THRESHOLDS = ["least probability", "answered %", "accuracy of these %"]
 SPEED = ["variant", "format", "batch", "median ms", "p95 ms", "images/s", "MB"]
 
 
@@ -33,6 +36,39 @@ def int8(run: RunResults) -> list[list[str]]:
     return lines
 
 
+def calibration(run: RunResults) -> list[list[str]]:
+    """A line for each file whose probabilities are calibrated, measured on test images."""
+    facts = _calibration(run)
+    lines = []
+    for name, what in (("float", "float files"), ("int8", "int8")):
+        if name in facts:
+            errors = [percent(facts[name][key]) for key in ("ece_before", "ece_after")]
+            lines.append([what, f"{facts['temperature']:g}", *errors, f"{facts[name]['images']}"])
+    return lines
+
+
+def thresholds(run: RunResults, predictions: AllPredictions | None) -> list[list[str]]:
+    """A line for each threshold: what it costs and saves to answer only above it, on test images.
+
+    With calibrated probabilities if the bundle has them, and else with those of the stored predictions.
+    """
+    found = _calibration(run).get("float", {}).get("thresholds", {})
+    if not found and predictions is not None:
+        found = answered(predictions.students[run.exported_seed], predictions.labels)
+    return [[level, percent(facts["answered"]), percent(facts["accuracy"])] for level, facts in found.items()]
+
+
+def thresholds_note(run: RunResults) -> str:
+    how = (
+        "calibrated" if _calibration(run).get("found") else "not calibrated (export.calibrate_probabilities)"
+    )
+    return (
+        "What `predict --min-confidence` costs and saves, on the test images: the share of the images that "
+        "get a class, and how many of these classes are right. The other images are `unknown`. The "
+        f"probabilities are {how}."
+    )
+
+
 def speed(run: RunResults) -> list[list[str]]:
     """A line for each variant, format and batch size that was timed."""
     numbers = ("median_ms", "p95_ms", "images_per_s", "size_mb")
@@ -40,6 +76,11 @@ def speed(run: RunResults) -> list[list[str]]:
         [row["variant"], row["format"], f"{row['batch']}", *(f"{row[key]:.2f}" for key in numbers)]
         for row in run.records["benchmark"].details["rows"]
     ]
+
+
+def _calibration(run: RunResults) -> dict[str, Any]:
+    facts: dict[str, Any] = run.records["export"].details.get("calibration", {})
+    return facts
 
 
 def _formats(run: RunResults) -> dict[str, dict[str, Any]]:

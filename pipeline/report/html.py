@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from pipeline.evaluation.predictions import AllPredictions, load_predictions, missed, outcomes
 from pipeline.records.results import Results, RunResults
-from pipeline.report import costs, figures, pictures, tables
+from pipeline.report import costs, exports, figures, pictures, tables
 from pipeline.report.run_gains import gains_over_baseline
 from pipeline.report.words import (
     BY_CLASS,
@@ -183,6 +183,8 @@ def _errors(results: Results, records: Path, data: Path) -> dict[str, Any]:
         "calibration": figures.calibration(predictions, results),
         "calibration_bins": figures.BINS,
         "calibration_errors": tables.calibration_errors(results),
+        "thresholds": tables.thresholds(best, of_best),
+        "thresholds_note": exports.thresholds_note(best),
     }
 
 

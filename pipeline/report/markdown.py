@@ -57,6 +57,8 @@ def markdown_report(results: Results, *, predictions: AllPredictions | None, she
         _costs(results),
         "## Exports",
         _exports(results, bundles),
+        "## When the student should say unknown",
+        _thresholds(results, predictions),
         "## Provenance",
         _provenance(results),
         "## How to read this report",
@@ -166,8 +168,21 @@ def _exports(results: Results, bundles: str) -> str:
     ]
     if quantized := lines(exports.int8):
         parts += ["The int8 file compared with the float file:", _table([["run", *exports.INT8], *quantized])]
+    if calibrated := lines(exports.calibration):
+        parts += [
+            "Probabilities are the softmax of the logits, divided by a temperature that was fitted on "
+            "validation images. ECE (15 bins) is on test images:",
+            _table([["run", *exports.CALIBRATION], *calibrated]),
+        ]
     parts += ["Speed on this machine's CPU:", _table([["run", *exports.SPEED], *lines(exports.speed)])]
     return "\n\n".join(parts)
+
+
+def _thresholds(results: Results, predictions: AllPredictions | None) -> str:
+    lines = exports.thresholds(results.best, predictions)
+    if not lines:
+        return "There are no predictions of the best student."
+    return f"{exports.thresholds_note(results.best)}\n\n{_table([exports.THRESHOLDS, *lines])}"
 
 
 def _provenance(results: Results) -> str:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from pipeline.analysis.improvement import average_relative_improvement, relative_improvement
+from pipeline.evaluation.predictions import AllPredictions
 from pipeline.records.results import Results, RunResults
 from pipeline.report import confusions, costs, exports
 from pipeline.report.costs import Cost
@@ -146,11 +147,18 @@ def notes(results: Results) -> Table | None:
     return Table(title, head, rows, text_columns=3) if rows else None
 
 
+def thresholds(best: RunResults, predictions: AllPredictions | None) -> Table | None:
+    """What it costs and saves to say `unknown` below a probability."""
+    rows = exports.thresholds(best, predictions)
+    return Table(f"Answers of {best.name} by least probability", exports.THRESHOLDS, rows) if rows else None
+
+
 def export_tables(runs: Sequence[RunResults], marked: str) -> list[Table]:
-    """Parity, int8 if there is such a file, and speed."""
+    """Parity, int8 and calibration if there are, and speed."""
     parts: list[tuple[str, list[str], Callable[[RunResults], list[list[str]]]]] = [
         ("Exported files compared with the trained network", exports.PARITY, exports.parity),
         ("The int8 file compared with the float file, on test images", exports.INT8, exports.int8),
+        ("Calibrated probabilities, on test images", exports.CALIBRATION, exports.calibration),
         ("Speed on this machine's CPU", exports.SPEED, exports.speed),
     ]
     tables = []

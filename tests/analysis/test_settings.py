@@ -11,8 +11,9 @@ from pipeline.settings import InputError
 ROOT = Path(__file__).parents[2]
 
 
-def load(place: Path, analysis: Any) -> Params:
+def load(place: Path, analysis: Any, **data: Any) -> Params:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["data"] |= data
     (place / "params.yaml").write_text(yaml.safe_dump(params | {"analysis": analysis}))
     return load_params(place / "params.yaml")
 
@@ -23,9 +24,8 @@ def test_no_run_needs_to_be_analysed(tmp_path: Path) -> None:
 
 
 def test_other_images_are_decoded_like_the_runs_own(tmp_path: Path) -> None:
-    params = load(
-        tmp_path, {"fitnet": {"transfer": {"source": "folder", "root": "others", "val": 0.3}}, "kd": {}}
-    )
+    analysis = {"fitnet": {"transfer": {"source": "folder", "root": "others", "val": 0.3}}, "kd": {}}
+    params = load(tmp_path, analysis, square="pad")
     other = params.transfer("fitnet")
     assert other is not None
     assert (other.size, other.channels, other.root, other.val) == (
@@ -34,6 +34,7 @@ def test_other_images_are_decoded_like_the_runs_own(tmp_path: Path) -> None:
         "others",
         0.3,
     )
+    assert other.square == "pad"
     assert params.transfer("kd") is None
 
 

@@ -46,6 +46,42 @@ def test_the_centre_square_is_resized(width: int, height: int) -> None:
     assert np.array_equal(decode.decode(image, 20, 3), np.asarray(expected))
 
 
+SHAPES = ((1, 7), (7, 1), (300, 200), (3, 1000), (1000, 3), (20, 20), (41, 40))
+
+
+@pytest.mark.parametrize(("width", "height"), SHAPES)
+def test_a_squashed_picture_has_both_sides_resized(width: int, height: int) -> None:
+    image = picture(2, size=(width, height))
+    expected = image.resize((20, 20), Image.Resampling.BILINEAR)
+    assert np.array_equal(decode.decode(image, 20, 3, square="squash"), np.asarray(expected))
+    luma = np.asarray(expected.convert("L"))[:, :, None]
+    assert np.array_equal(decode.decode(image, 20, 1, square="squash"), luma)
+
+
+@pytest.mark.parametrize(("width", "height"), SHAPES)
+def test_a_padded_picture_is_whole_in_the_centre_of_grey(width: int, height: int) -> None:
+    image = picture(2, size=(width, height))
+    decoded = decode.decode(image, 20, 3, square="pad")
+    scale = 20 / max(width, height)
+    w, h = (max(1, int(side * scale + 0.5)) for side in (width, height))
+    left, top = (20 - w) // 2, (20 - h) // 2
+    whole = np.asarray(image.resize((w, h), Image.Resampling.BILINEAR))
+    assert np.array_equal(decoded[top : top + h, left : left + w], whole)
+    border = np.ones((20, 20), bool)
+    border[top : top + h, left : left + w] = False
+    assert (decoded[border] == 128).all()
+    assert max(w, h) == 20
+    assert border.sum() == 400 - w * h
+    luma = decode.decode(image, 20, 1, square="pad")
+    assert np.array_equal(luma[:, :, 0], np.asarray(Image.fromarray(decoded).convert("L")))
+
+
+def test_ways_to_a_square_differ_unless_the_picture_is_one() -> None:
+    for size, distinct in (((30, 20), 3), ((24, 24), 1)):
+        image = picture(2, size=size)
+        assert len({decode.decode(image, 16, 3, square=way).tobytes() for way in decode.SQUARES}) == distinct
+
+
 def test_shrinking_is_anti_aliased() -> None:
     fine = np.indices((64, 64)).sum(0) % 2 * 255
     image = Image.fromarray(np.repeat(fine[:, :, None].astype(np.uint8), 3, axis=2))

@@ -64,6 +64,7 @@ def test_the_manifest_counts_images_and_holds_the_settings(root: Path, tmp_path:
         "source": "folder",
         "size": 8,
         "channels": 3,
+        "square": "crop",
         "val": 0.1,
         "test": 0.3,
         "split_seed": 5,
@@ -75,6 +76,14 @@ def test_the_manifest_counts_images_and_holds_the_settings(root: Path, tmp_path:
         list(range(21, 30)),
     ]
     assert (store.size, store.channels, store.classes) == (8, 3, ["cat", "dog"])
+
+
+def test_a_store_from_before_there_was_a_choice_was_cropped(root: Path, tmp_path: Path) -> None:
+    assert made(root, tmp_path / "padded", square="pad").square == "pad"
+    store = made(root, tmp_path / "out")
+    del store.manifest["settings"]["square"]
+    (store.path / "manifest.json").write_text(json.dumps(store.manifest))
+    assert Store.open(store.path).square == "crop"
 
 
 def test_mean_and_deviation_are_those_of_train(root: Path, tmp_path: Path) -> None:

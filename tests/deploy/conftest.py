@@ -23,8 +23,8 @@ from pipeline.deploy.read_bundle import sealed, transform
 KEPT, SIZE, CLASSES = 24, 16, ("ant", "bee", "cat", "dog", "elk")
 
 
-def transform_facts(channels: int, kept: int) -> dict[str, Any]:
-    return {"words": "As evaluated.", **transform(SIZE, channels, kept)}
+def transform_facts(channels: int, kept: int, square: str = "crop") -> dict[str, Any]:
+    return {"words": "As evaluated.", **transform(SIZE, channels, kept, square)}
 
 
 def graph(
@@ -32,11 +32,14 @@ def graph(
     *,
     seed: int = 0,
     kept: int = KEPT,
+    square: str = "crop",
+    temperature: float | None = None,
+    said: float | None = None,
     bend: Callable[[onnx.ModelProto], None] | None = None,
 ) -> bytes:
     """uint8 N x 16 x 16 x C to logits and probabilities: a convolution, a mean and a matrix.
 
-    `bend` may change the model.
+    `said` is the temperature in the metadata, if it is not the graph's. `bend` may change the model.
     """
     rng = np.random.default_rng(seed)
     constants: dict[str, np.ndarray] = {
@@ -66,8 +69,16 @@ def graph(
         node("GlobalAveragePool", ["relu"], ["pool"], name="pool"),
         node("Flatten", ["pool"], ["flat"], name="flat"),
         node("Gemm", ["flat", "head", "bias"], ["logits"], name="head"),
-        node("Softmax", ["logits"], ["probabilities"], axis=1, name="softmax"),
+        *([] if temperature is None else [node("Div", ["logits", "t"], ["scaled"], name="divide")]),
+        node(
+            "Softmax",
+            ["logits" if temperature is None else "scaled"],
+            ["probabilities"],
+            axis=1,
+            name="softmax",
+        ),
     ]
+    constants |= {} if temperature is None else {"t": np.array(temperature, np.float32)}
     value = helper.make_tensor_value_info
     outputs = [
         value(name, TensorProto.FLOAT, ["batch", len(CLASSES)]) for name in ("logits", "probabilities")
@@ -80,9 +91,9 @@ def graph(
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(
-        model, {"classes": json.dumps(CLASSES), "transform": json.dumps(transform_facts(channels, kept))}
-    )
+    says: dict[str, Any] = {"classes": CLASSES, "transform": transform_facts(channels, kept, square)}
+    says |= {} if temperature is None else {"temperature": said or temperature}
+    helper.set_model_props(model, {key: json.dumps(value) for key, value in says.items()})
     if bend:
         bend(model)
     return bytes(model.SerializeToString())
@@ -110,7 +121,7 @@ def quantized(content: bytes, images: np.ndarray, folder: Path) -> bytes:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        nodes_to_exclude=["cast", "layout", "centre", "normalise", "head", "softmax"],
+        nodes_to_exclude=["cast", "layout", "centre", "normalise", "head", "divide", "softmax"],
     )
     logging.disable(logging.NOTSET)
     return (folder / "int8").read_bytes()
@@ -135,12 +146,9 @@ def pictures(
     )
 
 
-def answers(content: bytes, images: np.ndarray) -> np.ndarray:
-    return np.asarray(
-        onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(
-            ["logits"], {"image": images}
-        )[0]
-    )
+def answers(content: bytes, images: np.ndarray, what: str = "logits") -> np.ndarray:
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run([what], {"image": images})[0])
 
 
 def npz(**arrays: np.ndarray) -> bytes:
@@ -170,8 +178,18 @@ class Draft:
         return folder
 
 
-def draft(scratch: Path, channels: int = 3, *, seed: int = 0, kept: int = KEPT, int8: bool = True) -> Draft:
-    fp32, images = graph(channels, seed=seed, kept=kept), pictures(8, channels, seed=seed)
+def draft(
+    scratch: Path,
+    channels: int = 3,
+    *,
+    seed: int = 0,
+    kept: int = KEPT,
+    square: str = "crop",
+    temperature: float | None = None,
+    int8: bool = True,
+) -> Draft:
+    fp32 = graph(channels, seed=seed, kept=kept, square=square, temperature=temperature)
+    images = pictures(8, channels, seed=seed)
     files = {
         "student.onnx": fp32,
         "student.ts": b"torchscript",
@@ -193,13 +211,20 @@ def draft(scratch: Path, channels: int = 3, *, seed: int = 0, kept: int = KEPT, 
             "quality": {"agreement": 0.995},
             "portable": False,
         }
+    if temperature is not None:
+        golden |= {
+            f"probabilities_{name}": answers(files[file], images, "probabilities")
+            for name, file in (("fp32", "student.onnx"), ("int8", "student.int8.onnx"))
+            if file in files
+        }
     files["golden.npz"] = npz(**golden)
     facts = {
         "schema": 2,
         "name": "tiny",
         "classes": list(CLASSES),
         "input": {"size": SIZE, "channels": channels, "dtype": "uint8", "layout": "NHWC"},
-        "transform": transform_facts(channels, kept),
+        "transform": transform_facts(channels, kept, square),
+        **({} if temperature is None else {"temperature": temperature}),
         "mean": [0.47] * channels,
         "std": [0.24] * channels,
         "outputs": ["logits", "probabilities"],
@@ -242,6 +267,12 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Draft:
 def bundle(template: Draft, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole bundle. No test changes it."""
     return template.write(tmp_path_factory.mktemp("a place with spaces") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Draft:
+    """A bundle with calibrated probabilities, before it is written."""
+    return draft(tmp_path_factory.mktemp("warm"), temperature=2.5)
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from typing import Any
 import browser
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from pipeline.data.decode import decode
+from pipeline.data.decode import SQUARES, Square, decode
 from pipeline.deploy import browser_page
 from pipeline.deploy.__main__ import main
 from pipeline.deploy.predictor import Predictor
@@ -23,6 +23,9 @@ SIZES = (
     *((16, 16), (17, 40), (333, 250), (64, 48), (5, 90), (1, 1), (15, 16)),
     *((16, 15), (16, 40), (40, 16), (100, 101), (31, 7), (8, 8), (3, 2)),
 )
+ODD = ((1, 7), (7, 1), (300, 200), (1000, 3), (63, 2), (2, 63), (32, 31), (33, 32))
+# older versions of Pillow resize such pictures in another order, which rounds differently
+TALL = ((3, 1000), (1, 101), (2, 201), (1, 15)) if str(features.version("pil")) >= "12.3" else ()
 # of a square that is kept, and of what is seen of it
 STEPS = ((24, 16), (48, 32), (33, 17), (32, 16), (11, 16), (9, 31), (7, 1), (1, 5))
 # answers each line of input with the pixels that the student sees
@@ -53,20 +56,24 @@ def noise(width: int, height: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+@pytest.mark.parametrize("square", SQUARES)
 @pytest.mark.parametrize("channels", [3, 1])
-def test_the_page_sees_pictures_as_evaluation_does_bit_for_bit(channels: int, tmp_path: Path) -> None:
+def test_the_page_sees_pictures_as_evaluation_does_bit_for_bit(
+    channels: int, square: Square, tmp_path: Path
+) -> None:
     if not (node := shutil.which("node")):
         pytest.skip("there is no node to run the page's code")
     cases = [(16, 16, *shape) for shape in SIZES]
+    cases += [(16, 11, *shape) for shape in ODD + TALL]
     cases += [(kept, size, *shape) for kept, size in STEPS for shape in ((333, 250), (17, 40), (3, 2))]
     lines, wanted = [], []
     for seed, (kept, size, width, height) in enumerate(cases):
         picture = noise(width, height, seed)
         rgba = np.dstack([picture, np.full((height, width), 255, np.uint8)]).ravel().tolist()
-        browser_page.write(page_facts(size, channels, kept), tmp_path / "page.html")
+        browser_page.write(page_facts(size, channels, kept, square=square), tmp_path / "page.html")
         shown = json.loads(script("facts", tmp_path / "page.html"))
         lines.append(json.dumps({"width": width, "height": height, "facts": shown, "rgba": rgba}))
-        wanted.append(decode(Image.fromarray(picture), size, channels, kept=kept))
+        wanted.append(decode(Image.fromarray(picture), size, channels, kept=kept, square=square))
     (tmp_path / "see.cjs").write_text(script("pixels", tmp_path / "page.html") + SEE)
     done = subprocess.run(
         [node, tmp_path / "see.cjs"], input="\n".join(lines), capture_output=True, text=True, check=True
@@ -75,12 +82,14 @@ def test_the_page_sees_pictures_as_evaluation_does_bit_for_bit(channels: int, tm
         assert np.array_equal(np.array(json.loads(line)), want.ravel()), case
 
 
-def page_facts(size: int, channels: int, kept: int, name: str = "a") -> dict[str, Any]:
+def page_facts(
+    size: int, channels: int, kept: int, name: str = "a", square: Square = "crop"
+) -> dict[str, Any]:
     return {
         "name": name,
         "classes": [name, "b"],
         "input": {"size": size, "channels": channels},
-        "transform": transform(size, channels, kept),
+        "transform": transform(size, channels, kept, square),
     }
 
 

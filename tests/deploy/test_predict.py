@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.deploy import predict
 from pipeline.deploy.__main__ import main
 from pipeline.deploy.predictor import Predictor
-from pipeline.deploy.read_bundle import BundleError
+from pipeline.deploy.read_bundle import BundleError, open_bundle
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,3 +140,50 @@ def test_a_reader_that_stops_early_is_no_error(bundle: Path, tmp_path: Path) -> 
     assert done.stdout.count("\n") == 1
     assert done.returncode == 0
     assert done.stderr == ""
+
+
+def test_answers_below_the_least_confidence_are_unknown(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(1)
+    for i in range(12):
+        small = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+        small.resize((40, 30), Image.Resampling.BICUBIC).save(tmp_path / f"{i}.png")
+    files = sorted(tmp_path.iterdir())
+    answers = Predictor(bundle)(files)
+    level = sorted(answer.probability for answer in answers)[5]
+    names, arguments = list(map(str, files)), ["--min-confidence", str(level)]
+    assert main(["predict", str(bundle), *names, "--json", "--top", "2", *arguments]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for answer, line in zip(answers, lines, strict=True):
+        is_known = answer.probability >= level
+        assert line["class"] == (answer.label if is_known else "unknown")
+        assert line.get("guess") == (None if is_known else answer.label)
+        assert line["probability"] == round(answer.probability, 6)
+        assert [each["class"] for each in line["top"]] == [name for name, _ in answer.top(2)]
+    assert sum(line["class"] == "unknown" for line in lines) == 5
+    assert main(["predict", str(bundle), *names, "--csv", *arguments]) == 0
+    table = list(csv.reader(io.StringIO(capsys.readouterr().out)))[1:]
+    assert [row[1] for row in table] == [line["class"] for line in lines]
+    assert main(["predict", str(bundle), *names, *arguments]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [row[1] for row in table]
+    labels = [answer.label for answer in Predictor(bundle, min_confidence=level)(files)]
+    assert labels == [row[1] for row in table]
+
+
+@pytest.mark.parametrize("bad", ["0", "1", "1.5", "-0.2", "nan", "inf"])
+def test_a_least_confidence_that_is_no_probability_is_refused(
+    bundle: Path, capsys: pytest.CaptureFixture[str], bad: str
+) -> None:
+    assert main(["predict", str(bundle), "none.jpg", f"--min-confidence={bad}"]) == 2
+    assert "is not a probability between 0 and 1. Give a number such as 0.8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["predict", "serve"])
+def test_another_bundle_than_expected_is_refused(
+    bundle: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    pictures = ["none.jpg"] if command == "predict" else []
+    assert main([command, str(bundle), *pictures, "--expect", "0" * 64]) == 2
+    assert "this is another bundle" in capsys.readouterr().err
+    assert Predictor(bundle, expect=open_bundle(bundle).fingerprint.upper())

@@ -19,6 +19,7 @@ ONE_STEP = {
     "antialias": True,
     "mode": "RGB",
 }
+NESTED = json.loads('{"a": [' * 20 + "1" + "]}" * 20)
 BAD_SIDES: tuple[Any, ...] = (0, -24, 4097, 24.0, True, "24", None, [24])
 
 
@@ -44,6 +45,11 @@ def test_a_picture_that_is_kept_as_it_is_seen_has_the_transform_of_older_bundles
     assert open_bundle(bent({"transform": ONE_STEP})).kept == 16
     kept = bent({"transform": transform(16, 3, 4096)})
     assert open_bundle(kept).kept == 4096
+
+
+@pytest.mark.parametrize("square", ["crop", "squash", "pad"])
+def test_the_way_to_a_square_is_read(bent: Callable[..., Path], square: str) -> None:
+    assert open_bundle(bent({"transform": transform(16, 3, 24, square)})).square == square
 
 
 def test_any_changed_byte_of_bundle_json_is_noticed(own: Path) -> None:
@@ -121,8 +127,17 @@ def test_a_folder_that_is_not_a_bundle_is_refused(tmp_path: Path) -> None:
         *[({"transform": {**ONE_STEP, "kept": bad}}, "no valid size 'kept'") for bad in BAD_SIDES],
         ({"transform": {**ONE_STEP, "kept": 16}}, "'transform' is not the one"),
         ({"transform": {**ONE_STEP, "size": 24}}, "'transform' is not the one"),
+        *[
+            ({"transform": {**ONE_STEP, "square": bad}}, "no known 'square'")
+            for bad in ("fit", 3, ["pad"], None)
+        ],
+        ({"transform": {**ONE_STEP, "square": "crop"}}, "'transform' is not the one"),
+        ({"transform": {**ONE_STEP, "square": "pad"}}, "'transform' is not the one"),
+        ({"transform": {**transform(16, 3, 24, "pad"), "border": [0, 0, 0]}}, "'transform' is not the one"),
+        *[({"temperature": bad}, "'temperature'") for bad in (0.0, -1.5, 2, "2", True, None, [2.5])],
         ({"outputs": ["logits"]}, "'outputs'"),
         ({"max_batch": 0}, "'max_batch'"),
+        ({"metrics": NESTED}, "nested more than 40 levels"),
         ({"formats": {}}, "no format 'onnx'"),
         ({"formats": {"onnx": {"file": "other.onnx"}}}, "is not listed"),
         ({"formats": {"onnx": {}}}, "KeyError"),

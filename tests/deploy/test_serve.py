@@ -89,10 +89,9 @@ class Server:
             return reply
 
 
-@pytest.fixture(scope="module")
-def server(bundle: Path) -> Iterator[Server]:
-    command = [sys.executable, "-c", CODE, "serve", str(bundle), "--port", "0", "--threads", "2"]
-    command += [f"--max-{name}={limit}" for name, limit in LIMITS.items()]
+@contextlib.contextmanager
+def started(bundle: Path, *options: str) -> Iterator[Server]:
+    command = [sys.executable, "-c", CODE, "serve", str(bundle), "--port", "0", "--threads", "2", *options]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -108,6 +107,31 @@ def server(bundle: Path) -> Iterator[Server]:
     process.terminate()
     _, errors = process.communicate(timeout=20)
     assert "Traceback" not in errors
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path) -> Iterator[Server]:
+    with started(bundle, *(f"--max-{name}={limit}" for name, limit in LIMITS.items())) as running:
+        yield running
+
+
+def test_it_says_unknown_if_it_is_not_sure_enough(bundle: Path) -> None:
+    contents = [picture(seed) for seed in range(8)]
+    answers = Predictor(bundle)(contents)
+    level = sorted(answer.probability for answer in answers)[4]
+    with started(bundle, f"--min-confidence={level}") as server:
+        for content, want in zip(contents, answers, strict=True):
+            status, answer = server.ask("POST", "/predict", content)
+            label = want.label if want.probability >= level else "unknown"
+            assert (status, answer["class"]) == (200, label)
+            assert answer.get("guess", answer["class"]) == want.label
+            assert answer["probability"] == round(want.probability, 6)
+        assert server.ask("GET", "/health")[1]["min_confidence"] == level
+        paths = server.ask("GET", "/openapi.json")[1]["paths"]
+    schema = paths["/predict"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert schema["properties"]["class"]["enum"] == [*answers[0].classes, "unknown"]
+    assert schema["properties"]["guess"]["enum"] == answers[0].classes
+    assert "unknown" not in schema["properties"]["top"]["items"]["properties"]["class"]["enum"]
 
 
 def test_one_picture_as_body_or_as_form(server: Server, bundle: Path) -> None:

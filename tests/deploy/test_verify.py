@@ -1,5 +1,6 @@
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,54 @@ def test_golden_answers_of_another_student_fail(
 
 
 FILES = {"fp32": "student.onnx", "int8": "student.int8.onnx"}
+
+
+def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
+    exp = np.exp(logits.astype(np.float64) / temperature)
+    return np.asarray(exp / exp.sum(1, keepdims=True))
+
+
+def test_calibrated_probabilities_pass(warm: Any, workshop: Any, tmp_path: Path) -> None:
+    folder = warm.write(tmp_path / "warm")
+    checks = verify(folder)
+    assert passed(checks)
+    said = [check.what for check in checks if "those of the temperature 2.5" in check.says]
+    assert said == ["onnx", "int8"]
+    for format in ("onnx", "int8"):
+        logits, found = Predictor(folder, format=format).run(workshop.pictures(40, seed=7))
+        assert found == pytest.approx(probabilities(logits, 2.5), abs=1e-6)
+        assert np.abs(found - probabilities(logits, 1)).max() > 0.1
+
+
+def test_a_changed_temperature_is_refused_wherever_it_is_changed(
+    warm: Any, workshop: Any, tmp_path: Path
+) -> None:
+    """In bundle.json; in the metadata too; in the graph too; and in none of them but the golden answers."""
+
+    def written(name: str, facts: dict[str, Any], **files: bytes) -> Path:
+        files = {key.replace("__", "."): content for key, content in files.items()}
+        formats = {"onnx": warm.facts["formats"]["onnx"]}
+        changed = {**warm.facts, "formats": formats, **facts}
+        return Path(replace(warm, facts=changed, files={**warm.files, **files}).write(tmp_path / name))
+
+    assert not faults(written("whole", {}))
+    one = written("one", {"temperature": 2.6})
+    assert any("'temperature' in its metadata is not what" in fault for fault in faults(one))
+    two = written("two", {"temperature": 2.501}, student__onnx=workshop.graph(temperature=2.5, said=2.501))
+    assert any("does not answer here" in fault for fault in faults(two))
+    three = written("three", {"temperature": 2.501}, student__onnx=workshop.graph(temperature=2.501))
+    assert any("not those of the temperature 2.501" in fault for fault in faults(three))
+    images, logits = workshop.pictures(8), workshop.answers(warm.files["student.onnx"], workshop.pictures(8))
+    golden = {"images": images, "logits_fp32": logits}
+    old = probabilities(logits, 2.49).astype(np.float32)
+    four = written("four", {}, golden__npz=workshop.npz(**golden, probabilities_fp32=old))
+    assert any("not those of the temperature 2.5" in fault for fault in faults(four))
+    for bad in ({}, {"probabilities_fp32": logits[:3]}, {"probabilities_fp32": logits + np.nan}):
+        five = written("five", {}, golden__npz=workshop.npz(**golden, **bad))
+        assert any("'probabilities_fp32'" in fault for fault in faults(five))
+    plain = {key: value for key, value in warm.facts.items() if key != "temperature"}
+    six = replace(warm, facts=plain).write(tmp_path / "six")
+    assert any("does not answer here" in fault for fault in faults(six))
 
 
 def test_int8_of_another_student_fails(bent: Callable[..., Path], workshop: Any, template: Any) -> None:

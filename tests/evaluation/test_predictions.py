@@ -13,7 +13,7 @@ from pipeline.evaluation.predictions import (
     reliability,
     save_predictions,
 )
-from pipeline.evaluation.scores import BINS, calibration_error
+from pipeline.export.calibration import BINS, calibration_error
 from pipeline.settings import InputError
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.evaluation.scores import Scores, calibration_error, confidence, logits_of, score, summarise
+from pipeline.evaluation.scores import Scores, logits_of, score, summarise
 from pipeline.settings import InputError
 
 
@@ -68,13 +68,6 @@ def test_scores_equal_those_of_sklearn() -> None:
     assert got.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
     assert got.n == 300
     assert got.agreement is None
-
-
-def test_calibrated_predictions_have_no_error() -> None:
-    # three predictions of four are right, each with a confidence of 3/4
-    labels = np.array([0, 0, 0, 1])
-    logits = np.log(np.tile([[0.75, 0.25]], (4, 1)))
-    assert calibration_error(logits, labels) == pytest.approx(0, abs=1e-12)
 
 
 def test_confident_and_always_wrong_predictions_have_the_largest_error() -> None:
@@ -177,8 +170,3 @@ def test_a_summary_holds_means_and_the_spread() -> None:
 def test_a_summary_of_one_seed_without_a_teacher() -> None:
     means = {"balanced_accuracy": 0.4, "macro_f1": 0.3}
     assert summarise([scores(0.5)]) == {"accuracy": 0.5, "spread": 0.0, "n": 1, "ece": 0.1} | means
-
-
-def test_confidence_is_the_largest_probability() -> None:
-    assert confidence(np.log([[0.2, 0.7, 0.1], [0.5, 0.5, 1e-9]])) == pytest.approx([0.7, 0.5])
-    assert confidence(np.array([[-1e6, -2e6]], dtype=np.float32)).tolist() == [1.0]

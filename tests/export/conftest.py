@@ -180,6 +180,14 @@ def smaller(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 @pytest.fixture(scope="session")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The network of `exported` with calibrated probabilities."""
+    net, out = make(), tmp_path_factory.mktemp("calibrated") / "bundle"
+    cfg = build_bundle.ExportConfig(int8=INT8, calibrate_probabilities=True)
+    return Exported(net, out, write(net, out, cfg=cfg), [])
+
+
+@pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A bundle of a network on which a distillation method has left hooks. `seen` is what the hook got."""
     net, seen = make(), []

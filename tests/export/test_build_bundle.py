@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from pipeline.data.decode import fit, load, see
+from pipeline.data.decode import SQUARES, Square, fit, load, see
 from pipeline.deploy.predictor import Predictor
 from pipeline.deploy.read_bundle import BundleError, sealed
-from pipeline.export import build_bundle, onnx_format, parity
+from pipeline.deploy.verify import passed, verify
+from pipeline.export import build_bundle, calibration, onnx_format, parity, pt2, torchscript
 from pipeline.export.build_bundle import BudgetError, ExportConfig
 from pipeline.export.deployable import Deployable
 from pipeline.export.int8 import Int8Error
@@ -310,3 +311,97 @@ def test_a_network_in_training_mode_is_a_programming_error(world: Any, tmp_path:
 def test_config_refuses(settings: dict[str, Any], match: str) -> None:
     with pytest.raises(ValidationError, match=match):
         ExportConfig(**settings)
+
+
+def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
+    return np.asarray(torch.tensor(logits / temperature).double().softmax(1))
+
+
+def test_every_file_gives_calibrated_probabilities_and_the_same_logits(
+    exported: Any, calibrated: Any, world: Any
+) -> None:
+    images = world.pictures(3, 240)[160:]
+    temperature = calibrated.bundle["temperature"]
+    assert 0.05 < temperature < 0.8
+    for name, load_file_ in (
+        ("student.onnx", onnx_format.load),
+        ("student.int8.onnx", onnx_format.load),
+        ("student.ts", torchscript.load),
+    ):
+        plain, _ = load_file_(exported.out / name)(images)
+        logits, probabilities = load_file_(calibrated.out / name)(images)
+        assert np.array_equal(logits, plain), name
+        assert probabilities == pytest.approx(softmax(logits, temperature), abs=1e-6), name
+    predictor = Predictor(calibrated.out)
+    assert predictor.bundle.temperature == temperature
+    assert np.array_equal(predictor.answers(images)[0].probabilities, predictor.run(images)[1][0])
+
+
+def test_a_calibrated_pt2_file_does_too(world: Any, tmp_path: Path) -> None:
+    cfg = ExportConfig(formats=("onnx", "pt2"), calibrate_probabilities=True)
+    temperature = world.write(world.make(), tmp_path / "x", cfg=cfg)["temperature"]
+    logits, probabilities = pt2.load(tmp_path / "x" / "student.pt2")(world.pictures(3, 9))
+    assert probabilities == pytest.approx(softmax(logits, temperature), abs=1e-6)
+
+
+def test_the_bundle_says_what_the_temperature_is_and_does(calibrated: Any, world: Any) -> None:
+    facts, images = calibrated.bundle["calibration"], world.pictures(3, 240)
+    model = Deployable(calibrated.net, world.mean, world.std)
+    labels = model.predict(images[160:]).argmax(1)
+    labels[::4] = (labels[::4] + 1) % 6
+    logits = model.predict(images[160:])
+    assert facts["temperature"] == calibrated.bundle["temperature"]
+    assert (facts["found"], facts["images"]) == (True, 80)
+    assert facts["float"] == calibration.measured(logits, labels, facts["temperature"])
+    assert facts["float"]["ece_after"] < facts["float"]["ece_before"]
+    assert 0 < facts["int8"]["ece_after"] < facts["int8"]["ece_before"]
+    assert facts["int8"] != facts["float"]
+    with np.load(calibrated.out / "golden.npz") as golden:
+        for name in ("fp32", "int8"):
+            want = softmax(golden[f"logits_{name}"], facts["temperature"])
+            assert golden[f"probabilities_{name}"] == pytest.approx(want, abs=1e-6)
+    assert passed(verify(calibrated.out))
+
+
+def test_without_calibration_nothing_is_said_of_it(exported: Any) -> None:
+    assert not {"temperature", "calibration"} & set(exported.bundle)
+    with np.load(exported.out / "golden.npz") as golden:
+        assert set(golden) == {"images", "logits_fp32", "logits_int8"}
+    assert "calibrat" not in (exported.out / "README.md").read_text()
+
+
+def test_a_wrong_temperature_in_a_file_fails_the_gate(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = onnx_format.write
+
+    def colder(model: Any, path: Path, **others: Any) -> None:
+        model.temperature *= 0.99
+        write(model, path, **others)
+
+    monkeypatch.setattr(onnx_format, "write", colder)
+    cfg = ExportConfig(formats=("onnx",), calibrate_probabilities=True)
+    with pytest.raises(parity.ParityError, match="not the softmax of its logits, divided by the temperature"):
+        world.write(world.make(), tmp_path / "x", cfg=cfg)
+
+
+def test_a_temperature_that_is_not_found_leaves_the_probabilities(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "fit_temperature", lambda logits, labels: None)
+    cfg = ExportConfig(formats=("onnx",), calibrate_probabilities=True)
+    bundle = world.write(world.make(), tmp_path / "x", cfg=cfg)
+    assert (bundle["temperature"], bundle["calibration"]["found"]) == (1.0, False)
+    logits, probabilities = onnx_format.load(tmp_path / "x" / "student.onnx")(world.pictures(3, 9))
+    assert probabilities == pytest.approx(softmax(logits, 1), abs=1e-6)
+    assert "are not calibrated: no temperature" in (tmp_path / "x" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("square", SQUARES)
+def test_the_words_say_how_a_picture_becomes_a_square(square: Square) -> None:
+    words = {
+        "crop": "crop the largest centred square, and resize it to 16 x 16",
+        "squash": "take the whole picture, whatever its shape, and resize it to 16 x 16",
+        "pad": "(a grey border, (128, 128, 128), added after the resizing, makes it square), and resize it",
+    }
+    assert words[square] in build_bundle.transform(16, 3, 16, square)["words"]

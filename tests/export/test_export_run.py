@@ -1,3 +1,5 @@
+import csv
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -6,15 +8,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from pipeline import nets
-from pipeline.checkpoint import save_network
+from pipeline.checkpoint import load_network, save_network
+from pipeline.data.decode import SQUARES, Square, fit, load, see
 from pipeline.data.prepare import prepare
+from pipeline.data.protocol import rows_of_classes
 from pipeline.data.seen import Seen
 from pipeline.data.sources import DataConfig
 from pipeline.data.store import Store
 from pipeline.deploy.predictor import Predictor
+from pipeline.evaluation.scores import logits_of, score
 from pipeline.export.build_bundle import ExportConfig
+from pipeline.export.deployable import Deployable
 from pipeline.export.export_run import Exported, export_run
 from pipeline.export.int8 import Int8Config
 from pipeline.files import sha256
@@ -129,3 +136,78 @@ def test_pictures_are_kept_as_in_the_store_and_seen_as_by_the_student(run: Run) 
     bundle = Predictor(run.out).bundle
     assert (bundle.kept, bundle.size) == (run.store.size, INPUT.size)
     assert (bundle.facts["mean"], bundle.facts["std"]) == ([0.4], [0.3])
+
+
+def test_a_temperature_is_fitted_and_measured_on_whole_splits(run: Run, tmp_path: Path) -> None:
+    """Not only on the few images of the int8 gate. The error before is the one that evaluation finds."""
+    cfg = ExportConfig(formats=("onnx",), parity_images=20, int8=CFG.int8, calibrate_probabilities=True)
+    done = export_run(
+        "kd",
+        cfg,
+        data=run.store.path,
+        students=run.students,
+        past=run.past,
+        out=tmp_path / "out",
+        record="r" * 32,
+    )
+    net, facts = load_network(run.students / "seed-1")
+    classes = [run.store.classes.index(name) for name in facts["classes"]]
+    seen, predict = Seen(run.store.images, 12), Deployable(net, INPUT.mean, INPUT.std).predict
+    found = done.result.details["calibration"]
+    for split, images in (("val", found["images"]), ("test", found["float"]["images"])):
+        subset = rows_of_classes(run.store.labels, run.store.indices(split), classes)
+        assert images == len(subset.rows)
+        assert images > 40 or split == "val"
+    error = score(logits_of(predict, seen, subset.rows), subset.labels, 3).ece
+    assert found["float"]["ece_before"] == pytest.approx(error, abs=1e-6)
+    keys = ("temperature", "ece_before", "ece_after")
+    assert done.result.metrics == {
+        key: found["temperature"] if key == "temperature" else found["float"][key] for key in keys
+    }
+    assert bool(done.remarks) != found["found"]
+
+
+@pytest.mark.parametrize("square", SQUARES)
+def test_prepare_and_predictor_give_the_same_pixels_to_odd_shapes(
+    run: Run, tmp_path: Path, square: Square
+) -> None:
+    """From a file to the store, and from the same file to the deployed student: the contract."""
+    rng = np.random.default_rng(0)
+    shapes = [(1, 7), (7, 1), (300, 200), (3, 1000), (31, 30)]
+    for split, name in itertools.product(("train", "val", "test"), ("ant", "bee")):
+        folder = tmp_path / "images" / split / name
+        folder.mkdir(parents=True)
+        for width, height in shapes:
+            pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{width}x{height}.png")
+    (tmp_path / "data").mkdir()
+    cfg = DataConfig(source="folder", root=str(tmp_path / "images"), size=16, square=square)
+    prepare(cfg, tmp_path / "data")
+    store = Store.open(tmp_path / "data")
+    torch.manual_seed(0)
+    net = nets.build("resnet8", 2, 3)
+    facts = {"net": "resnet8", "classes": ["ant", "bee"], "channels": 3, "seed": 1, "val_accuracy": 1.0}
+    input = Input(12, mean=(0.4,) * 3, std=(0.3,) * 3)
+    save_network(
+        tmp_path / "students" / "seed-1",
+        net.state_dict(),
+        facts | {"input": input.as_facts(), "val_loss": 1.0},
+    )
+    export_run(
+        "kd",
+        ExportConfig(formats=("onnx",)),
+        data=tmp_path / "data",
+        students=tmp_path / "students",
+        past=run.past,
+        out=tmp_path / "out",
+        record="r" * 32,
+    )
+    predictor = Predictor(tmp_path / "out")
+    assert (predictor.bundle.square, predictor.bundle.kept) == (square, 16)
+    table = list(csv.DictReader((tmp_path / "data" / "files.csv").read_text().splitlines()))
+    assert len(table) == 30
+    for row in table:
+        file = tmp_path / "images" / row["path"]
+        stored = store.images[int(row["row"])]
+        assert np.array_equal(fit(load(file), 16, 3, square), stored)
+        assert np.array_equal(predictor.decode(file), see(stored, 12)), file

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipeline.export import build_bundle, int8, onnx_format
+from pipeline.export import build_bundle, deployable, int8, onnx_format
 from pipeline.export.build_bundle import ExportConfig, Labelled
 from pipeline.export.deployable import Predict
 from pipeline.export.int8 import Int8Config, Quality, batch_faults, compare, faults
@@ -281,7 +281,7 @@ def test_it_measures_drop_agreement_and_noise() -> None:
 def test_images_are_read_once_and_only_as_many_as_run_at_once(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(int8, "PIXELS", 40)
+    monkeypatch.setattr(deployable, "PIXELS", 40)
     images = world.Lazy(np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1).repeat(4, 1).repeat(4, 2), 2)
     logits = np.random.default_rng(0).normal(size=(100, 5)).astype(np.float32)
     quality = compare(fixed(logits), fixed(logits), images, np.zeros(73, np.int64))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.decode import decode
-from pipeline.export import model_card, onnx_format
+from pipeline.data.decode import SQUARES, Square, decode
+from pipeline.export import build_bundle, model_card, onnx_format
 from pipeline.export.build_bundle import ExportConfig
 
 
@@ -120,3 +120,38 @@ def test_only_the_first_of_many_classes_are_shown(exported: Any) -> None:
     text = model_card.text(exported.bundle | {"classes": [f"class {n}" for n in range(1000)]}, sizes)
     assert "class 19 and 980 more" in text
     assert "class 20" not in text
+
+
+def test_the_card_shows_what_calibration_does(exported: Any, calibrated: Any) -> None:
+    text, facts = (calibrated.out / "README.md").read_text(), calibrated.bundle["calibration"]
+    for words in (
+        f"the softmax of `logits / {facts['temperature']:g}`",
+        "fitted on 80 validation images. On 80 test images the expected calibration error (15 bins) is "
+        f"{100 * facts['float']['ece_before']:.2f} % without it and "
+        f"{100 * facts['float']['ece_after']:.2f} % with it (int8: ",
+        f"| 0.8 | {100 * facts['float']['thresholds']['0.8']['answered']:.2f} | ",
+    ):
+        assert words in text
+    none = {**facts["float"]["thresholds"], "0.99": {"answered": 0.0, "accuracy": None}}
+    changed = {**facts, "float": {**facts["float"], "thresholds": none}}
+    sizes = {name: entry["bytes"] for name, entry in calibrated.bundle["files"].items()}
+    assert "| 0.99 | 0.00 |  |" in model_card.text(calibrated.bundle | {"calibration": changed}, sizes)
+
+
+@pytest.mark.parametrize("square", SQUARES)
+@pytest.mark.parametrize(("width", "height"), [(130, 97), (40, 3), (3, 40)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_snippets_make_squares_as_evaluation_does(
+    exported: Any, tmp_path: Path, square: Square, width: int, height: int, channels: int
+) -> None:
+    transform = build_bundle.transform(16, channels, 24, square)
+    facts = exported.bundle | {"transform": transform, "input": {"size": 16, "channels": channels}}
+    sizes = {name: entry["bytes"] for name, entry in exported.bundle["files"].items()}
+    (tmp_path / "README.md").write_text(model_card.text(facts, sizes))
+    rng = np.random.default_rng(0)
+    file = tmp_path / model_card.PICTURE
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file)
+    code = snippets(tmp_path)["torch"].partition("script =")[0].replace(model_card.PICTURE, str(file))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert np.array_equal(names["pixels"][0], decode(file, 16, channels, kept=24, square=square))

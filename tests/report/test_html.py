@@ -14,6 +14,7 @@ from fabricated import (
     RIGHT,
     VALIDATION,
     analyse,
+    calibrate,
     crowd,
     edit,
     fabricate,
@@ -529,3 +530,19 @@ def test_the_page_says_what_the_students_are_ordered_by(records: Path, select: s
     assert ("runs on validation: macro-F1 50.00 %, ahead of alone with macro-F1 40.00 %." in text) == (
         select == "macro_f1"
     )
+
+
+def test_it_shows_what_saying_unknown_costs_and_saves(records: Path) -> None:
+    title = "Answers of fitnet by least probability"
+    assert title not in html(records)
+    save_predictions(records)
+    text = html(records)
+    assert Page(text).table(title)["0.7"] == {"answered %": "19.00", "accuracy of these %": "0.00"}
+    assert "probabilities are not calibrated" in text
+    assert "Calibrated probabilities, on test images" not in text
+    calibrate(records, "fitnet")
+    text = html(records)
+    assert Page(text).table(title)["0.8"] == {"answered %": "75.00", "accuracy of these %": "96.00"}
+    assert Page(text).table(title)["0.99"] == {"answered %": "0.00", "accuracy of these %": ""}
+    assert "probabilities are calibrated." in text
+    assert "Calibrated probabilities, on test images" in text

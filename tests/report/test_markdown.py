@@ -3,7 +3,16 @@ import re
 from pathlib import Path
 
 import pytest
-from fabricated import NAMES, RIGHT, VALIDATION, edit, fabricate, save_predictions, unbalance
+from fabricated import (
+    NAMES,
+    RIGHT,
+    VALIDATION,
+    calibrate,
+    edit,
+    fabricate,
+    save_predictions,
+    unbalance,
+)
 
 from pipeline.evaluation.predictions import load_predictions
 from pipeline.records.results import load_results
@@ -95,3 +104,26 @@ def test_it_has_the_means_over_classes_where_the_classes_differ_in_size(records:
     assert "| net | accuracy % | balanced % | F1 % | n |" in text
     assert "| kd | resnet8x4 | 82.00 ± 2.65 | 72.00 | 62.00 | 3 |" in text
     assert "0 for a class that is never predicted" in text
+
+
+def test_thresholds_come_from_stored_predictions_if_nothing_is_calibrated(records: Path) -> None:
+    assert "There are no predictions of the best student." in report(records)
+    save_predictions(records)
+    text = report(records)
+    assert "probabilities are not calibrated (export.calibrate_probabilities)." in text
+    assert "| 0.5 | 100.00 | 81.00 |" in text  # right answers have 0.6 to 0.63, wrong ones 0.9 to 0.93
+    assert "| 0.7 | 19.00 | 0.00 |" in text
+    assert "| 0.95 | 0.00 |  |" in text
+
+
+def test_thresholds_come_from_the_export_if_it_calibrated(records: Path) -> None:
+    calibrate(records, "fitnet")
+    save_predictions(records)
+    text = report(records)
+    assert "probabilities are calibrated." in text
+    assert "| 0.8 | 75.00 | 96.00 |" in text
+    assert "| 0.5 | 100.00 | 81.00 |" not in text
+    assert "| fitnet | float files | 1.75 | 8.00 | 2.50 | 100 |" in text
+    assert "| fitnet | int8 | 1.75 | 8.25 | 2.75 | 100 |" in text
+    calibrate(records, "fitnet", found=False)
+    assert "probabilities are not calibrated" in report(records)
