@@ -327,7 +327,7 @@ def crowd(records: Path, *, runs: int, classes: int) -> list[str]:
     tested = {"classes": labels, "teacher": scores, "seeds": {str(seed): scores for seed in range(3)}}
     column = [0.5 + 0.001 * epoch for epoch in range(60)]
     epochs = [1.0 + epoch for epoch in range(60)]
-    curve = {"epoch": epochs, "loss": column, "val_accuracy": column, "seconds": column}
+    curve = {"epoch": epochs, "images": epochs, "loss": column, "val_accuracy": column, "seconds": column}
     for i, name in enumerate(names):
         for stage in ("pretrain", "distill", "evaluate", "export", "benchmark"):
             template = records / stage / ("alone.json" if i == 0 else "fitnet.json")

@@ -192,6 +192,10 @@ class _Watched:
     def __len__(self) -> int:
         return len(self.batches)
 
+    @property
+    def images_per_epoch(self) -> int:
+        return self.batches.images_per_epoch
+
     def epoch(self, n: int) -> Iterator[Batch]:
         if self._is_enough():
             return
