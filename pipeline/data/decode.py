@@ -1,13 +1,15 @@
 """Any picture file to square uint8 pixels, in the same way for training and for the deployed predictor.
 
-It imports numpy and Pillow only, because the predictor runs where nothing else is installed. AVIF and HEIC are
-read where Pillow, or pillow_heif, can. The rules: the EXIF orientation is applied, and a broken EXIF block is
-ignored. Transparency is laid on white. Palette, grey, CMYK and 16-bit pixels become 8-bit RGB. An animation
-gives its first frame. Colour profiles are not applied. Then the largest centred square is resized by Pillow's bilinear filter with anti-aliasing. That is the same as
+It imports numpy and Pillow only, because the predictor runs where nothing else is installed. The rules: the
+EXIF orientation is applied, and a broken EXIF block is ignored. Transparency is laid on white. Palette, grey,
+CMYK and 16-bit pixels become 8-bit RGB. An animation gives its first frame. Colour profiles are not applied.
+Then the largest centred square is resized by Pillow's bilinear filter with anti-aliasing. That is the same as
 resizing the shorter side and cropping the centre.
 
 The way of a picture has two steps. `fit` makes the square that the store keeps (`data.size`), and `see` makes
 what a network sees of it (`input.size`). The first rounds to whole pixels, so the second cannot be skipped.
+
+AVIF is read where Pillow can, and HEIC where pillow_heif is installed.
 """
 
 from importlib.util import find_spec

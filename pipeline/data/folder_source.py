@@ -25,6 +25,11 @@ def find_folder(root_name: str) -> Source:
     classes = _class_folders(walked.folders, pictures, where)
     names = sorted({name for _, name in classes.values()})
     refuse_unprintable(names, f"{where}: the name of the class folder")
+    if empty := [folder for folder in classes if not pictures.get(folder)]:
+        raise InputError(
+            f"{where}: the class folder {empty[0]!r} holds no images ({', '.join(sorted(SUFFIXES))}). "
+            "Put images into it or delete it."
+        )
     labels = {name: label for label, name in enumerate(names)}
     items = [
         Item(labels[name], split, path)
@@ -73,12 +78,6 @@ def _class_folders(folders: Sequence[str], pictures: Mapping[str, list[str]], wh
     if splits:
         _refuse_mixed(where, [top for top in tops if top not in splits and pictures.get(top)], splits)
         found = _in_splits(folders, splits, where)
-    for folder in found:
-        if not pictures.get(folder):
-            raise InputError(
-                f"{where}: the class folder {folder!r} holds no images ({', '.join(sorted(SUFFIXES))}). "
-                "Put images into it or delete it."
-            )
     return found
 
 

@@ -42,6 +42,14 @@ def walk_root(root: Path, where: str, remedy: str) -> Walked:
     return walked
 
 
+def check_watched(root: Path, where: str) -> None:
+    """Raise InputError for what DVC does not see, hangs at, or fails at without a word of advice."""
+    walked = walk_root(root, where, "Set data.root to the folder that holds the images.")
+    if walked.bad:
+        examples = named([f"{each.path} ({each.reason})" for each in walked.bad])
+        raise InputError(f"{where}: DVC cannot read what is in it: {examples}. Delete or repair them.")
+
+
 def walk(root: Path) -> Walked:
     """All that lies below `root`."""
     found = Walked()
@@ -128,6 +136,6 @@ def _refuse_links(root: Path, walked: Walked, where: str) -> None:
         links = named([f"{path!r} (to {os.path.realpath(root / path)!r})" for path in walked.linked])
         raise InputError(
             f"{where}: DVC does not watch folders behind links, but these are links to folders: {links}. "
-            "Move or copy the real folders there, or set data.root to a folder that holds them. data.root itself "
-            "may be a link."
+            "Move or copy the real folders there, or set data.root to a folder that holds them (data.root "
+            "itself may be a link)."
         )

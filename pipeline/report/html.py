@@ -11,7 +11,7 @@ from pipeline.evaluation.predictions import AllPredictions, load_predictions, mi
 from pipeline.records.results import Results, RunResults
 from pipeline.report import costs, figures, pictures, tables
 from pipeline.report.run_gains import gains_over_baseline
-from pipeline.report.words import COSTS, caveats, environments, percent, points, verdict, warnings
+from pipeline.report.words import COSTS, caveats, environments, left_out, percent, points, verdict, warnings
 
 HERE = Path(__file__).parent
 CLASSES_DRAWN = 20  # as rows of pictures, and as a matrix of numbers
@@ -134,7 +134,11 @@ def _students(results: Results) -> dict[str, Any]:
 
 
 def _data(results: Results, data: Path) -> dict[str, Any]:
-    return {"sheet": _sheet(results, data), "counts": tables.image_counts(results)}
+    return {
+        "left_out": left_out(results.prepare.details["manifest"]),
+        "sheet": _sheet(results, data),
+        "counts": tables.image_counts(results),
+    }
 
 
 def _sheet(results: Results, data: Path) -> list[tuple[str, str, list[str]]]:

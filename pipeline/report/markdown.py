@@ -8,7 +8,17 @@ from pipeline.evaluation.predictions import AllPredictions, outcomes
 from pipeline.records.results import Results, RunResults
 from pipeline.report import costs, exports
 from pipeline.report.confusions import frequent_errors
-from pipeline.report.words import COSTS, HEADER, caveats, environments, percent, points, result_rows, verdict
+from pipeline.report.words import (
+    COSTS,
+    HEADER,
+    caveats,
+    environments,
+    left_out,
+    percent,
+    points,
+    result_rows,
+    verdict,
+)
 
 CLASSES_SHOWN = 20  # if there are more, half of them from each end
 
@@ -82,7 +92,7 @@ def _data(results: Results, sheet: str) -> str:
     size, channels = manifest["size"], manifest["channels"]
     return (
         f"Source {_code(manifest['source'])}: {len(classes)} classes, images {size}x{size}x{channels}, "
-        f"{manifest['duplicates_removed']} duplicates removed, content `{manifest['content'][:12]}`. "
+        f"content `{manifest['content'][:12]}`. {_safe(left_out(manifest))} "
         "Teachers learn from all training images. The table of runs says from how many images each student "
         f"learns.\n\n![a few images of each class]({sheet})\n\n{_table(counts)}"
     )

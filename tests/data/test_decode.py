@@ -187,7 +187,7 @@ def test_an_animation_gives_its_first_frame() -> None:
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        (b"", "known format"),
+        (b"", "empty"),
         (b"hello, world" * 10, "known format"),
         (encoded(picture(5, size=(200, 200)), "JPEG")[:5000], "truncated"),
         (encoded(picture(5, size=(200, 200)), "PNG")[:5000], "truncated|incomplete|broken|EOF"),
