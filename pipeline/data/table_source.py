@@ -3,7 +3,8 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from posixpath import normpath
 
 from pipeline.data.items import SPLIT_NAMES, Item, Source, refuse_unprintable
 from pipeline.data.left_out import LeftOut, named
@@ -19,7 +20,7 @@ def find_in_table(root_name: str, name: str, columns: Columns) -> Source:
     root, where = Path(root_name), f"data.table {name!r}"
     walked = walk_root(root, f"data.root {root_name!r}", "Set data.root to the folder that holds the table.")
     if not (root / name).is_file():
-        tables = [path for path in walked.files if PurePosixPath(path).suffix.lower() in SUFFIXES]
+        tables = [path for path in walked.files if path.lower().endswith(SUFFIXES)]
         raise InputError(
             f"{where}: there is no such file below data.root. Tables: {named(tables) or '(none)'}."
         )
@@ -35,7 +36,7 @@ def find_in_table(root_name: str, name: str, columns: Columns) -> Source:
         return Source(where, names, items, ParquetImages(root / name, table.image), walked.bad)
     used = {item.path for item in items}
     bad = [each for each in walked.bad if each.path not in used]  # the others are told when they are read
-    left_out = _left_out(walked, {*used, PurePosixPath(name).as_posix()})
+    left_out = _left_out(walked, {*used, normpath(name)})
     return Source(where, names, items, lambda i: read_bytes(root / items[i].path), bad, left_out)
 
 
@@ -45,7 +46,7 @@ def _items(table: Table, names: list[str], file: str) -> list[Item]:
         Item(
             labels[row.label],
             _split(row) if row.label else UNLABELLED,
-            f"{file}: {row.place}" if table.image else PurePosixPath(row.path).as_posix(),
+            f"{file}: {row.place}" if table.image else normpath(row.path),
             row.group,
         )
         for row in table.rows
@@ -89,25 +90,24 @@ class _Faults:
     def _check_paths(self, rows: list[Row]) -> None:
         seen: dict[str, str] = {}
         for row in rows:
-            path = PurePosixPath(row.path)
+            path = normpath(row.path)
             example = f"{row.place} ({row.path!r})"
             if not row.path:
                 self._add("rows have no path", [row.place])
-            elif path.is_absolute() or ".." in path.parts:
+            elif row.path.startswith("/") or ".." in row.path.split("/"):
                 self._add("rows have a path that leads out of data.root", [example])
-            elif (name := path.as_posix()) in seen:
-                self._add("rows name a file again", [f"{example[:-1]}, as in {seen[name]})"])
-            elif fault := self._fault_of_file(name):
+            elif path in seen:
+                self._add("rows name a file again", [f"{example[:-1]}, as in {seen[path]})"])
+            elif fault := self._fault_of_file(path):
                 self._add(fault, [example])
-            seen.setdefault(path.as_posix(), row.place)
+            seen.setdefault(path, row.place)
 
     def _fault_of_file(self, path: str) -> str:
         if path in self.files:
             return ""
-        place = self.root / path
-        if "\0" in path or not os.path.lexists(place):
+        if "\0" in path or not os.path.lexists(self.root / path):
             return "rows name a file that is not there"
-        if place.parent.resolve() != self.root.resolve() / PurePosixPath(path).parent:
+        if (self.root / path).parent.resolve() != (self.root.resolve() / path).parent:
             return "rows name a file behind a linked folder, which DVC does not watch"
         return ""
 

@@ -142,7 +142,7 @@ def test_all_faults_are_told_at_once(root: Path, tmp_path: Path) -> None:
     for part in (
         "1 rows name a file that is not there: line 10 ('gone.png')",
         "1 rows have no path: line 11;",
-        "2 rows name a file again: line 12 ('shots/0000.png', as in line 2), line 13 ('shots//0001.png', as in ",
+        "2 rows name a file again: line 12 ('shots/0000.png', as in line 2), line 13 ('shots//0001.png', ",
         "2 rows have a path that leads out of data.root: line 14 ('../outside.png'), line 15 (",
         "1 rows name a file behind a linked folder, which DVC does not watch: line 16 ('.hidden/a.png')",
         "1 rows do not have one text or number for each column: line 17;",
@@ -186,14 +186,14 @@ def test_damaged_tables_are_refused(root: Path) -> None:
     (root / "table.jsonl").write_text(
         '{"path": "a", "label": "b"}\n{"path": \n[1]\n{"path": "a", "label": [1]}\n'
     )
-    with pytest.raises(InputError, match="3 rows do not have one text .*line 2, line 3, line 4"):
+    with pytest.raises(InputError, match=r"3 rows do not have one text .*line 2, line 3, line 4"):
         found(root, "table.jsonl")
     with pytest.raises(
         InputError, match=r"no such file below data\.root\. Tables: table\.jsonl, table\.parquet"
     ):
         found(root, "other.csv")
     (root / "table.jsonl").write_text('{"path": "shots/0000.png", "label": "\\ud800"}\n')
-    with pytest.raises(InputError, match="the label .* is not valid UTF-8"):
+    with pytest.raises(InputError, match=r"the label .* is not valid UTF-8"):
         found(root, "table.jsonl")
     (root / "table.jsonl").write_text('{"path": "shots/\\u0000.png", "label": "a"}\n')
     with pytest.raises(InputError, match="1 rows name a file that is not there"):
@@ -318,23 +318,23 @@ def test_a_long_table_is_read_in_seconds(tmp_path: Path) -> None:
     started = time.process_time()
     with pytest.raises(InputError, match="100,000 rows name a file"):
         found(tmp_path)
-    assert time.process_time() - started < 10  # about 2
+    assert time.process_time() - started < 20  # about 2 on an idle machine
 
 
-@pytest.mark.slow
 def test_a_large_parquet_file_is_read_in_little_memory(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
     random = np.random.default_rng(0)
-    images = pyarrow.array([random.bytes(1 << 20) for _ in range(200)])
-    table = pyarrow.table({"image": images, "label": ["ab"[n % 2] for n in range(200)]})
-    parquet.write_table(table, tmp_path / "table.parquet")  # one group of 200 MB
+    images = pyarrow.array([random.bytes(10_000) for _ in range(10_000)])
+    table = pyarrow.table({"image": images, "label": ["ab"[n % 2] for n in range(10_000)]})
+    parquet.write_table(table, tmp_path / "table.parquet")  # one group of 100 MB
+    last = images[-1].as_py()
     del images, table
-    pool = pyarrow.default_memory_pool()
-    pool.release_unused()
-    source, before, most = found(tmp_path, "table.parquet"), pool.bytes_allocated(), 0
-    for i in range(200):
-        assert len(source.read(i)) == 1 << 20  # type: ignore[arg-type]
-        most = max(most, pool.bytes_allocated())
-    assert most - before < 100e6
+    pool, most = pyarrow.default_memory_pool(), 0
+    before, source = pool.bytes_allocated(), found(tmp_path, "table.parquet")
+    for i in range(10_000):
+        image = source.read(i)
+        most = max(most, pool.bytes_allocated() - before)
+    assert image == last
+    assert most < 40e6
