@@ -1,7 +1,8 @@
 from pathlib import Path
 
+from pipeline.data.left_out import in_words
 from pipeline.data.prepare import prepare
-from pipeline.data.store import SPLITS, Store
+from pipeline.data.store import Store
 from pipeline.files import atomic_folder
 from pipeline.params import load_params
 from pipeline.project.command import command
@@ -9,18 +10,22 @@ from pipeline.records.record import recording
 from pipeline.records.ticker import counting
 
 
-def stage(data: Path, record: Path) -> None:
+def stage(data: Path, work: Path, record: Path) -> None:
     """Decode the images once, split them, and write down what there is."""
     cfg = load_params().data
     with recording(record, "prepare", "prepare", {"data": cfg.model_dump(mode="json")}) as done:
         with atomic_folder(data) as folder, counting("decode") as on_decoded:
-            prepare(cfg, folder, on_decoded=on_decoded)
+            prepare(cfg, folder, on_decoded=on_decoded, bad_files=work / "bad_files.csv")
         store = Store.open(data)
-        images = {split: len(store.indices(split)) for split in SPLITS}
-        done.metrics |= images | {"classes": len(store.classes)}
+        splits, unlabelled = store.manifest["splits"], store.manifest["unlabelled"]
+        done.metrics |= splits | {"unlabelled": unlabelled, "classes": len(store.classes)}
         done.outputs["data"] = store.content
         done.details["manifest"] = store.manifest
-        print(f"{sum(images.values())} images of {len(store.classes)} classes; look at {data / 'sheet.png'}")
+        print(f"{sum(splits.values())} images of {len(store.classes)} classes; look at {data / 'sheet.png'}")
+        if unlabelled:
+            print(f"{unlabelled} unlabelled images")
+        if left_out := store.manifest["left_out"]:
+            print(f"Left out: {in_words(left_out)}. They are listed in {data / 'left_out.csv'}")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def _record(hour: int) -> dict[str, Any]:
 def _prepare() -> dict[str, Any]:
     counts = {"train": 40, "val": 20, "test": 100}
     manifest = {
-        "schema": 1,
+        "schema": 2,
         "source": "digits",
         "size": 8,
         "channels": 1,
@@ -76,7 +76,8 @@ def _prepare() -> dict[str, Any]:
         "std": [0.3],
         "splits": counts,
         "per_class": {split: dict.fromkeys(CLASSES, n // 4) for split, n in counts.items()},
-        "duplicates_removed": 3,
+        "unlabelled": 30,
+        "left_out": {"duplicate": 3, "truncated": 1},
         "settings": {},
         "content": "d" * 64,
     }

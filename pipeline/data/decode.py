@@ -13,19 +13,35 @@ three ways:
 
 The way of a picture has two steps. `fit` makes the square that the store keeps (`data.size`), and `see` makes
 what a network sees of it (`input.size`). The first rounds to whole pixels, so the second cannot be skipped.
+
+AVIF is read where Pillow can, and HEIC where pillow_heif is installed.
 """
 
+from importlib.util import find_spec
 from io import BytesIO
 from os import PathLike
 from typing import BinaryIO, Literal, get_args
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
+
+READS_AVIF = "avif" in features.modules and features.check_module("avif")
+READS_HEIC = find_spec("pillow_heif") is not None
+if READS_HEIC:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 
 # Pillow also opens formats that run other programs (EPS), so only these are allowed
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+FORMATS = (
+    *("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM"),
+    *(("AVIF",) if READS_AVIF else ()),
+    *(("HEIF",) if READS_HEIC else ()),
+)
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+    | ({".avif"} if READS_AVIF else set())
+    | ({".heic", ".heif", ".hif"} if READS_HEIC else set())
 )
 MAX_PIXELS = 89_478_485  # above this Pillow warns of a decompression bomb; here it is an error
 
@@ -39,7 +55,11 @@ Readable = bytes | str | PathLike[str] | BinaryIO | Image.Image
 
 
 class Undecodable(ValueError):
-    """The bytes are not a usable picture. The message says why in a few words."""
+    """The bytes are not a usable picture. The message says why in a few words, `kind` in one or two."""
+
+    def __init__(self, message: str, kind: str = "damaged") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 def decode(
@@ -57,17 +77,19 @@ def load(source: Readable) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
             return _rgb(_upright(source))
+        if source == b"":
+            raise Undecodable("the file is empty", "empty")
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise Undecodable(f"{image.width} x {image.height} pixels are too many")
+                raise Undecodable(f"{image.width} x {image.height} pixels are too many", "too large")
             image.load()
             return _rgb(_upright(image))
     except Undecodable:
         raise
     except UnidentifiedImageError:
-        raise Undecodable("not a picture in a known format") from None
+        raise Undecodable("not a picture in a known format", "not an image") from None
     except Exception as error:  # damaged bytes make Pillow raise errors of nearly every type
-        raise Undecodable(str(error).partition("\n")[0] or type(error).__name__) from error
+        raise Undecodable(str(error).partition("\n")[0] or type(error).__name__, _kind(error)) from error
 
 
 def fit(image: Image.Image, size: int, channels: int, square: Square = "crop") -> np.ndarray:
@@ -103,6 +125,12 @@ def _padded(image: Image.Image, size: int) -> Image.Image:
     return square
 
 
+def _kind(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return "too large"
+    return "truncated" if "truncated" in str(error).lower() else "damaged"
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
@@ -112,11 +140,11 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise Undecodable("floating-point pixels have no known range")
+        raise Undecodable("floating-point pixels have no known range", "unknown range")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise Undecodable("32-bit pixels have no known range")
+            raise Undecodable("32-bit pixels have no known range", "unknown range")
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")

@@ -25,6 +25,8 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.settings import InputError, Settings
 
+NO_ROWS = np.empty(0, dtype=np.int64)
+
 
 class ProtocolConfig(Settings):
     """What students may learn from.
@@ -98,7 +100,7 @@ class Subset:
     rows: np.ndarray
     labels: np.ndarray
     classes: tuple[int, ...] = ()
-    unlabelled: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    unlabelled: np.ndarray = field(default_factory=lambda: NO_ROWS)
 
 
 def class_sets(classes: Sequence[str], cfg: ProtocolConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -133,8 +135,12 @@ def draw_subset(
     *,
     classes: Sequence[str],
     ids: Sequence[int] | None = None,
+    unlabelled: np.ndarray = NO_ROWS,
 ) -> Subset:
-    """What `cfg` draws from the rows `train` for a student of the classes `ids`, or of all classes."""
+    """What `cfg` draws from the rows `train` for a student of the classes `ids`, or of all classes.
+
+    Rows that are `unlabelled` in the store are added to those whose labels `cfg` withholds.
+    """
     ids = range(len(classes)) if ids is None else ids
     train = np.sort(train)
     everything = rows_of_classes(labels, train, ids)
@@ -147,9 +153,8 @@ def draw_subset(
         subset = rows_of_classes(labels, np.sort(np.concatenate(drawn)), ids)
     if cfg.label_noise:
         subset = _with_wrong_labels(subset, train, cfg)
-    if cfg.rest == "unlabelled":
-        subset = replace(subset, unlabelled=np.setdiff1d(everything.rows, subset.rows))
-    return subset
+    rest = np.setdiff1d(everything.rows, subset.rows) if cfg.rest == "unlabelled" else NO_ROWS
+    return replace(subset, unlabelled=np.concatenate([rest, unlabelled]))
 
 
 def describe_subset(subset: Subset, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:

@@ -4,21 +4,38 @@
   a copy of a test picture leaves train, no picture is in two splits, and a published test set stays complete.
 - The same pixels under different labels have no label: every copy is dropped and counted. This is no error,
   because published data sets have a few such pictures and nobody can correct them.
+- An unlabelled picture with the same pixels as a labelled one is dropped.
 - The pictures of a class are ranked by a hash of (seed, content). The first go to test, the next to val. So
   file names, order, size and channels do not matter, and another share of val never moves a picture into test
   or out.
+- Pictures of one group stay together. Then whole groups are ranked and cut (`groups.py`).
 """
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from pipeline.data.store import SPLITS
+from pipeline.data.groups import cut_groups
+from pipeline.data.store import NO_LABEL, SPLITS, UNLABELLED
 from pipeline.settings import InputError
 
+GROUPS_WAY_OUT = "Add images of other groups, or give every image a split in the table."
 
-@dataclass(frozen=True)
+
+class Placed(Protocol):
+    """A picture of which this much is known."""
+
+    @property
+    def label(self) -> int: ...
+    @property
+    def split(self) -> str | None: ...
+    @property
+    def group(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One picture."""
 
@@ -26,32 +43,40 @@ class Entry:
     split: str | None  # as given; None: to be assigned
     content: str  # hash of the file
     pixels: str  # hash of the pixels
+    group: str = ""
 
 
 @dataclass(frozen=True)
 class Distinct:
-    """Which pictures remain."""
+    """Which pictures remain, and which do not because of another one."""
 
     remaining: list[int]  # positions
-    duplicates: int  # number of copies
-    conflicts: list[int]  # positions of pictures with contradictory labels
+    copies: dict[int, int]  # position of a copy -> position of the picture that remains
+    conflicts: dict[int, int]  # position -> position of the same pixels under another label
 
 
-def distinct(entries: Sequence[Entry]) -> Distinct:
-    """Choose one entry of every picture."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for position, entry in enumerate(entries):
-        groups[entry.pixels].append(position)
-    remaining, duplicates, conflicts = [], 0, []
-    for group in groups.values():
-        if len({entries[i].label for i in group}) > 1:
-            conflicts += group
+def distinct(entries: Mapping[int, Entry]) -> Distinct:
+    """Choose one entry of every picture. The entries are given by their positions."""
+    same: dict[str, list[int]] = defaultdict(list)
+    for position, entry in entries.items():
+        same[entry.pixels].append(position)
+    found = Distinct([], {}, {})
+    for positions in same.values():
+        first = min(positions, key=lambda i: _preference(entries[i]))
+        others = [i for i in positions if entries[i].label not in (entries[first].label, NO_LABEL)]
+        if others:
+            found.conflicts.update({i: first if i in others else others[0] for i in positions})
         else:
-            remaining.append(
-                min(group, key=lambda i: (-SPLITS.index(entries[i].split or "train"), entries[i].content))
-            )
-            duplicates += len(group) - 1
-    return Distinct(sorted(remaining), duplicates, sorted(conflicts))
+            found.remaining.append(first)
+            found.copies.update({i: first for i in positions if i != first})
+    found.remaining.sort()
+    return found
+
+
+def _preference(entry: Entry) -> tuple[int, str, str]:
+    """The least one remains: the one that is held out most."""
+    order = (*reversed(SPLITS), UNLABELLED)
+    return (order.index(entry.split or "train"), entry.content, entry.group)
 
 
 def assign(entries: Sequence[Entry], *, val: float, test: float, seed: int) -> list[str]:
@@ -62,34 +87,92 @@ def assign(entries: Sequence[Entry], *, val: float, test: float, seed: int) -> l
     for position, entry in enumerate(entries):
         if result[position] == "train":
             pools[entry.label].append(position)
-    for pool in pools.values():
+    if any(entries[i].group for pool in pools.values() for i in pool):
+        parts = cut_groups({i: entries[i] for pool in pools.values() for i in pool}, shares, seed)
+    else:
+        parts = _cut(entries, pools.values(), shares, seed)
+    for position, name in parts.items():
+        result[position] = name
+    return result
+
+
+def _cut(
+    entries: Sequence[Entry], pools: Iterable[list[int]], shares: Mapping[str, float], seed: int
+) -> dict[int, str]:
+    """The split of each entry that leaves train."""
+    result: dict[int, str] = {}
+    for pool in pools:
         ranked = sorted(pool, key=lambda i: hashlib.sha256(f"{seed}:{entries[i].content}".encode()).digest())
         start, wanted = 0, len(shares)  # each split still to come, train among them, needs one picture
         for name, share in shares.items():
             count = min(max(1, round(share * len(pool))), len(pool) - start - wanted)
-            for position in ranked[start : start + count]:
-                result[position] = name
+            result |= dict.fromkeys(ranked[start : start + count], name)
             start, wanted = start + count, wanted - 1
     return result
 
 
-def check(labels: Sequence[int], given: Sequence[str | None], classes: Sequence[str], where: str) -> None:
+def held_out(entries: Sequence[Entry], assigned: Sequence[str]) -> set[int]:
+    """Positions of unlabelled entries of a group whose labelled ones are in val or test.
+
+    Students may learn from unlabelled images, so these would show them what is held out.
+    """
+    groups = {
+        entry.group for entry, split in zip(entries, assigned, strict=True) if split in ("val", "test")
+    } - {""}
+    return {i for i, entry in enumerate(entries) if assigned[i] == UNLABELLED and entry.group in groups}
+
+
+def check(pictures: Sequence[Placed], classes: Sequence[str], where: str) -> None:
     """Raise InputError unless there are two classes and each can have a picture in every split.
 
-    `given` holds the given splits; `where` names the data in the message.
+    `where` names the data in the message.
     """
     if len(classes) < 2:
         found = f"there is only one class, {classes[0]!r}" if classes else "there is no class"
         raise InputError(f"{where}: {found}. At least two classes are needed. Add another class.")
-    counts = Counter((label, split or "train") for label, split in zip(labels, given, strict=True))
+    counts = Counter((each.label, each.split or "train") for each in pictures)
     present = [split for split in SPLITS if any(key[1] == split for key in counts)]
     if "train" not in present:
         found = " and ".join(present) or "nothing"
         raise InputError(f"{where}: there are no training images, only {found}. Add a train split.")
+    groups = _count_groups(pictures)
     for label, name in enumerate(classes):
         sizes = {split: counts[label, split] for split in present}
-        if problem := _problem_of_a_class(sizes):
+        if problem := _problem_of_a_class(sizes) or _problem_of_groups(sizes, groups.get(label)):
             raise InputError(f"{where}: class {name!r} {problem}")
+
+
+def check_assigned(
+    entries: Sequence[Entry], assigned: Sequence[str], classes: Sequence[str], where: str
+) -> None:
+    """Raise InputError if a class has no picture in a split: whole groups cannot always be cut so."""
+    having = {(entry.label, split) for entry, split in zip(entries, assigned, strict=True)}
+    for label, name in enumerate(classes):
+        if lacking := [split for split in SPLITS if (label, split) not in having]:
+            raise InputError(
+                f"{where}: no way was found to keep groups whole and to give class {name!r} an image in "
+                f"{' and '.join(lacking)}. {GROUPS_WAY_OUT}"
+            )
+
+
+def _count_groups(pictures: Sequence[Placed]) -> dict[int, int]:
+    """How many parts the training pictures of each class can be cut into; empty if there are no groups."""
+    if not any(each.group for each in pictures):
+        return {}
+    parts = {
+        (each.label, each.group or n) for n, each in enumerate(pictures) if (each.split or "train") == "train"
+    }
+    return Counter(label for label, _ in parts)
+
+
+def _problem_of_groups(sizes: Mapping[str, int], groups: int | None) -> str:
+    missing = [split for split in SPLITS if split not in sizes]
+    if groups is None or groups > len(missing):
+        return ""
+    return (
+        f"has usable training images of {groups} group(s), but {1 + len(missing)} groups are needed, because "
+        f"{' and '.join(missing)} must be cut from them and a group stays whole. {GROUPS_WAY_OUT}"
+    )
 
 
 def _problem_of_a_class(sizes: Mapping[str, int]) -> str:

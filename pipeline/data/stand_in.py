@@ -10,10 +10,11 @@ from typing import cast
 import numpy as np
 
 from pipeline.data import decode, sources, splits
+from pipeline.data.items import Source
 from pipeline.data.prepare import MAX_THREADS, MIN_STD
-from pipeline.data.sources import DataConfig, Source
+from pipeline.data.sources import DataConfig
 from pipeline.data.splits import Entry
-from pipeline.data.store import SPLITS, Manifest, Store
+from pipeline.data.store import SPLITS, UNLABELLED, Manifest, Store
 
 SAMPLE = 128
 
@@ -56,7 +57,7 @@ def stand_in(cfg: DataConfig) -> StandIn:
 def _decoded(source: Source, cfg: DataConfig, i: int) -> np.ndarray | None:
     """The pixels of picture `i`; None if it cannot be decoded, which `prepare` will say."""
     try:
-        return decode.fit(decode.load(source.read(i)), cfg.size, cfg.channels)
+        return decode.fit(decode.load(source.read(i)), cfg.size, cfg.channels, cfg.square)
     except decode.Undecodable:
         return None
 
@@ -66,9 +67,10 @@ def _grey(cfg: DataConfig) -> np.ndarray:
 
 
 def _store(cfg: DataConfig, source: Source, few: np.ndarray) -> Store:
-    entries = [Entry(item.label, item.split, item.path, item.path) for item in source.items]
+    entries = [Entry(item.label, item.split, item.path, item.path, item.group) for item in source.items]
     assigned = splits.assign(entries, val=cfg.val, test=cfg.test, seed=cfg.split_seed)
-    place = np.array([SPLITS.index(split) for split in assigned])
+    order = (*SPLITS, UNLABELLED)
+    place = np.array([order.index(split) for split in assigned])
     labels = np.array([item.label for item in source.items], dtype=np.int64)[np.argsort(place, kind="stable")]
     pixels = few / 255
     manifest = {  # what a training reads of it
@@ -78,6 +80,7 @@ def _store(cfg: DataConfig, source: Source, few: np.ndarray) -> Store:
         "mean": pixels.mean((0, 1, 2)).tolist(),
         "std": np.maximum(pixels.std((0, 1, 2)), MIN_STD).tolist(),
         "splits": {split: assigned.count(split) for split in SPLITS},
+        "unlabelled": assigned.count(UNLABELLED),
         "content": "",
     }
     return Store(Path(), cast(np.ndarray, Repeated(few, len(labels))), labels, cast(Manifest, manifest))

@@ -10,8 +10,10 @@ import numpy as np
 from pipeline.data.decode import Square
 from pipeline.settings import InputError
 
-SCHEMA = 1
+SCHEMA = 2
 SPLITS = ("train", "val", "test")
+UNLABELLED = "unlabelled"  # the name of a fourth part of the rows, which have no label
+NO_LABEL = -1
 
 
 class Manifest(TypedDict):
@@ -24,23 +26,21 @@ class Manifest(TypedDict):
     classes: list[str]
     mean: list[float]  # of each channel of the training images, pixels from 0 to 1
     std: list[float]
-    splits: dict[str, int]  # images in each split
+    splits: dict[str, int]  # labelled images in each split
+    unlabelled: int  # other images
     per_class: dict[str, dict[str, int]]  # images in each split by name of the class
-    duplicates_removed: int
-    conflicts_removed: int
-    conflicts: list[str]  # the first of them
-    ignored_files: int
+    left_out: dict[str, int]  # files that did not become images, by kind; left_out.csv lists them
     settings: dict[str, Any]
     content: str
 
 
 @dataclass(frozen=True)
 class Store:
-    """One row for each image, in the order train, val, test."""
+    """One row for each image, in the order train, val, test, unlabelled."""
 
     path: Path
     images: np.ndarray  # N x H x W x C, uint8, read-only; on disk until they are read
-    labels: np.ndarray  # N, int64
+    labels: np.ndarray  # N, int64; NO_LABEL for unlabelled images
     manifest: Manifest
 
     @classmethod
@@ -96,23 +96,27 @@ class Store:
         return self.manifest["content"]
 
     def indices(self, split: str) -> np.ndarray:
-        """Rows of a split."""
-        counts = [self.manifest["splits"][name] for name in SPLITS]
-        start = sum(counts[: SPLITS.index(split)])
-        return np.arange(start, start + self.manifest["splits"][split])
+        """Rows of a split, or those that are unlabelled."""
+        counts = self.manifest["splits"] | {UNLABELLED: self.manifest["unlabelled"]}
+        order = (*SPLITS, UNLABELLED)
+        start = sum(counts[name] for name in order[: order.index(split)])
+        return np.arange(start, start + counts[split])
 
 
 def _belong_together(manifest: Manifest, images: np.ndarray, labels: np.ndarray) -> bool:
-    rows = sum(manifest["splits"][name] for name in SPLITS)
+    if manifest["schema"] != SCHEMA:
+        return False
+    labelled = sum(manifest["splits"][name] for name in SPLITS)
+    rows = labelled + manifest["unlabelled"]
     size, channels = manifest["size"], manifest["channels"]
     return (
-        manifest["schema"] == SCHEMA
-        and len(manifest["mean"]) == len(manifest["std"]) == channels
+        len(manifest["mean"]) == len(manifest["std"]) == channels
         and isinstance(manifest["content"], str)
         and images.dtype == np.uint8
         and images.shape == (rows, size, size, channels)
         and labels.dtype == np.int64
         and labels.shape == (rows,)
-        and bool(rows)
-        and 0 <= labels.min() <= labels.max() < len(manifest["classes"])
+        and bool(labelled)
+        and 0 <= labels[:labelled].min() <= labels[:labelled].max() < len(manifest["classes"])
+        and bool((labels[labelled:] == NO_LABEL).all())
     )

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.data.walk import check_watched
 from pipeline.files import atomic_file, atomic_folder
 from pipeline.params import Params
 from pipeline.project.dependencies import closure, listing
@@ -15,13 +16,15 @@ WITH_METHODS = ("pretrain", "distill", "analyse")
 
 
 def check_data_root(params: Params) -> None:
-    """DVC watches the folder, so it must be there whatever the source."""
+    """DVC watches the folder, so it must be there whatever the source, and be one that DVC can watch."""
     root = params.data.root
     if not Path(root).is_dir():
         raise InputError(
             f"data.root: there is no folder {root!r}. Name the folder that holds the images, or make it "
             "(mkdir -p) to download to."
         )
+    if params.data.source in ("folder", "manifest"):
+        check_watched(Path(root), f"data.root {root!r}")
 
 
 def write_code_lists(params: Params, folder: Path) -> None:

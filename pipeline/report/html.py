@@ -18,6 +18,7 @@ from pipeline.report.words import (
     UNBALANCED,
     caveats,
     environments,
+    left_out,
     on_validation,
     percent,
     points,
@@ -151,7 +152,11 @@ def _students(results: Results) -> dict[str, Any]:
 
 
 def _data(results: Results, data: Path) -> dict[str, Any]:
-    return {"sheet": _sheet(results, data), "counts": tables.image_counts(results)}
+    return {
+        "left_out": left_out(results.prepare.details["manifest"]),
+        "sheet": _sheet(results, data),
+        "counts": tables.image_counts(results),
+    }
 
 
 def _sheet(results: Results, data: Path) -> list[tuple[str, str, list[str]]]:

@@ -15,6 +15,7 @@ from pipeline.report.words import (
     environments,
     header,
     images_learned,
+    left_out,
     on_validation,
     percent,
     points,
@@ -96,7 +97,7 @@ def _data(results: Results, sheet: str) -> str:
     size, channels = manifest["size"], manifest["channels"]
     return (
         f"Source {_code(manifest['source'])}: {len(classes)} classes, images {size}x{size}x{channels}, "
-        f"{manifest['duplicates_removed']} duplicates removed, content `{manifest['content'][:12]}`. "
+        f"content `{manifest['content'][:12]}`. {_safe(left_out(manifest))} "
         "Teachers learn from all training images. The table of runs says from how many images each student "
         f"learns.\n\n![a few images of each class]({sheet})\n\n{_table(counts)}"
     )

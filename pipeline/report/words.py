@@ -1,7 +1,7 @@
 """How numbers and findings are worded, so that the table, the page and the Markdown report say the same."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.records.record import Record
 from pipeline.records.results import Results, RunResults
@@ -40,6 +40,13 @@ def images_learned(distilled: Record) -> str:
     subset = distilled.details["subset"]
     others = subset.get("unlabelled", 0)
     return f"{subset['images']}" + (f" + {others} without labels" if others else "")
+
+
+def left_out(manifest: Mapping[str, Any]) -> str:
+    """Which images have no label, and which files did not become images."""
+    files = ", ".join(f"{kind}: {n:,}" for kind, n in manifest["left_out"].items())
+    unlabelled = f"{manifest['unlabelled']:,} images have no label. " if manifest["unlabelled"] else ""
+    return f"{unlabelled}Files left out (left_out.csv): {files or 'none'}."
 
 
 def accuracy_with_spread(run: RunResults) -> str:

@@ -23,7 +23,7 @@ from pipeline.data.protocol import (
     rows_of_classes,
 )
 from pipeline.data.seen import Seen, images_at_once
-from pipeline.data.store import Store
+from pipeline.data.store import UNLABELLED, Store
 from pipeline.data.views import RESIDENT_BYTES
 from pipeline.device import keep_memory
 from pipeline.functional import Input, class_means, normalise
@@ -184,4 +184,5 @@ class Context:
 
 
 def _train_subset(store: Store, protocol: ProtocolConfig, ids: Sequence[int]) -> Subset:
-    return draw_subset(store.labels, store.indices("train"), protocol, classes=store.classes, ids=ids)
+    train, unlabelled = store.indices("train"), store.indices(UNLABELLED)
+    return draw_subset(store.labels, train, protocol, classes=store.classes, ids=ids, unlabelled=unlabelled)

@@ -223,7 +223,7 @@ def test_an_animation_gives_its_first_frame() -> None:
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        (b"", "known format"),
+        (b"", "empty"),
         (b"hello, world" * 10, "known format"),
         (encoded(picture(5, size=(200, 200)), "JPEG")[:5000], "truncated"),
         (encoded(picture(5, size=(200, 200)), "PNG")[:5000], "truncated|incomplete|broken|EOF"),
@@ -270,3 +270,55 @@ def test_decode_imports_numpy_and_pillow_only() -> None:
         "import pipeline.data.decode"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.skipif(not decode.READS_AVIF, reason="this Pillow was built without AVIF")
+def test_avif_is_read_where_pillow_can() -> None:
+    image = picture(8, size=(16, 16)).resize((64, 64))
+    file = BytesIO()
+    image.save(file, "AVIF", quality=95)
+    assert abs(decode.decode(file.getvalue(), 16, 3).astype(int) - decode.decode(image, 16, 3)).mean() < 8
+    assert ".avif" in decode.SUFFIXES
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path, installed: bool) -> None:
+    """With a stand-in for the package, which is not among the project's own."""
+    if installed:
+        (tmp_path / "pillow_heif.py").write_text(
+            "from PIL import Image\ndef register_heif_opener(): Image.register_open('HEIF', None)\n"
+        )
+    code = (
+        "import sys, importlib.machinery\n"
+        + ("" if installed else "sys.modules['pillow_heif'] = None\n")
+        + f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from PIL import Image\n"
+        "from pipeline.data import decode, walk\n"
+        "print('HEIF' in decode.FORMATS, '.heic' in decode.SUFFIXES, 'HEIF' in Image.ID,"
+        " walk.no_picture('a.HEIC').kind, walk.is_picture('a.HEIC'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    expected = "True True True other file True" if installed else "False False False .heic picture False"
+    assert done.stdout.strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        (b"", "empty"),
+        (b"hello", "not an image"),
+        (encoded(picture(5, size=(200, 200)), "JPEG")[:5000], "truncated"),
+        (encoded(Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)), "TIFF"), "unknown range"),
+        (encoded(Image.fromarray(np.full((8, 8), 70000, dtype=np.int32)), "TIFF"), "unknown range"),
+    ],
+)
+def test_an_error_has_a_kind(source: bytes, kind: str) -> None:
+    with pytest.raises(decode.Undecodable) as caught:
+        decode.decode(source, 8, 3)
+    assert caught.value.kind == kind

@@ -1,4 +1,5 @@
 import os
+import socket
 import struct
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,20 @@ from data.folders import fill, picture, tree
 from PIL import Image
 from pydantic import ValidationError
 
-from pipeline.data import sources
+from pipeline.data import sources, walk
+from pipeline.data.decode import Undecodable
+from pipeline.data.items import Source
+from pipeline.data.left_out import LeftOut
 from pipeline.data.sources import DataConfig
+from pipeline.data.store import NO_LABEL, UNLABELLED
 from pipeline.settings import InputError
 
 
-def folder(root: Path) -> sources.Source:
+def folder(root: Path) -> Source:
     return sources.find(DataConfig(source="folder", root=str(root), size=8))
 
 
-def listed(source: sources.Source) -> list[tuple[str, str | None, str]]:
+def listed(source: Source) -> list[tuple[str, str | None, str]]:
     return [(source.classes[item.label], item.split, item.path) for item in source.items]
 
 
@@ -35,6 +40,16 @@ def listed(source: sources.Source) -> list[tuple[str, str | None, str]]:
         ({"val": 0.5, "test": 0.5}, r"data\.val \+ data\.test is 1"),
         ({"roof": "x"}, "roof"),
         ({"test": float("nan")}, "test"),
+        ({"source": "manifest"}, r"data\.table: source `manifest` needs the name"),
+        ({"table": "a.csv"}, r"data\.table: .* The source is 'digits'"),
+        ({"source": "manifest", "table": "../a.csv"}, r"data\.table: '\.\./a\.csv' must be the path"),
+        ({"source": "manifest", "table": "/a.csv"}, r"data\.table: '/a\.csv' must be the path"),
+        ({"source": "manifest", "table": "a.xlsx"}, r"end in one of \.csv, \.jsonl, \.parquet"),
+        ({"source": "manifest", "table": "a.csv", "columns": {"file": "x"}}, r"columns\.file"),
+        ({"columns": {"path": "x"}}, r"data\.columns: only"),
+        ({"on_bad": "ignore"}, "on_bad"),
+        ({"max_bad": 1.1}, "max_bad"),
+        ({"max_bad": -0.1}, "max_bad"),
     ],
 )
 def test_wrong_settings_name_the_field(given: dict[str, Any], field: str) -> None:
@@ -83,7 +98,11 @@ def test_other_files_are_counted_and_skipped(tmp_path: Path) -> None:
         (root / name).write_bytes(b"x")
     source = folder(root)
     assert len(source.items) == 6
-    assert source.ignored == 3
+    assert [(each.path, each.kind) for each in source.left_out] == [
+        ("README.md", "other file"),
+        ("cat/deep/x.txt", "other file"),
+        ("dog/labels.csv", "other file"),
+    ]
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Valid"])
@@ -104,20 +123,119 @@ def test_split_folders_give_the_splits(tmp_path: Path, val: str) -> None:
         "val",
         "val",
     ]
-    assert source.ignored == 1
+    assert [each.path for each in source.left_out] == ["notes/a.txt"]
 
 
-def test_a_link_to_a_folder_above_ends(tmp_path: Path) -> None:
-    root = tree(tmp_path, {"a": 2, "b": 2})
+def test_loose_pictures_partial_downloads_and_unread_formats_are_told_apart(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"train/dog": 1, "train/cat": 1, ".": 1, "train": 1, "test/cat": 1, "test/dog": 1})
+    for name in ("a.psd", "b.jpg.part", "c.CRDOWNLOAD", "no_suffix"):
+        (root / "train/dog" / name).write_bytes(b"x")
+    source = folder(root)
+    assert len(source.items) == 4
+    assert [(each.path, each.kind) for each in sorted(source.left_out)] == [
+        ("0002.png", "outside of class folders"),
+        ("train/0003.png", "outside of class folders"),
+        ("train/dog/a.psd", ".psd picture"),
+        ("train/dog/b.jpg.part", "partial download"),
+        ("train/dog/c.CRDOWNLOAD", "partial download"),
+        ("train/dog/no_suffix", "other file"),
+    ]
+    assert all(each.reason for each in source.left_out)
+
+
+@pytest.mark.parametrize("name", ["unlabelled", "Unlabeled"])
+@pytest.mark.parametrize("layout", [("a", "b"), ("train/a", "train/b")])
+def test_a_folder_of_unlabelled_pictures_lies_beside_the_others(
+    tmp_path: Path, name: str, layout: tuple[str, str]
+) -> None:
+    source = folder(tree(tmp_path, {layout[0]: 2, layout[1]: 2, f"{name}/deep": 2, name: 1}))
+    assert source.classes == ["a", "b"]
+    bare = [item for item in source.items if item.label == NO_LABEL]
+    assert [item.path for item in bare] == [
+        f"{name}/0006.png",
+        f"{name}/deep/0004.png",
+        f"{name}/deep/0005.png",
+    ]
+    assert {item.split for item in bare} == {UNLABELLED}
+    assert len(source.items) == 7
+    assert not source.left_out
+
+
+def test_unlabelled_pictures_inside_of_a_split_are_refused(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"train/a": 2, "train/b": 2, "train/unlabelled": 2})
+    with pytest.raises(InputError, match="Move 'train/unlabelled' to 'unlabelled'"):
+        folder(root)
+
+
+def test_links_to_folders_are_refused(tmp_path: Path) -> None:
+    """DVC hashes what is behind them as nothing."""
+    real = tree(tmp_path / "elsewhere", {"c": 2})
+    root = tree(tmp_path / "root", {"a": 2, "b": 2})
     (root / "a" / "loop").symlink_to(root / "a")
-    assert len(folder(root).items) == 4
+    (root / "c").symlink_to(real / "c")
+    with pytest.raises(InputError) as caught:
+        folder(root)
+    for part in (f"'a/loop' (to '{root / 'a'}'), 'c' (to '{real / 'c'}')", "Move or copy the real folders"):
+        assert part in str(caught.value)
 
 
-def test_linked_class_folders_are_followed(tmp_path: Path) -> None:
-    tree(tmp_path / "elsewhere", {"a": 2})
-    root = tree(tmp_path / "root", {"b": 2})
-    (root / "a").symlink_to(tmp_path / "elsewhere" / "a")
-    assert listed(folder(root))[0] == ("a", None, "a/0000.png")
+def test_root_itself_and_files_may_be_links(tmp_path: Path) -> None:
+    root = tree(tmp_path / "real", {"a": 2, "b": 2})
+    picture(90).save(tmp_path / "other.png")
+    (root / "a" / "linked.png").symlink_to(tmp_path / "other.png")
+    (tmp_path / "link").symlink_to(root)
+    source = folder(tmp_path / "link")
+    [i] = [i for i, item in enumerate(source.items) if item.path == "a/linked.png"]
+    assert source.read(i) == (tmp_path / "other.png").read_bytes()
+    assert not source.bad
+
+
+def test_what_is_no_file_is_named_and_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tree(tmp_path, {"a": 2, "b": 2})
+    os.mkfifo(root / "a/pipe.png")
+    os.mkfifo(root / "b/pipe")
+    monkeypatch.chdir(root / "b")  # the path of a socket must be short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.jpg")
+    (root / "b/gone.png").symlink_to("nowhere.png")
+    (root / "gone").symlink_to("/nowhere/on/a/disk")  # perhaps a class on a disk that is not there
+    (root / "b/round.png").symlink_to("round.png")
+    source = folder(root)
+    assert [(each.path, each.kind) for each in source.bad] == [
+        ("a/pipe.png", "not a file"),
+        ("b/gone.png", "dangling link"),
+        ("b/pipe", "not a file"),
+        ("b/round.png", "unreadable"),
+        ("b/socket.jpg", "not a file"),
+        ("gone", "dangling link"),
+    ]
+    assert len(source.items) == 4
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tree(tmp_path, {"a": 2, "b": 2, "b/closed": 2})
+    scan = os.scandir
+
+    def scandir(path: Path) -> Any:
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    source = folder(root)
+    assert list(source.bad) == [LeftOut("b/closed", "unreadable folder", "Permission denied")]
+    assert len(source.items) == 4
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = folder(tree(tmp_path, {"a": 2, "b": 2}))
+    size = (tmp_path / "a/0000.png").stat().st_size
+    monkeypatch.setattr(walk, "MAX_BYTES", size - 1)
+    with pytest.raises(Undecodable, match=f"{size} bytes are too many") as caught:
+        source.read(0)
+    assert caught.value.kind == "too large"
+    monkeypatch.setattr(walk, "MAX_BYTES", size)
+    source.read(0)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +289,7 @@ def mnist_like(root: Path, count: int) -> None:
         (raw / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 0x801, count) + labels.tobytes())
 
 
-def torchvision_set(name: str, root: Path) -> sources.Source:
+def torchvision_set(name: str, root: Path) -> Source:
     return sources.find(DataConfig(source=f"torchvision:{name}", root=str(root), size=8))
 
 

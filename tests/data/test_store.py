@@ -14,11 +14,12 @@ from PIL import Image
 
 from pipeline.data import decode
 from pipeline.data.prepare import prepare
+from pipeline.data.protocol import ProtocolConfig, describe_subset, draw_subset, rows_of_classes
 from pipeline.data.sources import DataConfig
 from pipeline.data.store import SPLITS, Store
 from pipeline.settings import InputError
 
-FILES = ["files.csv", "images.npy", "labels.npy", "manifest.json", "sheet.png"]
+FILES = ["files.csv", "images.npy", "labels.npy", "left_out.csv", "manifest.json", "sheet.png"]
 
 
 def made(root: Path, out: Path, **settings: Any) -> Store:
@@ -29,6 +30,11 @@ def made(root: Path, out: Path, **settings: Any) -> Store:
 def rows(store: Store) -> list[dict[str, str]]:
     with (store.path / "files.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def left_out(store: Store) -> list[tuple[str, str]]:
+    with (store.path / "left_out.csv").open() as file:
+        return [(row["path"], row["kind"]) for row in csv.DictReader(file)]
 
 
 @pytest.fixture
@@ -69,7 +75,12 @@ def test_the_manifest_counts_images_and_holds_the_settings(root: Path, tmp_path:
         "test": 0.3,
         "split_seed": 5,
         "noise": 0.0,
+        "table": "",
+        "columns": {name: name for name in ("path", "label", "split", "group", "image")},
+        "on_bad": "fail",
+        "max_bad": 0.01,
     }
+    assert (store.manifest["unlabelled"], store.manifest["left_out"]) == (0, {})
     assert [store.indices(split).tolist() for split in SPLITS] == [
         list(range(18)),
         list(range(18, 21)),
@@ -144,9 +155,15 @@ def test_copies_are_removed_wherever_they_are(tmp_path: Path) -> None:
     picture(1).save(root / "train/cat/other-encoding.bmp")  # the pixels of 0001.png
     shutil.copy(root / "train/cat/0000.png", root / "test/dog/contradiction.png")
     store = made(root, tmp_path / "out")
-    assert store.manifest["duplicates_removed"] == 3
-    assert store.manifest["conflicts_removed"] == 2
-    assert store.manifest["conflicts"] == ["test/dog/contradiction.png", "train/cat/0000.png"]
+    assert store.manifest["left_out"] == {"duplicate": 3, "contradictory label": 2}
+    assert left_out(store) == [
+        ("test/dog/contradiction.png", "contradictory label"),
+        ("train/cat/0000.png", "contradictory label"),
+        ("train/cat/copy.png", "duplicate"),
+        *left_out(store)[3:4],  # of two encodings, the one with the smaller hash stays
+        ("train/dog/copy.png", "duplicate"),
+    ]
+    assert left_out(store)[3][0] in ("train/cat/0001.png", "train/cat/other-encoding.bmp")
     assert store.manifest["splits"]["test"] == 4
     pixels = [image.tobytes() for image in store.images]
     assert len(set(pixels)) == len(pixels) == 13
@@ -182,13 +199,15 @@ def test_broken_pictures_are_named_and_counted(root: Path, tmp_path: Path) -> No
     (root / "dog/cut.jpg").write_bytes(whole.getvalue()[:2000])
     with pytest.raises(
         InputError,
-        match=r"data\.root .*: 1 of 31 images cannot be decoded: dog/cut\.jpg \(.*truncated.*Delete or",
+        match=r"data\.root .*: 1 of 31 files are no usable .*truncated: 1\): dog/cut\.jpg \(.*Repair or",
     ):
         made(root, tmp_path / "out")
     for n in range(7):
         (root / f"cat/{n}.jpg").write_bytes(b"")
     (root / "dog/gone.png").symlink_to(root / "nowhere.png")
-    with pytest.raises(InputError, match=r"9 of 39 .*cat/0\.jpg.*cat/4\.jpg \(.*\) and 4 more") as caught:
+    with pytest.raises(
+        InputError, match=r"9 of 39 .*empty: 7.*cat/0\.jpg.*cat/3\.jpg \(.*\) and 4 more"
+    ) as caught:
         made(root, tmp_path / "out")
     assert "\n" not in str(caught.value)
 
@@ -213,10 +232,7 @@ def test_one_class_is_refused_before_anything_is_written(tmp_path: Path) -> None
 def test_the_digits_are_prepared(tmp_path: Path) -> None:
     manifest = prepare(DataConfig(source="digits", size=8, channels=1), tmp_path)
     store = Store.open(tmp_path)
-    assert (
-        sum(manifest["splits"].values()) + manifest["duplicates_removed"] + manifest["conflicts_removed"]
-        == 1797
-    )
+    assert sum(manifest["splits"].values()) + sum(manifest["left_out"].values()) == 1797
     assert store.images.shape[1:] == (8, 8, 1)
     from sklearn.datasets import load_digits
 
@@ -232,6 +248,57 @@ def test_images_stay_on_disk_and_are_read_only(root: Path, tmp_path: Path) -> No
     assert isinstance(store.images, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         store.images[0] = 0
+
+
+def test_unlabelled_images_are_the_last_rows_and_change_nothing_else(tmp_path: Path) -> None:
+    root = tree(tmp_path / "raw", {"cat": 10, "dog": 20})
+    before = made(root, tmp_path / "before")
+    fill(root / "unlabelled", 8, start=25)  # five of them are dogs
+    picture(31).save(root / "unlabelled/again.png")
+    store = made(root, tmp_path / "out")
+    assert store.manifest["splits"] == before.manifest["splits"]
+    assert store.manifest["per_class"] == before.manifest["per_class"]
+    assert store.manifest["unlabelled"] == 3
+    assert store.manifest["left_out"] == {"unlabelled copy": 5, "duplicate": 1}
+    assert (store.mean, store.std, store.classes) == (before.mean, before.std, before.classes)
+    assert store.indices("unlabelled").tolist() == [30, 31, 32]
+    assert before.indices("unlabelled").tolist() == []
+    assert store.labels.tolist() == [*before.labels.tolist(), -1, -1, -1]
+    assert np.array_equal(store.images[:30], before.images)
+    assert (store.path / "sheet.png").read_bytes() == (before.path / "sheet.png").read_bytes()
+    for row in rows(store)[30:]:
+        assert (row["split"], row["class"]) == ("unlabelled", "")
+        assert np.array_equal(store.images[int(row["row"])], decode.decode(root / row["path"], 8, 3))
+    assert store.content != before.content
+
+
+def test_unlabelled_images_are_in_no_subset_and_no_split(tmp_path: Path) -> None:
+    """What students and teachers learn from is the same, whoever reads the labels."""
+    root = tree(tmp_path / "raw", {"cat": 10, "dog": 20})
+    before = made(root, tmp_path / "before")
+    fill(root / "unlabelled", 5, start=90)
+    store = made(root, tmp_path / "out")
+    assert drawn(store) == drawn(before)
+
+
+def drawn(store: Store) -> list[Any]:
+    protocol = ProtocolConfig(shots=3, label_noise=0.5)
+    subset = draw_subset(store.labels, store.indices("train"), protocol, classes=store.classes)
+    held_out = [rows_of_classes(store.labels, store.indices(split), (1, 0)) for split in ("val", "test")]
+    assert not any((part.labels < 0).any() for part in (subset, *held_out))
+    return [describe_subset(subset, store.labels, store.classes), *(part.rows.tolist() for part in held_out)]
+
+
+def test_a_store_of_unlabelled_rows_with_labels_is_refused(tmp_path: Path) -> None:
+    root = tree(tmp_path / "raw", {"cat": 10, "dog": 20, "unlabelled": 3})
+    store = made(root, tmp_path / "out")
+    labels = np.load(store.path / "labels.npy")
+    for row, label in ((-1, 0), (0, -1)):
+        changed = labels.copy()
+        changed[row] = label
+        np.save(store.path / "labels.npy", changed)
+        with pytest.raises(InputError, match=APART):
+            Store.open(store.path)
 
 
 def rewritten(path: Path, **changes: Any) -> None:
@@ -266,6 +333,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object]]] = [
     (APART, lambda path: rewritten(path, schema=99)),
     (APART, lambda path: rewritten(path, mean=[0.5])),
     (APART, lambda path: rewritten(path, size=9)),
+    (APART, lambda path: rewritten(path, unlabelled=1)),
     (APART, lambda path: rewritten(path, content=3)),
     (APART, lambda path: np.save(path / "labels.npy", np.load(path / "labels.npy")[:-1])),
     (APART, lambda path: np.save(path / "labels.npy", np.load(path / "labels.npy").astype(np.int32))),

@@ -121,7 +121,7 @@ class Known:
         labels = np.arange(sum(SPLITS.values())) % len(CLASSES)
         typical = random.uniform(60, 200, (len(CLASSES), SIZE, SIZE, 3))
         images = typical[labels] + random.normal(0, 50, (len(labels), SIZE, SIZE, 3))
-        manifest = {"schema": SCHEMA, "content": "x", "splits": SPLITS, "classes": CLASSES}
+        manifest = {"schema": SCHEMA, "content": "x", "splits": SPLITS, "unlabelled": 0, "classes": CLASSES}
         manifest |= {"size": SIZE, "channels": 3, "mean": MEAN, "std": STD}
         self.data.mkdir(parents=True)
         np.save(self.data / "images.npy", images.clip(0, 255).astype(np.uint8))

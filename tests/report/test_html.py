@@ -105,6 +105,17 @@ def html(records: Path, data: Path = Path("nowhere"), names: dict[str, Any] = NA
     )
 
 
+def test_what_was_left_out_of_the_data_is_said(records: Path) -> None:
+    text = " ".join(html(records).split())
+    assert (
+        "30 images have no label. Files left out (left_out.csv): duplicate: 3, truncated: 1. Teachers" in text
+    )
+    manifest = json.loads((records / "prepare.json").read_text())["details"]["manifest"]
+    edit(records / "prepare.json", details={"manifest": manifest | {"unlabelled": 0, "left_out": {}}})
+    text = " ".join(html(records).split())
+    assert "for the test. Files left out (left_out.csv): none. Teachers" in text
+
+
 def test_the_numbers_are_those_of_the_records(records: Path) -> None:
     save_predictions(records)
     page = Page(html(records))

@@ -61,7 +61,7 @@ def test_it_has_data_classes_exports_and_provenance(records: Path) -> None:
     text = report(records)
     assert "| cat | 10 | 5 | 25 |" in text
     assert "![a few images of each class](../data/prepared/sheet.png)" in text
-    assert "3 duplicates removed" in text
+    assert "30 images have no label. Files left out (left_out.csv): duplicate: 3, truncated: 1." in text
     # cats: the baseline gets 12, 13 and 11 of 25 wrong, fitnet 9, 8 and 10
     assert "| cat | 52.00 | 64.00 | +12.00 |" in text
     assert "| [kd](../models/export/kd) | onnx | student.onnx | 2 | 2.5e-07 | 2.5e-08 | 100.00 | 64 |" in text

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from small_runs import SmallRuns
+from world import save_pictures
 
 from pipeline import checkpoint
 from pipeline.data.batches import Batches
@@ -90,6 +91,22 @@ def test_each_phase_sees_what_it_can_learn_from(runs: SmallRuns, monkeypatch: py
     shown.clear()
     train(runs, "srm_rest")  # dictionary and match read none, and KD reads none
     assert [len(rows) for rows in shown.values()] == [27, 27, 27]
+
+
+def test_a_folder_of_unlabelled_images_is_seen_too(tmp_path: Path) -> None:
+    place = tmp_path / "images" / "unlabelled"
+    save_pictures(tmp_path / "others", 10)
+    place.mkdir(parents=True)
+    for n, file in enumerate(sorted(tmp_path.glob("others/*/*.png"))):
+        file.rename(place / f"{n}.png")
+    runs = SmallRuns(tmp_path, SETTINGS, images=45)
+    run = runs.params().run("kd")
+    subset = Context.of_students(runs.data, run.protocol, run.augment).subset
+    assert len(subset.rows) == 12
+    assert len(subset.unlabelled) == 10
+    run = runs.params().run("kd_rest")
+    subset = Context.of_students(runs.data, run.protocol, run.augment).subset
+    assert len(subset.unlabelled) == 10 + 15
 
 
 def test_the_record_tells_how_many(runs: SmallRuns) -> None:

@@ -1,0 +1,41 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data.folders import tree
+
+from pipeline.data.sources import DataConfig
+from pipeline.params import Params, load_params
+from pipeline.project.check import check_data_root
+from pipeline.settings import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+def params(root: Path, **data: Any) -> Params:
+    cfg = DataConfig(**{"source": "folder", "root": str(root), "size": 8} | data)
+    return load_params(ROOT / "params.yaml").model_copy(update={"data": cfg})
+
+
+@pytest.mark.parametrize("table", ["", "table.csv"])
+def test_what_dvc_cannot_watch_is_refused_before_dvc_meets_it(tmp_path: Path, table: str) -> None:
+    """DVC hangs at a pipe, fails at a link to nothing, and hashes a linked folder as nothing."""
+    root = tree(tmp_path / "raw", {"cat": 1, "dog": 1})
+    given = params(root, source="manifest" if table else "folder", table=table)
+    check_data_root(given)
+    os.mkfifo(root / "cat/pipe.png")
+    (root / "dog/gone.png").symlink_to("nowhere")
+    with pytest.raises(
+        InputError, match=r"^data\.root .*: cat/pipe\.png \(.*dog/gone\.png \(a link to nothing\)"
+    ):
+        check_data_root(given)
+    (root / "more").symlink_to(root / "cat")
+    with pytest.raises(InputError, match=r"'more' \(to '.*/cat'\).*Move or copy"):
+        check_data_root(given)
+
+
+def test_the_folder_of_a_torchvision_set_may_hold_links(tmp_path: Path) -> None:
+    (tmp_path / "cifar").symlink_to(ROOT)
+    check_data_root(params(tmp_path, source="torchvision:CIFAR10"))
+    check_data_root(params(tmp_path, source="digits"))
