@@ -26,6 +26,7 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import Image as TVImage
 
 from experiments._output import print_table
+from experiments._photographs import made_up
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.batches import Batches
 from pipeline.data.decode import decode
@@ -149,15 +150,6 @@ def row(name: str, kept: int, size: int, loaders: Sequence[Iterator[Tensor]], ro
     medians = [f"{statistics.median(each):,.0f}" for each in (own, other)]
     cells = [name, f"{kept} to {size}", *medians, f"{middle:.2f} [{low:.2f}, {high:.2f}]", str(rounds)]
     return f"| {' | '.join(cells)} |"
-
-
-def made_up(count: int) -> Iterator[Image.Image]:
-    """Pictures of 500 x 375 pixels with shapes and some texture."""
-    random = np.random.default_rng(0)
-    for _ in range(count):
-        coarse = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC), dtype=float)
-        yield Image.fromarray((smooth + random.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8))
 
 
 def files_of(images: str | None, folder: Path) -> list[Path]:

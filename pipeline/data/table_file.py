@@ -68,7 +68,8 @@ def read_table(file: Path, columns: Columns, where: str) -> Table:
 
 def _chosen(columns: Columns, names: list[str], *, is_parquet: bool) -> dict[str, str]:
     """The columns that are read, by what they hold. One that is named in params.yaml must be there."""
-    named = columns.model_fields_set
+    usual = Columns().model_dump()
+    named = {what for what, name in columns.model_dump().items() if name != usual[what]}
     if "image" in named and not is_parquet:
         raise InputError("data.columns.image: only a Parquet file can hold images. Name a column of paths.")
     by_bytes = is_parquet and columns.path not in names and columns.image in names

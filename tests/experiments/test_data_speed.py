@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from experiments import data_speed
-from experiments.data_speed import cases, files_of, made_up, ours, table, theirs
+from experiments._photographs import made_up
+from experiments.data_speed import cases, files_of, ours, table, theirs
 
 
 @pytest.fixture(autouse=True)

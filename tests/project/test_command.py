@@ -66,7 +66,7 @@ def test_bad_input_is_a_paragraph_and_an_exit_code(
     data: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     cwd = with_params(tmp_path, **data)
-    done = stage("prepare", "--data", "out", "--record", "r.json", cwd=cwd)
+    done = stage("prepare", "--data", "out", "--work", "w", "--record", "r.json", cwd=cwd)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.strip().startswith("Error: ")
@@ -88,7 +88,7 @@ def test_ctrl_c_keeps_what_was_trained(tmp_path: Path) -> None:
     params["data"] |= {"size": 8}
     params["teachers"]["big"] = {"net": "resnet8", "train": {"epochs": 500, "batch_size": 256}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    assert stage("prepare", "--data", "d", "--record", "r.json", cwd=tmp_path).returncode == 0
+    assert stage("prepare", "--data", "d", "--work", "w", "--record", "r.json", cwd=tmp_path).returncode == 0
     (tmp_path / "c").touch()
     command = [
         sys.executable,
@@ -134,7 +134,7 @@ def test_stages_run_under_every_launcher(launcher: str, tmp_path: Path) -> None:
     params["teachers"]["big"] = {"net": "resnet8", "train": {"epochs": 2}}
     params["runs"] = {"fitnet": params["runs"]["fitnet"] | {"seeds": [0], "phases": {"hint": {"epochs": 2}}}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    assert stage("prepare", "--data", "d", "--record", "r.json", cwd=tmp_path).returncode == 0
+    assert stage("prepare", "--data", "d", "--work", "w", "--record", "r.json", cwd=tmp_path).returncode == 0
     (tmp_path / "c").touch()
     common = ["--data", "d", "--code", "c", "--work", "w"]
     of_run = [*common, "--name", "fitnet", "--teacher", "t"]

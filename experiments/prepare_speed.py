@@ -1,0 +1,113 @@
+"""Seconds and memory of stage prepare for 1,000 photographs, on one core and on two.
+
+    python -m experiments.prepare_speed [--images FOLDER] [--size 224] [--rounds 3] [--write FILE]
+
+Each measurement is a process of its own, and cores take turns. FOLDER is laid out as for `source: folder`;
+without it the photographs are made up.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+
+from experiments._output import print_table
+from experiments._photographs import made_up
+from pipeline.data.prepare import prepare
+from pipeline.data.sources import DataConfig
+from pipeline.export import machine
+
+COUNT = 1000  # photographs that are made up
+CORES = (1, 2)
+
+
+def prepare_on(cores: int, cfg: DataConfig) -> dict[str, float]:
+    """Prepare the images in this process, on so many cores."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    before = _peak_mb()
+    with tempfile.TemporaryDirectory() as folder:
+        wall, used = time.perf_counter(), time.process_time()
+        manifest = prepare(cfg, Path(folder))
+        wall, used = time.perf_counter() - wall, time.process_time() - used
+        stored = (Path(folder) / "images.npy").stat().st_size
+    thousands = (sum(manifest["splits"].values()) + manifest["unlabelled"]) / 1000
+    return {
+        "wall": wall / thousands,
+        "cpu": used / thousands,
+        "stored_mb": stored / 1e6 / thousands,
+        "peak_mb": _peak_mb(),
+        "before_mb": before,
+    }
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def in_a_process(cores: int, cfg: DataConfig) -> dict[str, float]:
+    settings = cfg.model_dump_json(exclude_defaults=True)
+    command = [sys.executable, "-m", "experiments.prepare_speed", "--on", str(cores), settings]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own words
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def table(cfg: DataConfig, rounds: int) -> str:
+    found = [{cores: in_a_process(cores, cfg) for cores in CORES} for _ in range(rounds)]
+    lines = [
+        f"{machine.cpu()['model']}, {cfg.size} x {cfg.size} pixels, for each 1,000 photographs. Medians, "
+        "with the smallest and the largest value. The memory is the peak of the process.",
+        "",
+        "| cores | seconds | CPU seconds | peak memory, MB | of it before, MB | store, MB | n |",
+        "|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for cores in CORES:
+        columns = {key: [each[cores][key] for each in found] for key in found[0][cores]}
+        cells = [_spread(columns["wall"], 2), _spread(columns["cpu"], 2), _spread(columns["peak_mb"], 0)]
+        cells += [f"{statistics.median(columns[key]):.0f}" for key in ("before_mb", "stored_mb")]
+        lines.append(f"| {cores} | {' | '.join(cells)} | {rounds} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: Iterable[float], digits: int) -> str:
+    ordered = sorted(values)
+    return f"{statistics.median(ordered):.{digits}f} [{ordered[0]:.{digits}f}, {ordered[-1]:.{digits}f}]"
+
+
+def save_photographs(folder: Path) -> None:
+    for n, picture in enumerate(islice(made_up(COUNT), COUNT)):
+        place = folder / f"class {n % 10}"
+        place.mkdir(exist_ok=True)
+        picture.save(place / f"{n:04}.jpg", quality=90)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.prepare_speed", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--images", help="a folder of photographs, in place of made up ones")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", type=Path, help="a file for the table")
+    parser.add_argument("--on", nargs=2, metavar=("CORES", "SETTINGS"), help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.on:
+        print(json.dumps(prepare_on(int(given.on[0]), DataConfig.model_validate_json(given.on[1]))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        if not given.images:
+            save_photographs(Path(folder))
+        cfg = DataConfig(source="folder", root=given.images or folder, size=given.size)
+        print_table(table(cfg, given.rounds), given.write)
+
+
+if __name__ == "__main__":
+    main()
