@@ -67,7 +67,7 @@ class DataConfig(Settings):
                 "data.table: source `manifest` needs the name of a table, such as table: labels.csv, and the "
                 f"other sources have none. The source is {self.source!r}, and the table {self.table!r}."
             )
-        if self.source != "manifest" and self.columns != Columns():
+        if self.source != "manifest" and self.columns.named:
             raise InputError("data.columns: only source `manifest` has a table. Leave it out.")
         return self
 

@@ -17,13 +17,25 @@ Raw = tuple[int, Mapping[str, Any] | None]  # number and values by column; None:
 
 
 class Columns(Settings):
-    """What the columns of the table are called. `split` and `group` may be missing from the table."""
+    """What the columns of the table are called; None: as the setting is.
 
-    path: str = Field("path", description="the file, relative to data.root")
-    label: str = Field("label", description="the name of the class; empty: an unlabelled picture")
-    split: str = Field("split", description="train, val or test")
-    group: str = Field("group", description="pictures of one group belong to one split")
-    image: str = Field("image", description="the bytes of the file, in Parquet, in place of a path")
+    `split` and `group` may be missing from the table.
+    """
+
+    path: str | None = Field(None, description="the file, relative to data.root")
+    label: str | None = Field(None, description="the name of the class; empty: an unlabelled picture")
+    split: str | None = Field(None, description="train, val or test")
+    group: str | None = Field(None, description="pictures of one group belong to one split")
+    image: str | None = Field(None, description="the bytes of the file, in Parquet, in place of a path")
+
+    @property
+    def named(self) -> set[str]:
+        """Those that params.yaml names."""
+        return {what for what, name in self.model_dump().items() if name is not None}
+
+    @property
+    def names(self) -> dict[str, str]:
+        return {what: name or what for what, name in self.model_dump().items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +80,11 @@ def read_table(file: Path, columns: Columns, where: str) -> Table:
 
 def _chosen(columns: Columns, names: list[str], *, is_parquet: bool) -> dict[str, str]:
     """The columns that are read, by what they hold. One that is named in params.yaml must be there."""
-    usual = Columns().model_dump()
-    named = {what for what, name in columns.model_dump().items() if name != usual[what]}
+    named, given = columns.named, columns.names
     if "image" in named and not is_parquet:
         raise InputError("data.columns.image: only a Parquet file can hold images. Name a column of paths.")
-    by_bytes = is_parquet and columns.path not in names and columns.image in names
+    by_bytes = is_parquet and given["path"] not in names and given["image"] in names
     picture = "image" if by_bytes or "image" in named else "path"
-    given = columns.model_dump()
     for what in sorted({"label", picture, *named}):
         if given[what] not in names:
             raise unknown(f"data.columns.{what}", given[what], names)
