@@ -1,22 +1,16 @@
 import math
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from world import World, maps, step_of_maps
+from world import World, maps, method_on_maps, step_of_maps
 
 from pipeline.methods._margin import Margin, feeding_norms, margin_of, partial_distance
-from pipeline.methods.ofd import Config, FeatureOverhaul
-from pipeline.taps import Step
+from pipeline.methods.ofd import FeatureOverhaul
 
-
-def made(
-    student: dict[str, Tensor], teacher: dict[str, Tensor], **settings: Any
-) -> tuple[FeatureOverhaul, Step]:
-    step = step_of_maps(student, teacher)
-    return FeatureOverhaul(Config(name="ofd", **settings), step, torch.zeros(2)).double(), step
+made = partial(method_on_maps, FeatureOverhaul)
 
 
 def margins(method: FeatureOverhaul) -> list[Margin]:
