@@ -135,3 +135,9 @@ def test_the_gradient_equals_finite_differences() -> None:
 def test_one_image_of_one_channel_is_enough() -> None:
     method, step = made(maps((1, 1, 2, 2)), maps((1, 1, 3, 3)))
     assert method.terms(step)["features"].isfinite()
+
+
+def test_the_named_maps_are_matched() -> None:
+    shown = maps((2, 1, 4, 4), (2, 2, 4, 4), (2, 3, 4, 4))
+    method, _ = made(shown, shown, student_maps=("stage1",), teacher_maps=("stage2",))
+    assert method.pairs == [("stage1", "stage2")]
