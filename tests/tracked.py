@@ -112,6 +112,22 @@ def client() -> "MlflowClient":
     return MlflowClient(database.tracking_uri())
 
 
+def fail_once(patch: pytest.MonkeyPatch, method: str, error: Exception, *, at: int) -> list[int]:
+    """Let a method of MLflow's client fail at this call. The numbers of all calls are in the list."""
+    from mlflow import MlflowClient
+
+    real, calls = getattr(MlflowClient, method), list[int]()
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        calls.append(len(calls) + 1)
+        if calls[-1] == at:
+            raise error
+        return real(*args, **kwargs)
+
+    patch.setattr(MlflowClient, method, fails)
+    return calls
+
+
 def logged_rows(logged: Logged) -> list[Any]:
     return list(client().search_runs([logged.experiment]))
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from pipeline.training.recipe import TrainConfig
 TERMS_ONLY = {"ce_weight": 0.0, "kd_weight": 0.0}  # for a partner, as pipeline/params.py sets them
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 CLASSES = 3
+K = TypeVar("K", bound=Method[Any])
 QUICK = TrainConfig(epochs=2, batch_size=8, lr=0.01, schedule="constant", optimizer="sgd")
 
 
@@ -141,3 +142,12 @@ def step_of_maps(student: dict[str, Tensor], teacher: dict[str, Tensor], epoch: 
     )
     step.epoch = epoch
     return step
+
+
+def method_on_maps(
+    kind: type[K], student: dict[str, Tensor], teacher: dict[str, Tensor], **settings: Any
+) -> tuple[K, Step]:
+    """The method in float64, with these settings, and the step of these maps, for which it was built."""
+    step = step_of_maps(student, teacher)
+    cfg = kind.Config(name=kind.__module__.rpartition(".")[2], **settings)
+    return kind(cfg, step, torch.zeros(2)).double(), step

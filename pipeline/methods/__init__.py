@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.methods._base import (
     Loss,
+    MapMethod,
     MapsConfig,
     Method,
     MethodConfig,
@@ -24,6 +25,7 @@ from pipeline.settings import unknown
 
 __all__ = [
     "Loss",
+    "MapMethod",
     "MapsConfig",
     "Method",
     "MethodConfig",

@@ -72,6 +72,7 @@ class Phase:
 
 Pairs = Sequence[tuple[str, str]]  # (student's, teacher's): each the name of a map, `pooled` or `logits`
 C = TypeVar("C", bound=MethodConfig)
+M = TypeVar("M", bound=MapsConfig)
 
 
 class Method(nn.Module, ABC, Generic[C]):
@@ -160,6 +161,14 @@ class Method(nn.Module, ABC, Generic[C]):
 
     def after_backward(self, step: Step, student: Tapped) -> None:
         """The one hook in the training loop: the gradients are ready, the optimizer has not stepped yet."""
+
+
+class MapMethod(Method[M]):
+    """A method that matches maps one to one: the pairs are those of `map_pairs`."""
+
+    def __init__(self, cfg: M, probe: Step, labels: Tensor) -> None:
+        super().__init__(cfg, probe, labels)
+        self.pairs = map_pairs(probe, cfg.student_maps, cfg.teacher_maps)
 
 
 def map_pairs(

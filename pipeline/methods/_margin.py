@@ -1,12 +1,16 @@
 """The margin ReLU and the partial distance (Heo et al., 2019): shared by the methods on preactivations."""
 
 import math
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.methods import MapsConfig, Method, preactivation_pairs
 from pipeline.taps import Step
+
+C = TypeVar("C", bound=MapsConfig)
 
 
 def partial_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -80,3 +84,15 @@ def feeding_norms(probe: Step) -> dict[str, nn.BatchNorm2d]:
     for hook in hooks:
         hook.remove()
     return {name: norm for name, read in inputs.items() for norm, output in outputs.items() if output is read}
+
+
+class MarginMethod(Method[C]):
+    """A method that matches maps before their activation, and gives each of the teacher's maps a margin."""
+
+    def __init__(self, cfg: C, probe: Step, labels: Tensor) -> None:
+        super().__init__(cfg, probe, labels)
+        self.pairs = preactivation_pairs(probe, cfg.student_maps, cfg.teacher_maps)
+        student, teacher = probe.student.preactivations, probe.teacher.preactivations
+        self.widths = [(student[s].shape[1], teacher[t].shape[1]) for s, t in self.pairs]
+        norms = feeding_norms(probe)
+        self.margins = nn.ModuleList(Margin(teacher[t], norms.get(t)) for _, t in self.pairs)

@@ -14,10 +14,9 @@ taken.
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from pipeline.functional import attention_difference
-from pipeline.methods import MapsConfig, Method, Terms, map_pairs
+from pipeline.methods import MapMethod, MapsConfig, Terms
 from pipeline.taps import Step
 
 
@@ -25,11 +24,7 @@ class Config(MapsConfig):
     term_weight: float = Field(1000.0, ge=0)
 
 
-class AttentionTransfer(Method[Config]):
-    def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
-        super().__init__(cfg, probe, labels)
-        self.pairs = map_pairs(probe, cfg.student_maps, cfg.teacher_maps)
-
+class AttentionTransfer(MapMethod[Config]):
     def terms(self, step: Step) -> Terms:
         student, teacher = step.student.maps, step.teacher.maps
         differences = [attention_difference(student[s], teacher[t]) for s, t in self.pairs]

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.functional import squared_distances
-from pipeline.methods import MapsConfig, Method, Terms, map_pairs
+from pipeline.methods import MapMethod, MapsConfig, Terms
 from pipeline.taps import Answer, Step
 
 
@@ -33,10 +33,10 @@ class Config(MapsConfig):
     term_weight: float = Field(0.005, ge=0)
 
 
-class InstanceRelationshipGraph(Method[Config]):
+class InstanceRelationshipGraph(MapMethod[Config]):
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
-        self.pairs = [*map_pairs(probe, cfg.student_maps, cfg.teacher_maps), ("pooled", "pooled")]
+        self.pairs = [*self.pairs, ("pooled", "pooled")]
         narrow, wide = probe.student.pooled.shape[1], probe.teacher.pooled.shape[1]
         self.widen = nn.Identity() if narrow == wide else nn.Linear(narrow, wide, bias=False)
 

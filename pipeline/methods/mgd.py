@@ -36,8 +36,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.functional import match_size
-from pipeline.methods import MapsConfig, Method, Terms, preactivation_pairs
-from pipeline.methods._margin import Margin, feeding_norms, partial_distance
+from pipeline.methods import MapsConfig, Terms
+from pipeline.methods._margin import MarginMethod, partial_distance
 from pipeline.taps import Step
 
 Reducer = Literal["sparse", "random_drop", "absolute_max"]
@@ -51,17 +51,11 @@ class Config(MapsConfig):
     solve_every: int = Field(2, ge=1, description="epochs from one assignment to the next")
 
 
-class MatchingGuided(Method[Config]):
+class MatchingGuided(MarginMethod[Config]):
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
-        self.pairs = preactivation_pairs(probe, cfg.student_maps, cfg.teacher_maps)
-        maps = [(probe.student.preactivations[s], probe.teacher.preactivations[t]) for s, t in self.pairs]
-        norms = feeding_norms(probe)
-        self.margins = nn.ModuleList(
-            Margin(t, norms.get(name)) for (_, t), (_, name) in zip(maps, self.pairs, strict=True)
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(s.shape[1]) for s, _ in maps)
-        self.matchings = nn.ModuleList(Matching(s.shape[1], t.shape[1], cfg.reducer) for s, t in maps)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(s) for s, _ in self.widths)
+        self.matchings = nn.ModuleList(Matching(s, t, cfg.reducer) for s, t in self.widths)
         self.solved_in = -1  # the epoch; not saved, because a stopped phase goes on at the start of an epoch
 
     def terms(self, step: Step) -> Terms:

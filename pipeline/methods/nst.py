@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.functional import match_size
-from pipeline.methods import MapsConfig, Method, Terms, map_pairs
+from pipeline.methods import MapMethod, MapsConfig, Terms
 from pipeline.taps import Step
 
 
@@ -29,11 +29,7 @@ class Config(MapsConfig):
     term_weight: float = Field(50.0, ge=0)
 
 
-class NeuronSelectivity(Method[Config]):
-    def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
-        super().__init__(cfg, probe, labels)
-        self.pairs = map_pairs(probe, cfg.student_maps, cfg.teacher_maps)
-
+class NeuronSelectivity(MapMethod[Config]):
     def terms(self, step: Step) -> Terms:
         student, teacher = step.student.maps, step.teacher.maps
         return {

@@ -27,8 +27,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.functional import match_size
-from pipeline.methods import MapsConfig, Method, Terms, preactivation_pairs
-from pipeline.methods._margin import Margin, feeding_norms, partial_distance
+from pipeline.methods import MapsConfig, Terms
+from pipeline.methods._margin import MarginMethod, partial_distance
 from pipeline.taps import Step
 
 
@@ -36,18 +36,11 @@ class Config(MapsConfig):
     term_weight: float = Field(0.001, ge=0)
 
 
-class FeatureOverhaul(Method[Config]):
+class FeatureOverhaul(MarginMethod[Config]):
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
-        self.pairs = preactivation_pairs(probe, cfg.student_maps, cfg.teacher_maps)
-        maps = [(probe.student.preactivations[s], probe.teacher.preactivations[t]) for s, t in self.pairs]
-        norms = feeding_norms(probe)
-        self.margins = nn.ModuleList(
-            Margin(t, norms.get(name)) for (_, t), (_, name) in zip(maps, self.pairs, strict=True)
-        )
         self.regressors = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(s.shape[1], t.shape[1], 1, bias=False), nn.BatchNorm2d(t.shape[1]))
-            for s, t in maps
+            nn.Sequential(nn.Conv2d(s, t, 1, bias=False), nn.BatchNorm2d(t)) for s, t in self.widths
         )
 
     def terms(self, step: Step) -> Terms:

@@ -40,7 +40,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.functional import match_size
-from pipeline.methods import Loss, MapsConfig, Method, Phase, Terms, Weighted, map_pairs
+from pipeline.methods import Loss, MapMethod, MapsConfig, Phase, Terms, Weighted
 from pipeline.settings import InputError
 from pipeline.taps import Answer, Step, Tapped
 
@@ -79,12 +79,11 @@ class Config(MapsConfig):
     )
 
 
-class SparseRepresentationMatching(Method[Config]):
+class SparseRepresentationMatching(MapMethod[Config]):
     terms_of = "none"
 
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
-        self.pairs = map_pairs(probe, cfg.student_maps, cfg.teacher_maps)
         if not (cfg.pixel or cfg.image):
             raise InputError(
                 "method.pixel and method.image are both false, so there is nothing to match. Set one of them "

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.functional import match_size
-from pipeline.methods import MapsConfig, Method, Terms, map_pairs
+from pipeline.methods import MapMethod, MapsConfig, Terms
 from pipeline.taps import Step
 
 SMALLEST_VARIANCE = 1e-5
@@ -30,10 +30,9 @@ class Config(MapsConfig):
     initial_variance: float = Field(5.0, gt=1e-4, description="variance of each channel before training")
 
 
-class VariationalInformation(Method[Config]):
+class VariationalInformation(MapMethod[Config]):
     def __init__(self, cfg: Config, probe: Step, labels: Tensor) -> None:
         super().__init__(cfg, probe, labels)
-        self.pairs = map_pairs(probe, cfg.student_maps, cfg.teacher_maps)
         widths = [(probe.student.maps[s].shape[1], probe.teacher.maps[t].shape[1]) for s, t in self.pairs]
         self.gaussians = nn.ModuleList(Gaussian(s, t, cfg.initial_variance) for s, t in widths)
 

@@ -171,6 +171,12 @@ class Exported:
     bundle: dict[str, Any]
     seen: list[Any]
 
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What each ONNX file itself says of the bundle."""
+        keys = ("schema", "classes", "input", "outputs", "mean", "std", "transform")
+        return {key: self.bundle[key] for key in keys}
+
 
 @pytest.fixture(scope="session")
 def smaller(tmp_path_factory: pytest.TempPathFactory) -> Exported:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -307,48 +308,41 @@ def test_a_tie_counts_as_agreement(images: np.ndarray) -> None:
         check(network(0, -1), network(0, 1), images, name="A file")
 
 
+def exact(x: np.ndarray) -> np.ndarray:
+    level = x.reshape(len(x), -1).mean(1, dtype=np.float64)
+    return np.stack([level, 100 - level], 1)
+
+
+def inexact(error: float, *, above: float = -1) -> Predict:
+    """`exact` with this relative error, on images whose pixels deviate by more than `above` alone."""
+
+    def run(x: np.ndarray) -> Outputs:
+        wrong = np.where(x.reshape(len(x), -1).std(1, keepdims=True) > above, error, 0.0)
+        logits = (exact(x) * (1 + wrong * np.array([1, -1]))).astype(np.float32)
+        return logits, softmax(logits)
+
+    return run
+
+
 def test_a_file_may_differ_as_much_as_the_network_rounds(images: np.ndarray) -> None:
-    def network(error: float) -> Predict:
-        def run(x: np.ndarray) -> Outputs:
-            logits = (exact(x) * (1 + error * np.array([1, -1]))).astype(np.float32)
-            return logits, softmax(logits)
-
-        return run
-
-    def exact(x: np.ndarray) -> np.ndarray:
-        level = x.reshape(len(x), -1).mean(1, dtype=np.float64)
-        return np.stack([level, 100 - level], 1)
-
     with pytest.raises(ParityError, match="differs by 4"):
-        check(network(2e-5), network(-2e-5), images, name="A file")
-    same = check(network(2e-5), network(-2e-5), images, name="A file", exact=exact)
+        check(inexact(2e-5), inexact(-2e-5), images, name="A file")
+    same = check(inexact(2e-5), inexact(-2e-5), images, name="A file", exact=exact)
     assert same.allowed == pytest.approx(8e-5, rel=0.1)
     # an exact network allows nothing, and a very inexact one at most a ten-thousandth
     for rounding, error in ((0, 4e-5), (1e-3, 1e-3 + 3e-4)):
         with pytest.raises(ParityError, match="differs by"):
-            check(network(rounding), network(error), images, name="A file", exact=exact)
+            check(inexact(rounding), inexact(error), images, name="A file", exact=exact)
 
 
 def test_rounding_on_noise_may_be_larger(images: np.ndarray) -> None:
-    def network(error: float) -> Predict:
-        def run(x: np.ndarray) -> Outputs:
-            deviation = x.reshape(len(x), -1).std(1, keepdims=True)
-            wild = np.where(deviation > 100, error, 0.0)  # no real picture deviates so much
-            logits = (exact(x) * (1 + wild * np.array([1, -1]))).astype(np.float32)
-            return logits, softmax(logits)
-
-        return run
-
-    def exact(x: np.ndarray) -> np.ndarray:
-        level = x.reshape(len(x), -1).mean(1, dtype=np.float64)
-        return np.stack([level, 100 - level], 1)
-
-    assert check(network(3e-4), network(-3e-4), images, name="A file", exact=exact).allowed == 1e-5
+    on_noise = partial(inexact, above=100)  # no real picture deviates so much
+    assert check(on_noise(3e-4), on_noise(-3e-4), images, name="A file", exact=exact).allowed == 1e-5
     # nine times as far from the network as the network is from the truth
-    check(network(3e-4), network(-2.4e-3), images, name="A file", exact=exact)
+    check(on_noise(3e-4), on_noise(-2.4e-3), images, name="A file", exact=exact)
     for rounding, error in ((0, 3e-4), (3e-4, -3.3e-3)):
         with pytest.raises(ParityError, match=r"extreme noise, batch 7: differs"):
-            check(network(rounding), network(error), images, name="A file", exact=exact)
+            check(on_noise(rounding), on_noise(error), images, name="A file", exact=exact)
 
 
 # comparisons that would prove nothing

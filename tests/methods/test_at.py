@@ -1,20 +1,15 @@
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from world import noise, step_of_maps
+from world import method_on_maps, noise
 
 from pipeline.functional import attention_difference as difference
-from pipeline.methods.at import AttentionTransfer, Config
-from pipeline.taps import Step
+from pipeline.methods.at import AttentionTransfer
 
-
-def made(
-    student: dict[str, Tensor], teacher: dict[str, Tensor], **settings: Any
-) -> tuple[AttentionTransfer, Step]:
-    step = step_of_maps(student, teacher)
-    return AttentionTransfer(Config(name="at", **settings), step, torch.zeros(2)), step
+made = partial(method_on_maps, AttentionTransfer)
 
 
 def slow_attention(image: list[list[list[float]]]) -> list[float]:
@@ -47,9 +42,7 @@ def test_the_term_equals_the_slow_loop() -> None:
 
 def test_maps_of_different_size_are_pooled_to_the_smaller_one() -> None:
     student, teacher = noise(2, 3, 2, 2), noise(2, 4, 4, 4)
-    pooled = torch.stack(
-        [teacher[:, :, y : y + 2, x : x + 2].mean((2, 3)) for y in (0, 2) for x in (0, 2)], 2
-    ).view(2, 4, 2, 2)
+    pooled = F.avg_pool2d(teacher, 2)
     assert difference(student, teacher).item() == pytest.approx(slow_difference(student, pooled), rel=1e-9)
 
 

@@ -1,23 +1,16 @@
+from functools import partial
 from itertools import permutations
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from world import World, maps, step_of_maps
+from world import World, maps, method_on_maps, step_of_maps
 
 from pipeline.methods._margin import partial_distance
-from pipeline.methods.mgd import Config, Matching, MatchingGuided, Reducer
-from pipeline.taps import Step
+from pipeline.methods.mgd import Matching, MatchingGuided, Reducer
 
 REDUCERS: list[Reducer] = ["sparse", "random_drop", "absolute_max"]
-
-
-def made(
-    student: dict[str, Tensor], teacher: dict[str, Tensor], **settings: Any
-) -> tuple[MatchingGuided, Step]:
-    step = step_of_maps(student, teacher)
-    return MatchingGuided(Config(name="mgd", **settings), step, torch.zeros(2)).double(), step
+made = partial(method_on_maps, MatchingGuided)
 
 
 def matchings(method: MatchingGuided) -> list[Matching]:

@@ -1,22 +1,16 @@
 import math
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from world import World, maps, step_of_maps
+from world import World, maps, method_on_maps, step_of_maps
 
 from pipeline.methods._margin import Margin, feeding_norms, margin_of, partial_distance
-from pipeline.methods.ofd import Config, FeatureOverhaul
-from pipeline.taps import Step
+from pipeline.methods.ofd import FeatureOverhaul
 
-
-def made(
-    student: dict[str, Tensor], teacher: dict[str, Tensor], **settings: Any
-) -> tuple[FeatureOverhaul, Step]:
-    step = step_of_maps(student, teacher)
-    return FeatureOverhaul(Config(name="ofd", **settings), step, torch.zeros(2)).double(), step
+made = partial(method_on_maps, FeatureOverhaul)
 
 
 def margins(method: FeatureOverhaul) -> list[Margin]:
@@ -141,3 +135,9 @@ def test_the_gradient_equals_finite_differences() -> None:
 def test_one_image_of_one_channel_is_enough() -> None:
     method, step = made(maps((1, 1, 2, 2)), maps((1, 1, 3, 3)))
     assert method.terms(step)["features"].isfinite()
+
+
+def test_the_named_maps_are_matched() -> None:
+    shown = maps((2, 1, 4, 4), (2, 2, 4, 4), (2, 3, 4, 4))
+    method, _ = made(shown, shown, student_maps=("stage1",), teacher_maps=("stage2",))
+    assert method.pairs == [("stage1", "stage2")]

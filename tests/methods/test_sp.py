@@ -1,19 +1,13 @@
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
-from world import noise, step_of_maps
+from world import method_on_maps, noise
 
-from pipeline.methods.sp import Config, SimilarityPreserving
-from pipeline.taps import Step
+from pipeline.methods.sp import SimilarityPreserving
 
-
-def made(
-    student: dict[str, Tensor], teacher: dict[str, Tensor], **settings: Any
-) -> tuple[SimilarityPreserving, Step]:
-    step = step_of_maps(student, teacher)
-    return SimilarityPreserving(Config(name="sp", **settings), step, torch.zeros(2)), step
+made = partial(method_on_maps, SimilarityPreserving)
 
 
 def term(student: Tensor, teacher: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from world import QUICK, World, maps, moved, noise, snapshot, step_of_maps
+from world import QUICK, World, maps, method_on_maps, moved, noise, snapshot, step_of_maps
 
 from pipeline import checkpoint
 from pipeline.methods.srm import (
@@ -25,12 +25,11 @@ PAPERS_FORM: dict[str, Any] = {"centre": False}
 def made(
     student: dict[str, Tensor], teacher: dict[str, Tensor], **settings: Any
 ) -> tuple[SparseRepresentationMatching, Step]:
-    step = step_of_maps(student, teacher)
-    method = SparseRepresentationMatching(Config(name="srm", **settings), step, torch.zeros(2))
+    method, step = method_on_maps(SparseRepresentationMatching, student, teacher, **settings)
     for dictionary in (*method.dictionary.values(), *method.student_dictionary.values()):
         assert isinstance(dictionary, Dictionary)
         torch.nn.init.normal_(dictionary.bias)
-    return method.double().eval(), step
+    return method.eval(), step
 
 
 def similarity(kernel: str, bias: float, x: list[float], y: list[float]) -> tuple[float, float]:

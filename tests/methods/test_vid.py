@@ -1,22 +1,16 @@
 import math
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from world import World, maps, step_of_maps
+from world import World, maps, method_on_maps, step_of_maps
 
-from pipeline.methods.vid import SMALLEST_VARIANCE, Config, Gaussian, VariationalInformation
-from pipeline.taps import Step
+from pipeline.methods.vid import SMALLEST_VARIANCE, Gaussian, VariationalInformation
 from pipeline.training.recipe import TrainConfig
 
-
-def made(
-    student: dict[str, Tensor], teacher: dict[str, Tensor], **settings: Any
-) -> tuple[VariationalInformation, Step]:
-    step = step_of_maps(student, teacher)
-    return VariationalInformation(Config(name="vid", **settings), step, torch.zeros(2)).double(), step
+made = partial(method_on_maps, VariationalInformation)
 
 
 def gaussians(method: VariationalInformation) -> list[Gaussian]:

@@ -17,7 +17,18 @@ import fabricated
 import pytest
 import yaml
 from servers import PASSWORD, POSTGRES, in_postgres, mlflow, object_store, postgres
-from tracked import CODE, OLD_LOADER, RUNS, TEACHERS, client, content, log, logged_rows, make_project
+from tracked import (
+    CODE,
+    OLD_LOADER,
+    RUNS,
+    TEACHERS,
+    client,
+    content,
+    fail_once,
+    log,
+    logged_rows,
+    make_project,
+)
 
 from pipeline.settings import InputError
 
@@ -153,17 +164,9 @@ def test_data_that_another_machine_logs_at_the_same_time(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MLflow's server then fails once, because both insert the same entry."""
-    from mlflow import MlflowClient, MlflowException
+    from mlflow import MlflowException
 
-    real, calls = MlflowClient.log_inputs, []
-
-    def late(*args: Any, **kwargs: Any) -> None:
-        calls.append(1)
-        if len(calls) == 1:
-            raise MlflowException("duplicate key value")
-        real(*args, **kwargs)
-
-    monkeypatch.setattr(MlflowClient, "log_inputs", late)
+    calls = fail_once(monkeypatch, "log_inputs", MlflowException("duplicate key value"), at=1)
     assert names(logged_rows(log(project))) == ROWS
     assert len(calls) == 5
 

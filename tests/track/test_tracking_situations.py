@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -21,7 +20,7 @@ import fabricated
 import pytest
 import yaml
 from scratch_project import BIN, Project, heeding_ctrl_c
-from tracked import OLD_LOADER, client, content, log, logged_rows, make_project, start_logging
+from tracked import OLD_LOADER, client, content, fail_once, log, logged_rows, make_project, start_logging
 
 from pipeline import track
 from pipeline.settings import InputError
@@ -90,18 +89,8 @@ def test_a_database_that_was_half_made_is_made_again(tmp_path: Path, monkeypatch
 def test_rows_are_completed_after_the_database_was_lost_midway(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlflow import MlflowClient
-
-    real, calls = MlflowClient.log_batch, []
-
-    def fails_at_the_third(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            raise ConnectionError("gone")
-        return real(*args, **kwargs)
-
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "log_batch", fails_at_the_third)
+        fail_once(patch, "log_batch", ConnectionError("gone"), at=3)
         with pytest.raises(InputError, match="gone"):
             log(project)
     assert active(project / "mlflow.db") == [("alone", "FINISHED"), ("big", "FINISHED"), ("kd", "FAILED")]

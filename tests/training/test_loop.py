@@ -123,22 +123,26 @@ def test_amp_changes_the_precision_of_the_networks_and_not_of_the_losses() -> No
     assert half["loss"] == pytest.approx(full["loss"], rel=0.05)
 
 
+class OwnGradients(Method[MethodConfig]):
+    """It has no terms, and replaces the gradient of each of the student's parameters."""
+
+    def __init__(self, world: World, gradient: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(MethodConfig(name="own"), world.step(4), torch.zeros(4))
+        self.gradient = gradient
+
+    def terms(self, step: Step) -> Terms:
+        return {}
+
+    def after_backward(self, step: Step, student: Tapped) -> None:
+        for parameter in student.net.parameters():
+            assert parameter.grad is not None
+            parameter.grad = self.gradient(parameter)
+
+
 def test_the_hook_after_backward_can_change_the_gradients() -> None:
-    class Still(Method[MethodConfig]):
-        def terms(self, step: Step) -> Terms:
-            return {}
-
-        def after_backward(self, step: Step, student: Tapped) -> None:
-            for parameter in student.net.parameters():
-                assert parameter.grad is not None
-                parameter.grad.zero_()
-
     world = World.make()
     before = {name: p.detach().clone() for name, p in world.student.net.named_parameters()}
-    world.fit(
-        Still(MethodConfig(name="still"), world.step(4), torch.zeros(4)),
-        cfg=QUICK.model_copy(update={"weight_decay": 0.0}),
-    )
+    world.fit(OwnGradients(world, torch.zeros_like), cfg=QUICK.model_copy(update={"weight_decay": 0.0}))
     assert all(torch.equal(before[name], p) for name, p in world.student.net.named_parameters())
 
 
@@ -219,18 +223,10 @@ def test_a_step_gets_all_that_its_batch_holds() -> None:
 
 
 def test_the_gradients_are_clipped_together_after_the_method_changed_them() -> None:
-    class Huge(Method[MethodConfig]):
-        def terms(self, step: Step) -> Terms:
-            return {}
-
-        def after_backward(self, step: Step, student: Tapped) -> None:
-            for parameter in student.net.parameters():
-                parameter.grad = torch.full_like(parameter, 1e6)
-
     world = World.make(n=8)
     before = nn.utils.parameters_to_vector(world.student.net.parameters()).detach()
     world.fit(
-        Huge(MethodConfig(name="huge"), world.step(4), torch.zeros(4)),
+        OwnGradients(world, lambda parameter: torch.full_like(parameter, 1e6)),
         cfg=TrainConfig(
             steps=1, batch_size=8, optimizer="sgd", schedule="constant", lr=1.0, weight_decay=0, clip=0.3
         ),
