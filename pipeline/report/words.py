@@ -120,11 +120,11 @@ def verdict(results: Results) -> str:
     """How good the best student is, to be written after its name and a colon."""
     best, gains = results.best, gains_over_baseline(results)
     if best.method == "ce":
-        return "it was trained without a teacher, so no method was worth its cost here."
+        return "it is the baseline, trained without a teacher, so no method was worth its cost here."
     if best.name not in gains:
         return (
-            "its gain is not known, because no run trains the same student on the same data without a "
-            "teacher (add a run with method ce)."
+            "its gain is not known, because it has no baseline: no run trains the same student on the same "
+            "data without a teacher (add a run with method ce)."
         )
     gain = gains[best.name]
     text = (

@@ -34,7 +34,9 @@ def report(records: Path) -> str:
 
 def test_the_baseline_may_be_best(tmp_path: Path) -> None:
     text = report(fabricate(tmp_path / "records", validation=VALIDATION | {"alone": 0.9}))
-    assert "**alone** is the best on validation (90.00 %): it was trained without a teacher" in text
+    assert (
+        "**alone** is the best on validation (90.00 %): it is the baseline, trained without a teacher" in text
+    )
     assert "There is no baseline to compare the best student with." in text
 
 
