@@ -116,7 +116,7 @@ class Comparison:
         cells = [
             name,
             self.phases(name),
-            f"{100 * scores['accuracy']:.2f} ± {100 * scores['spread']:.2f}",
+            self.with_spread(name, "accuracy"),
             f"{scores['n']:.0f}",
             self.gain(name, baseline) if baseline and baseline != name else "",
             self.own_share(name),

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.evaluation.evaluate import evaluate_run
@@ -15,8 +16,12 @@ def stage(
         done.add(result)
         save_predictions(predictions, answered)
         write_metrics(metrics, done.metrics, digits=5)
-    accuracy, spread, n = (done.metrics[key] for key in ("accuracy", "spread", "n"))
-    print(f"{name}: test accuracy {accuracy:.1%} ± {spread:.1%} over {n:.0f} seeds")
+    print(f"{name}: test accuracy {with_spread(done.metrics)}")
+
+
+def with_spread(metrics: Mapping[str, float]) -> str:
+    n, accuracy = metrics["n"], f"{metrics['accuracy']:.1%}"
+    return f"{accuracy} ± {metrics['spread']:.1%} over {n:.0f} seeds" if n > 1 else f"{accuracy} (1 seed)"
 
 
 if __name__ == "__main__":

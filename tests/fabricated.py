@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,10 +145,11 @@ def _distill(name: str, seeds: list[int], validation: float) -> dict[str, Any]:
 def _evaluate(seeds: list[int], right: Sequence[int]) -> dict[str, Any]:
     accuracies = [n / 100 for n in right]
     mean = sum(accuracies) / len(seeds)
-    spread = math.sqrt(sum((a - mean) ** 2 for a in accuracies) / max(1, len(seeds) - 1))
+    spread = {"spread": statistics.stdev(accuracies)} if len(seeds) > 1 else {}
     return {
         "params": {"run": {"seeds": seeds}},
-        "metrics": {"accuracy": mean, "spread": spread, "n": len(seeds), "ece": 0.04, "agreement": 0.875}
+        "metrics": {"accuracy": mean, "n": len(seeds), "ece": 0.04, "agreement": 0.875}
+        | spread
         | {"balanced_accuracy": mean - 0.1, "macro_f1": mean - 0.2},
         "details": {
             "seeds": {str(seed): _scores(n) for seed, n in zip(seeds, right, strict=True)},

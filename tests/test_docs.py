@@ -75,6 +75,16 @@ def test_code_is_valid_and_what_it_imports_exists(page: str, block: str) -> None
             inspect.signature(function).bind(*call.args, **keywords)
 
 
+def test_every_snippet_is_run() -> None:
+    """By the tests below, and that of docs/tracking.md by tests/track/test_registry.py."""
+    run = ["README.md", "README.md", "docs/deploy.md", "docs/tracking.md"]
+    assert sorted(page for page, _ in code("python")) == run
+    others = [
+        block for page in PAGES for block in re.findall(r"```(?!python)\w*\n(.*?)```", PAGES[page], re.S)
+    ]
+    assert not [block for block in others if re.search("^(import|from|class|def) ", block, re.M)]
+
+
 def test_the_method_of_the_readme_trains_a_student() -> None:
     (block,) = [block for page, block in code("python") if page == "README.md" and "(Method)" in block]
     names: dict[str, Any] = {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from pipeline.deploy.limits import Limits
+from pipeline.deploy.program import IS_PACKED, PROGRAM, missing
 from pipeline.deploy.read_bundle import FORMATS, BundleError, open_bundle
 
 if TYPE_CHECKING:  # `doctor` works without numpy
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"{error}. Run `python -m pipeline.deploy doctor` to see what is installed.", file=sys.stderr)
+        print(missing(error), file=sys.stderr)
         return 2
     except BrokenPipeError:  # `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -116,7 +117,7 @@ def _predictor(args: argparse.Namespace) -> "Predictor":
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pipeline.deploy", description="Use a bundle, check it and measure it on this machine."
+        prog=PROGRAM, description="Use a bundle, check it and measure it on this machine."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_predict(commands)
@@ -125,7 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_benchmark(commands)
     _add_serve(commands)
     _add_page(commands)
-    _add_pack(commands)
+    if not IS_PACKED:
+        _add_pack(commands)
     _add_doctor(commands)
     return parser
 

@@ -6,14 +6,16 @@ It runs as `python predictor.pyz predict BUNDLE PICTURES...`.
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+THIS = Path(__file__)
+ROOT = THIS.parents[2]
 OTHER_FILES = ("pipeline/__init__.py", "pipeline/data/__init__.py", "pipeline/data/decode.py")
 START = "import sys\n\nfrom pipeline.deploy.__main__ import main\n\nsys.exit(main())\n"
 
 
 def pack(out: Path) -> None:
     """Write the file. Equal code gives equal bytes."""
-    own = sorted(path for path in (ROOT / "pipeline" / "deploy").iterdir() if path.suffix in (".py", ".html"))
+    deploy = ROOT / "pipeline" / "deploy"
+    own = sorted(path for path in deploy.iterdir() if path.suffix in (".py", ".html") and path != THIS)
     files = {name: (ROOT / name).read_bytes() for name in OTHER_FILES}
     files |= {str(path.relative_to(ROOT)): path.read_bytes() for path in own}
     with out.open("wb") as file:

@@ -1,6 +1,6 @@
 """Pictures from files and folders to lines of a table, JSON or CSV.
 
-Memory holds one batch at a time, however many pictures there are.
+Memory holds one batch and the names in a folder, however many pictures there are.
 """
 
 import csv
@@ -37,7 +37,7 @@ class Row:
 
 
 def find(places: Sequence[Path]) -> Iterator[Path]:
-    """The given files, and all pictures at any depth in the given folders, in the file system's order."""
+    """The given files, and all pictures at any depth in the given folders, each folder's sorted by path."""
     for place in places:
         if not place.exists():
             raise BundleError(f"{place}: there is no such file or folder.")
@@ -87,7 +87,7 @@ def with_progress(found: Iterable[Row], out: TextIO, *, every: float) -> Iterato
         if (now := time.monotonic()) - last >= every:
             last = now
             end = "\r" if out.isatty() else "\n"
-            print(f"{count:,} pictures, {count / (now - begun):.0f}/s", file=out, end=end, flush=True)
+            print(f"{_pictures(count)}, {count / (now - begun):.0f}/s", file=out, end=end, flush=True)
 
 
 def command(predictor: Predictor, places: Sequence[Path], *, style: Style, top: int, threads: int) -> int:
@@ -102,10 +102,14 @@ def command(predictor: Predictor, places: Sequence[Path], *, style: Style, top: 
     seconds = time.monotonic() - begun
     unread = f"; {failed:,} could not be read" if failed else ""
     speed = f"{count / max(seconds, 1e-9):.0f}/s"
-    print(f"{count:,} pictures in {seconds:.1f} s ({speed}){unread}.", file=sys.stderr)
+    print(f"{_pictures(count)} in {seconds:.1f} s ({speed}){unread}.", file=sys.stderr)
     if not count:
         print(f"No pictures were found. Pictures end in {', '.join(sorted(SUFFIXES))}.", file=sys.stderr)
     return 1 if failed or not count else 0
+
+
+def _pictures(count: int) -> str:
+    return f"{count:,} {'picture' if count == 1 else 'pictures'}"
 
 
 def printable(text: str) -> str:
@@ -154,14 +158,19 @@ def _walk(folder: Path, above: set[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in above:  # a link back to a folder above
         return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _walk(Path(entry.path), above | {real})
-            elif entry.is_file() and os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                yield Path(entry.path)
+    with os.scandir(folder) as entries:  # a folder ends in / so that names sort as paths do
+        names = sorted(f"{each.name}/" if each.is_dir() else each.name for each in entries if _is_shown(each))
+    for name in names:
+        if name.endswith("/"):
+            yield from _walk(folder / name, above | {real})
+        else:
+            yield folder / name
+
+
+def _is_shown(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a picture, and not hidden."""
+    is_picture = os.path.splitext(entry.name)[1].lower() in SUFFIXES
+    return not entry.name.startswith(".") and (entry.is_dir() or (is_picture and entry.is_file()))
 
 
 def _pixels(predictor: Predictor, path: Path) -> np.ndarray | str:

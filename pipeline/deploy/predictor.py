@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.data.decode import Readable, Undecodable, decode
 from pipeline.deploy import onnx_graph
+from pipeline.deploy.program import PROGRAM
 from pipeline.deploy.read_bundle import Bundle, BundleError, Format, Golden, open_bundle
 from pipeline.deploy.runtime import CPU, session
 
@@ -107,7 +108,7 @@ class Predictor:
         self._session = session(content, threads=threads, spin=spin, providers=providers, name=name)
         difference = self.deviation(golden, most=GOLDEN_AT_LOAD)
         if not difference <= TOLERANCE[format]:
-            advice = "Use format 'onnx'." if format == "int8" else "Run `python -m pipeline.deploy doctor`."
+            advice = "Use format 'onnx'." if format == "int8" else f"Run `{PROGRAM} doctor`."
             raise BundleError(
                 f"{name} does not answer here as it did where it was exported: its logits differ by "
                 f"{difference:.1e} of the largest (allowed: {TOLERANCE[format]:.0e}). {advice}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnxruntime
 
+from pipeline.deploy.program import PROGRAM
 from pipeline.deploy.read_bundle import BundleError
 
 CPU = "CPUExecutionProvider"
@@ -25,7 +26,7 @@ def session(
     `spin` makes idle threads wait actively: a little faster, but their cores are always busy.
     """
     if not hasattr(onnxruntime, "InferenceSession"):
-        raise BundleError("onnxruntime is installed but empty. Run `python -m pipeline.deploy doctor`.")
+        raise BundleError(f"onnxruntime is installed but empty. Run `{PROGRAM} doctor`.")
     if threads < 1:
         raise BundleError(f"threads: {threads} is not a number of threads. Give 1 or more.")
     wanted = [provider_named(provider) for provider in providers]
@@ -45,7 +46,7 @@ def session(
         raise BundleError(
             f"providers: {', '.join(lost)} cannot be used here; onnxruntime would run on "
             f"{', '.join(made.get_providers())} instead. "
-            "Run `python -m pipeline.deploy doctor` for the reason, or ask for 'cpu'."
+            f"Run `{PROGRAM} doctor` for the reason, or ask for 'cpu'."
         )
     return made
 

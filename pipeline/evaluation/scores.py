@@ -89,14 +89,12 @@ def score(
 
 
 def summarise(scores: Sequence[Scores]) -> dict[str, float]:
-    """Means over seeds. `spread` is the sample standard deviation of the accuracy (0 with one seed), `n` the
-    number of seeds."""
+    """Means over seeds. `n` is their number, `spread` the sample standard deviation of the accuracy: there is
+    none with one seed."""
     accuracy = [s.accuracy for s in scores]
-    summary = {
-        "accuracy": float(np.mean(accuracy)),
-        "spread": float(np.std(accuracy, ddof=1)) if len(accuracy) > 1 else 0.0,
-        "n": len(accuracy),
-    }
+    summary = {"accuracy": float(np.mean(accuracy)), "n": len(accuracy)}
+    if len(accuracy) > 1:
+        summary["spread"] = float(np.std(accuracy, ddof=1))
     for name in ("balanced_accuracy", "macro_f1", "ece", "agreement", "top5"):
         values = [value for s in scores if (value := getattr(s, name)) is not None]
         if len(values) == len(scores):

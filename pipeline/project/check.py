@@ -43,9 +43,12 @@ def write_class_split(params: Params, file: Path) -> None:
 
 
 def write_names(names: dict[str, object], file: Path) -> None:
-    """A list of names, so that the folder that `report` watches exists even if there are none."""
+    """A list of names, so that the folder that `report` watches exists even if there are none.
+
+    Its first line is always there, because DVC warns of an empty file at every start.
+    """
     with atomic_file(file) as partial:
-        partial.write_text("".join(f"{name}\n" for name in names))
+        partial.write_text("".join(f"{line}\n" for line in ("# names in params.yaml", *names)))
 
 
 def modules_of_stages(params: Params) -> Iterator[tuple[str, list[str]]]:

@@ -171,7 +171,10 @@ def validation_curves(results: Results) -> list[Figure]:
         if run.baseline in found:
             drawn.insert(0, ("baseline", *_mean_percent(found[run.baseline])))
         final = f"{percent(run.validation)} %"
-        says = f"{name}: accuracy on validation by epoch, {len(lines)} seeds; at the end {final} on average"
+        of_seeds = (
+            f"{len(lines)} seeds; at the end {final} on average" if len(lines) > 1 else f"at the end {final}"
+        )
+        says = f"{name}: accuracy on validation by epoch, {of_seeds}"
         figures.append(Figure(name, charts.curves(x, y, drawn, says=says, form="g"), f"validation {final}"))
     return figures
 

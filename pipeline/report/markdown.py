@@ -16,6 +16,7 @@ from pipeline.report.words import (
     header,
     images_learned,
     left_out,
+    legend,
     on_validation,
     percent,
     points,
@@ -45,9 +46,8 @@ def markdown_report(results: Results, *, predictions: AllPredictions | None, she
         _data(results, sheet),
         "## Results",
         _table([header(results), *result_rows(results)]),
-        "`*` best on validation. Accuracy, gain and agreement with the teacher are on the test images; ± is "
-        "the sample standard deviation over n seeds; the gain is over the baseline, with its 95 % interval. "
-        f"{COSTS}{f' {UNBALANCED}' if results.is_unbalanced else ''}",
+        "`*` best on validation. Accuracy, gain and agreement with the teacher are on the test images. "
+        f"{legend(results)} {COSTS}{f' {UNBALANCED}' if results.is_unbalanced else ''}",
         "## Runs",
         _runs(results),
         "## Gains by class",

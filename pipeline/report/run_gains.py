@@ -41,5 +41,5 @@ def compare_with_best(results: Results) -> list[tuple[RunResults, Comparison]]:
         for run in results.ranked
         if run is not best
         and run.baseline == best.baseline
-        and run.mean_accuracy - baseline["accuracy"] > baseline["spread"]
+        and run.mean_accuracy - baseline["accuracy"] > baseline.get("spread", 0.0)
     ]

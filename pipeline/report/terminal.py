@@ -4,7 +4,7 @@ import textwrap
 from pathlib import Path
 
 from pipeline.records.results import Results
-from pipeline.report.words import COSTS, UNBALANCED, fewest_seeds, header, on_validation, result_rows
+from pipeline.report.words import COSTS, UNBALANCED, header, on_validation, result_rows, seeds_per_run
 
 WIDTH = 110
 GAP = "  "
@@ -13,13 +13,12 @@ LEFT_OUT = ("agree %", "params M")  # where the means over classes need the room
 
 def table(results: Results, *, bundles: Path, report: Path) -> str:
     best = results.best
-    no_interval = "" if fewest_seeds(results) > 1 else " (none from one seed)"
     lines = [
         *_align(_lines(results)),
         "",
         f"* best on validation: {best.name} ({on_validation(results, best)} there). "
         "Accuracy, gain and agreement are on the test set.",
-        f"  ± is the spread over n seeds; the gain over the baseline has its 95 % interval{no_interval}.",
+        f"  {_legend(results)}",
         f"  {COSTS}",
         *([f"  {line}" for line in textwrap.wrap(UNBALANCED, WIDTH - 2)] if results.is_unbalanced else []),
         "",
@@ -29,6 +28,14 @@ def table(results: Results, *, bundles: Path, report: Path) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _legend(results: Results) -> str:
+    counts = seeds_per_run(results)
+    if counts == [1]:
+        return "The gain over the baseline has no interval: that takes several seeds."
+    no_interval = " (none from one seed)" if 1 in counts else ""
+    return f"± is the spread over n seeds; the gain over the baseline has its 95 % interval{no_interval}."
 
 
 def _lines(results: Results) -> list[list[str]]:

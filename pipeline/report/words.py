@@ -120,11 +120,11 @@ def verdict(results: Results) -> str:
     """How good the best student is, to be written after its name and a colon."""
     best, gains = results.best, gains_over_baseline(results)
     if best.method == "ce":
-        return "it was trained without a teacher, so no method was worth its cost here."
+        return "it is the baseline, trained without a teacher, so no method was worth its cost here."
     if best.name not in gains:
         return (
-            "its gain is not known, because no run trains the same student on the same data without a "
-            "teacher (add a run with method ce)."
+            "its gain is not known, because it has no baseline: no run trains the same student on the same "
+            "data without a teacher (add a run with method ce)."
         )
     gain = gains[best.name]
     text = (
@@ -135,8 +135,19 @@ def verdict(results: Results) -> str:
     return f"{text}, which {'is more than chance' if gain.low > 0 else 'may be chance'}."
 
 
-def fewest_seeds(results: Results) -> int:
-    return min(len(run.accuracy) for run in results.runs.values())
+def seeds_per_run(results: Results) -> list[int]:
+    """How many seeds runs have: each number once, the smallest first."""
+    return sorted({len(run.accuracy) for run in results.runs.values()})
+
+
+def legend(results: Results) -> str:
+    """What the spread and the gain in the table are."""
+    if seeds_per_run(results) == [1]:
+        return "The gain is over the baseline; with one seed it has no interval."
+    return (
+        "± is the sample standard deviation over n seeds; the gain is over the baseline, with its 95 % "
+        "interval."
+    )
 
 
 def caveats(results: Results) -> list[str]:
@@ -144,14 +155,18 @@ def caveats(results: Results) -> list[str]:
     gains = gains_over_baseline(results).values()
     kinds = sorted({"paired by seed" if gain.paired else "unpaired" for gain in gains})
     which = f" ({' and '.join(kinds)})" if kinds else ""
-    counts = sorted({len(run.accuracy) for run in results.runs.values()})
-    return [
-        "The best run is chosen on the validation images. Each trained network was evaluated on the test "
-        "images only once, by the stage evaluate.",
+    counts = seeds_per_run(results)
+    intervals = [
         f"Seeds per run: {', '.join(map(str, counts))}. An interval from few seeds is wide, and it assumes "
         "that accuracies are normally distributed.",
         f"The 95 % intervals of the gains{which} are about other seeds on "
         "this split, not about other data. They are not corrected for the comparison of many runs.",
+    ]
+    of_one_seed = ["Each run has 1 seed, so a gain may be chance: another seed gives another accuracy."]
+    return [
+        "The best run is chosen on the validation images. Each trained network was evaluated on the test "
+        "images only once, by the stage evaluate.",
+        *(of_one_seed if counts == [1] else intervals),
         "Latency is that of the machine that ran the graph. Compare it within this report only.",
         "The student knows only the classes it was trained on. It also gives one of them to an image of "
         "anything else.",

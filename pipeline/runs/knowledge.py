@@ -50,7 +50,7 @@ def learn_knowledge(
                 validate=None,
                 folder=folder,
                 curve=curve,
-                label=f"knowledge {run.name}",
+                label=f"knowledge {run.name} {phase.name}",
                 on_point=on_point,
             )
             learned |= _trained_by(phase, method)

@@ -40,9 +40,9 @@ def train_phase(
 ) -> Curves:
     """Train one phase and print one line about it. With `validate`, the student ends with its best weights.
 
-    `folder` holds the state of an unfinished training. `on_point` gets the name `curve` and the curves so
-    far. The order of the images, their views and all random numbers depend only on the seed and the phase's
-    name.
+    `label` says in this line what is trained. `folder` holds the state of an unfinished training. `on_point`
+    gets the name `curve` and the curves so far. The order of the images, their views and all random numbers
+    depend only on the seed and the phase's name.
     """
     own_seed = zlib.crc32(f"{trainee.seed}/{phase.name}".encode())
     batches = context.batches(
@@ -60,12 +60,12 @@ def train_phase(
         validate=validate,
         on_point=lambda so_far: on_point(curve, so_far),
         state_file=folder / f"{phase.name}.state",
-        label=f"{label} {phase.name}",
+        label=label,
     )
     if context.is_main:
         planned = cfg.total_steps(len(batches)) / len(batches)
         told = _told(curves, planned, labelled=batches.labelled, unlabelled=batches.unlabelled)
-        print(f"{label} {phase.name}: {told}", flush=True)
+        print(f"{label}: {told}", flush=True)
     return curves
 
 
@@ -79,7 +79,8 @@ def _told(curves: Curves, planned: float, *, labelled: int, unlabelled: int) -> 
         else f"loss {curves['loss'][-1]:.4g}"
     )
     others = f" and {unlabelled} without labels" if unlabelled else ""
-    return f"{length} epochs on {labelled} images{others}, {seconds:.1f} s, {reached}"
+    epochs = "epoch" if length == "1" else "epochs"
+    return f"{length} {epochs} on {labelled} images{others}, {seconds:.1f} s, {reached}"
 
 
 def check_phases(phases: list[Phase], named: Collection[str], field: str) -> list[Phase]:

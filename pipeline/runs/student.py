@@ -168,7 +168,7 @@ def _train(
         validate=validate,
         folder=folder / f"seed-{seed}",
         curve=curve,
-        label=f"{run.name} seed {seed}{which}",
+        label=f"{run.name} seed {seed}{which} {phase.name}",
         on_point=on_point,
     )
     return {curve: curves}

@@ -17,10 +17,9 @@ from pipeline.runs.student import build_student, load_initial
 from pipeline.settings import InputError
 from pipeline.taps import Tapped
 from pipeline.training.loop import pretrained, set_trainable, step_of
-from pipeline.training.monitor import gradient_norm
+from pipeline.training.monitor import BASE, gradient_norm
 from pipeline.training.recipe import TrainConfig
 
-BASE = ("ce", "kd")  # the terms that have weights of their own
 STEPS = 50
 
 

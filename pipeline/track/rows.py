@@ -19,7 +19,7 @@ MEANINGS = {
     "top1": "accuracy on the test images",
     "balanced_accuracy": "balanced accuracy (mean recall of the classes)",
     "macro_f1": "macro-F1 (mean F1 of the classes)",
-    "spread": "its standard deviation over seeds",
+    "spread": "standard deviation of the accuracy over seeds",
     "gain": "gain over the baseline",
     "latency_ms": "milliseconds an image, ONNX on the CPU",
     "size_mb": "MB",
@@ -72,9 +72,10 @@ def build_rows(results: Results) -> list[Row]:
 
 def _run_row(results: Results, run: RunResults, gain: float | None) -> Row:
     scores = run.records["evaluate"].metrics
-    headline = {"by_val": results.value(run), "top1": scores["accuracy"], "spread": scores["spread"]}
+    headline = {"by_val": results.value(run), "top1": scores["accuracy"]}
     headline |= (
-        _by_class(scores)
+        ({"spread": scores["spread"]} if scores["n"] > 1 else {})
+        | _by_class(scores)
         | ({} if gain is None else {"gain": gain})
         | _costs(run.records["benchmark"].metrics)
     )

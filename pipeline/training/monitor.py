@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.methods import Loss
 from pipeline.settings import InputError
 
+BASE = ("ce", "kd")  # labels and plain KD, whose weights say how they share: not a method's own terms
 SMALL, LARGE = 0.001, 0.95  # a term whose share of the gradient is outside of these is reported
 
 
@@ -94,7 +95,8 @@ def print_once(text: str) -> None:
 class Shares:
     """Collects the terms' shares of the gradient; their means, `share of <term>`, belong to the next point.
 
-    A term with a very large or very small share is reported once.
+    A method's own term with a very large or very small share is reported once, and so are labels or KD that
+    drown the method's own terms. The balance of labels and KD alone is what their weights ask for.
     """
 
     phase: str
@@ -110,14 +112,15 @@ class Shares:
         if self.measured:
             self.last = {name: sum(shares) / len(shares) for name, shares in self.measured.items()}
             self.measured.clear()
-        for name, share in self.last.items():
+        own = [name for name, share in self.last.items() if name not in BASE and share > 0]
+        for name, share in self.last.items() if own else ():
             self._warn(name, share)
         return {f"share of {name}": share for name, share in self.last.items()}
 
     def _warn(self, name: str, share: float) -> None:
         if share >= LARGE:
             problem = f"over {LARGE:.0%} of the student's gradient, so the other terms hardly count"
-        elif 0 < share <= SMALL:  # a share of 0 is a term that has been switched off
+        elif name not in BASE and 0 < share <= SMALL:  # 0: a term that has been switched off
             problem = f"under {SMALL:.1%} of the student's gradient, so it hardly counts"
         else:
             return

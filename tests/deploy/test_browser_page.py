@@ -1,4 +1,5 @@
 import base64
+import gzip
 import json
 import re
 import shutil
@@ -122,6 +123,27 @@ def test_without_a_runtime_the_command_says_how_to_get_one(
     assert main(["page", str(bundle), "--runtime", str(tmp_path), "--out", str(tmp_path / "x.html")]) == 2
     assert "npm install onnxruntime-web" in capsys.readouterr().err
     assert not (tmp_path / "x.html").exists()
+
+
+def test_the_page_of_the_command_holds_all_that_it_loads(bundle: Path, tmp_path: Path) -> None:
+    """So it opens by a double click: a page of a file may fetch no other file."""
+    for name in browser_page.RUNTIME:
+        (tmp_path / name).write_bytes(name.encode())
+    out = tmp_path / "page.html"
+    assert main(["page", str(bundle), "--runtime", str(tmp_path), "--out", str(out)]) == 0
+    text = re.sub(r'<script id="[^"]*" type="text/plain">.*?</script>', "", out.read_text())
+    constants = dict(re.findall(r'(\w+) = "([^"]+)"', text))
+    loaded = {constants.get(name, name.strip('"')) for name in re.findall(r"asset\(([^)]*)\)", text)} - {
+        "name"
+    }
+    assert loaded == {"student.onnx", *browser_page.RUNTIME}
+    for name in browser_page.RUNTIME:
+        assert gzip.decompress(base64.b64decode(script(name, out))) == name.encode()
+    assert (
+        gzip.decompress(base64.b64decode(script("student.onnx", out)))
+        == (bundle / "student.onnx").read_bytes()
+    )
+    assert not re.search(r"<link|\bsrc=|\bhref=|@import|url\(|https?:", text)
 
 
 @pytest.fixture(scope="module")

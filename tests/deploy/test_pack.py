@@ -1,11 +1,15 @@
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from pipeline.deploy.__main__ import main
 from pipeline.deploy.pack import pack
+from pipeline.deploy.program import missing
 
 BLOCKED = """
 import runpy, sys
@@ -29,6 +33,56 @@ def test_the_file_runs_without_this_project_and_its_other_packages(bundle: Path,
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert words in done.stdout
+
+
+def run(file: Path, *arguments: str, blocked: str = "") -> subprocess.CompletedProcess[str]:
+    """What the file does where one module is missing."""
+    code = BLOCKED.replace("torch pydantic", f"torch pydantic {blocked}")
+    command = [sys.executable, "-I", "-c", code, file.name, *arguments]
+    return subprocess.run(command, cwd=file.parent, capture_output=True, text=True)
+
+
+def test_the_file_calls_itself_by_its_name_and_cannot_pack(tmp_path: Path) -> None:
+    pack(tmp_path / "my birds.pyz")
+    usage = run(tmp_path / "my birds.pyz", "--help").stdout
+    assert usage.startswith("usage: python 'my birds.pyz' [-h] COMMAND")
+    assert "predict" in usage
+    assert not re.search("pipeline|pack ", usage)
+    assert "pack" in subprocess.check_output([sys.executable, "-m", "pipeline.deploy", "--help"], text=True)
+    refused = run(tmp_path / "my birds.pyz", "pack")
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    with zipfile.ZipFile(tmp_path / "my birds.pyz") as archive:
+        texts = {name: archive.read(name).decode() for name in archive.namelist()}
+    assert "pipeline/deploy/pack.py" not in texts
+    # the page of a browser knows no other name, and help and messages take theirs from program.py
+    named = {name for name, text in texts.items() if re.search(r"`python -m pipeline\.deploy \w", text)}
+    assert named == {"pipeline/deploy/browser_page.html", "pipeline/deploy/browser_page.py"}
+
+
+@pytest.mark.parametrize(
+    ("blocked", "command", "packages"),
+    [
+        ("numpy", "predict", "numpy 'pillow<13' onnxruntime"),
+        ("PIL", "predict", "numpy 'pillow<13' onnxruntime"),
+        ("onnxruntime", "verify", "numpy 'pillow<13' onnxruntime"),
+        ("python_multipart", "serve", "starlette uvicorn python-multipart"),
+    ],
+)
+def test_what_is_missing_is_named_with_the_command_that_installs_it(
+    blocked: str, command: str, packages: str, bundle: Path, tmp_path: Path
+) -> None:
+    pack(tmp_path / "predictor.pyz")
+    pictures = ["a.png"] if command == "predict" else []
+    done = run(tmp_path / "predictor.pyz", command, str(bundle), *pictures, blocked=blocked)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"Install what is needed: pip install {packages}\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_another_missing_module_is_for_the_doctor() -> None:
+    error = ModuleNotFoundError("No module named 'foo'", name="foo")
+    assert missing(error) == "No module named 'foo'. Run `python -m pipeline.deploy doctor`."
 
 
 def test_equal_code_gives_equal_bytes(tmp_path: Path) -> None:

@@ -36,10 +36,20 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_pictures_are_found_at_any_depth(folder: Path) -> None:
-    found = sorted(path.name for path in predict.find([folder, folder / "notes.txt"]))
-    assert found == ["a.jpg", "b.png", "broken.jpg", "c.JPEG", "d.webp", "notes.txt"]
+    found = [path.name for path in predict.find([folder, folder / "notes.txt"])]
+    assert found == ["a.jpg", "b.png", "broken.jpg", "d.webp", "c.JPEG", "notes.txt"]
     with pytest.raises(BundleError, match="no such file"):
         list(predict.find([folder, folder / "none.jpg"]))
+
+
+def test_the_pictures_of_a_folder_are_sorted_by_path(tmp_path: Path) -> None:
+    for name in ("b/z.png", "b.png", "b-1.png", "b/a/y.png", "10.png", "9.png", "a/x.png", "c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [str(path) for path in predict.find([tmp_path])]
+    assert len(found) == 8
+    assert found == sorted(found)
+    assert [path.name for path in predict.find([tmp_path / "c.png", tmp_path / "a"])] == ["c.png", "x.png"]
 
 
 def test_json_gives_one_object_for_each_picture(
@@ -73,9 +83,10 @@ def test_csv_gives_one_line_for_each_picture(
 
 def test_the_table_ends_in_the_path(bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(bundle), str(folder / "a.jpg")]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "%  " in out
     assert out.endswith(f"{folder / 'a.jpg'}\n")
+    assert "1 picture in " in err
 
 
 def test_a_name_cannot_steer_the_terminal_or_break_a_line(

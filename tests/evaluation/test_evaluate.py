@@ -1,8 +1,10 @@
 import numpy as np
+import pytest
 
 from pipeline.data.protocol import rows_of_classes
 from pipeline.evaluation.evaluate import renumber
 from pipeline.evaluation.scores import score
+from stages.evaluate import with_spread
 
 
 def test_labels_are_renumbered() -> None:
@@ -16,3 +18,15 @@ def test_images_of_some_classes_are_scored_with_their_own_labels() -> None:
     got = score(logits, images.labels, 2)
     assert images.rows.tolist() == [0, 1, 3, 5]
     assert (got.accuracy, got.per_class) == (0.75, [0.5, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "text"),
+    [
+        ({"accuracy": 0.81, "n": 1}, "81.0% (1 seed)"),
+        ({"accuracy": 0.81, "n": 1, "spread": 0.0}, "81.0% (1 seed)"),  # as records said it once
+        ({"accuracy": 0.81, "n": 2, "spread": 0.004}, "81.0% ± 0.4% over 2 seeds"),
+    ],
+)
+def test_one_seed_has_no_spread(metrics: dict[str, float], text: str) -> None:
+    assert with_spread(metrics) == text

@@ -7,7 +7,7 @@ from data.folders import tree
 
 from pipeline.data.sources import DataConfig
 from pipeline.params import Params, load_params
-from pipeline.project.check import check_data_root
+from pipeline.project.check import check_data_root, write_names
 from pipeline.settings import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -39,3 +39,10 @@ def test_the_folder_of_a_torchvision_set_may_hold_links(tmp_path: Path) -> None:
     (tmp_path / "cifar").symlink_to(ROOT)
     check_data_root(params(tmp_path, source="torchvision:CIFAR10"))
     check_data_root(params(tmp_path, source="digits"))
+
+
+@pytest.mark.parametrize("names", [[], ["hints", "kd"]])
+def test_a_list_of_names_is_never_an_empty_file(names: list[str], tmp_path: Path) -> None:
+    """DVC would warn of it at every start."""
+    write_names(dict.fromkeys(names), tmp_path / "names.txt")
+    assert (tmp_path / "names.txt").read_text().splitlines() == ["# names in params.yaml", *names]

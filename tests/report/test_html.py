@@ -483,7 +483,7 @@ def test_without_predictions_and_images_the_rest_is_there(records: Path) -> None
         (
             RIGHT,
             VALIDATION | {"alone": 0.9},
-            "It was trained without a teacher, so no method was worth its cost here.",
+            "It is the baseline, trained without a teacher, so no method was worth its cost here.",
         ),
         ({name: scores[:1] for name, scores in RIGHT.items()}, VALIDATION, "one seed gives no interval"),
         (RIGHT | {"fitnet": (72, 71, 78)}, VALIDATION, "which may be chance"),
@@ -499,10 +499,20 @@ def test_extreme_results_have_the_right_words(
     assert words in Page(html(records)).find("main")[0]["text"]
 
 
+def test_one_seed_has_no_spread(tmp_path: Path) -> None:
+    several = html(fabricate(tmp_path / "several"))
+    assert re.search("±.*standard deviation", several)
+    assert "by epoch, 3 seeds; at the end" in several
+    records = fabricate(tmp_path / "one", right={name: scores[:1] for name, scores in RIGHT.items()})
+    one = html(records)
+    assert not re.search("±.*standard deviation|95 % interval| seeds;", one)
+    assert "by epoch, at the end" in one
+
+
 def test_one_run_without_teacher_or_baseline_has_a_page(tmp_path: Path) -> None:
     records = fabricate(tmp_path / "records")
     text = html(records, names={"runs": ["kd"], "teachers": []})
-    assert "Its gain is not known" in text
+    assert "Its gain is not known, because it has no baseline" in text
     assert 'id="classes"' not in text
 
 

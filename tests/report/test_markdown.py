@@ -34,7 +34,9 @@ def report(records: Path) -> str:
 
 def test_the_baseline_may_be_best(tmp_path: Path) -> None:
     text = report(fabricate(tmp_path / "records", validation=VALIDATION | {"alone": 0.9}))
-    assert "**alone** is the best on validation (90.00 %): it was trained without a teacher" in text
+    assert (
+        "**alone** is the best on validation (90.00 %): it is the baseline, trained without a teacher" in text
+    )
     assert "There is no baseline to compare the best student with." in text
 
 
@@ -46,6 +48,8 @@ def test_a_gain_that_may_be_chance_is_called_so(tmp_path: Path) -> None:
 def test_a_gain_of_one_seed_may_be_chance(tmp_path: Path) -> None:
     text = report(fabricate(tmp_path / "records", right={name: scores[:1] for name, scores in RIGHT.items()}))
     assert "One seed gives no interval, so this may be chance." in text
+    assert "Each run has 1 seed, so a gain may be chance" in text
+    assert not re.search("±|standard deviation|95 %", text)
 
 
 def test_what_was_planned_stands_beside_what_it_took(records: Path) -> None:

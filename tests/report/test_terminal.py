@@ -49,6 +49,14 @@ def test_one_seed_has_neither_spread_nor_interval(tmp_path: Path) -> None:
     assert "±" not in row
     assert "[" not in row
     assert "+9.00" in row
+    assert "±" not in text
+    assert "The gain over the baseline has no interval: that takes several seeds." in text
+
+
+def test_a_run_of_one_seed_beside_others_has_no_interval(tmp_path: Path) -> None:
+    records = fabricate(tmp_path / "records", right=RIGHT | {"fitnet": (80,)})
+    text = table(load_results(records, **NAMES), bundles=Path("b"), report=Path("r"))
+    assert "± is the spread over n seeds;" in text
     assert "95 % interval (none from one seed)." in text
 
 

@@ -62,9 +62,19 @@ def test_knowledge_is_a_copy_of_the_teacher_with_what_was_learned(runs: SmallRun
     assert all(name.startswith("dictionary.") for name in knowledge_of(runs.place))
 
 
-def test_a_run_loads_knowledge_and_trains_the_other_phases(runs: SmallRuns) -> None:
+def test_what_is_printed_names_the_knowledge_and_the_phase(
+    runs: SmallRuns, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.learn_knowledge("atoms")
+    assert capsys.readouterr().out.startswith("knowledge atoms dictionary: 2 epochs on ")
+
+
+def test_a_run_loads_knowledge_and_trains_the_other_phases(
+    runs: SmallRuns, capsys: pytest.CaptureFixture[str]
+) -> None:
     result, method = pretrained(runs, runs.params(), "srm")
     assert list(result.curves) == ["match/seed-0"]
+    assert "\nsrm seed 0 match: 1 epoch on " in capsys.readouterr().out
     learned = knowledge_of(runs.place)
     assert learned
     assert all(method[name].equal(tensor) for name, tensor in learned.items())

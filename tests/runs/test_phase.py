@@ -15,10 +15,11 @@ from pipeline.training.recipe import TrainConfig
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"epochs": 2}, "run distill: 2 epochs on 22 images"),
-        ({"epochs": 9, "patience": 2}, "run distill: 3 of 9 epochs on 22 images"),
-        ({"epochs": 0, "steps": 7}, "run distill: 2.33 epochs on 22 images"),
-        ({"epochs": 0, "steps": 13, "patience": 2}, "run distill: 3 of 4.33 epochs on 22 images"),
+        ({"epochs": 1}, "kd distill: 1 epoch on 22 images"),
+        ({"epochs": 2}, "kd distill: 2 epochs on 22 images"),
+        ({"epochs": 9, "patience": 2}, "kd distill: 3 of 9 epochs on 22 images"),
+        ({"epochs": 0, "steps": 7}, "kd distill: 2.33 epochs on 22 images"),
+        ({"epochs": 0, "steps": 13, "patience": 2}, "kd distill: 3 of 4.33 epochs on 22 images"),
     ],
 )
 def test_it_tells_the_epochs_that_were_trained(
@@ -39,7 +40,7 @@ def test_it_tells_the_epochs_that_were_trained(
         validate=lambda net: {"val_accuracy": 0.5, "val_loss": 1.0},
         folder=tmp_path,
         curve="distill",
-        label="run",
+        label="kd distill",
         on_point=lambda name, curves: None,
     )
     assert line in capsys.readouterr().out

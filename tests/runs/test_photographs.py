@@ -129,9 +129,10 @@ def test_a_classifier_for_other_classes_is_replaced_and_it_is_said(
     assert len(facts["loaded"]) > 10
 
 
-def test_the_head_alone_is_trained(runs: SmallRuns) -> None:
+def test_the_head_alone_is_trained(runs: SmallRuns, capsys: pytest.CaptureFixture[str]) -> None:
     start = weights(runs, "resnet8", 7)
     trained(runs, teacher(runs, start=start, train=QUICK | {"part": "head"}))
+    assert "\nteacher big: 1 epoch on " in f"\n{capsys.readouterr().out}"
     own, before = loaded(runs)[0].state_dict(), checkpoint.load_weights(Path(start["file"]))
     assert all(torch.equal(own[key], before[key]) for key in own if not key.startswith("fc."))
     trained(runs, teacher(runs, start=start, train=QUICK))

@@ -14,6 +14,7 @@ import fabricated
 import numpy as np
 import pytest
 from deploy.conftest import CLASSES, Draft, draft, pictures
+from test_docs import code
 from tracked import ANY_HINT, OLD_LOADER, client, log, make_project
 
 from pipeline.deploy.predictor import Predictor
@@ -165,6 +166,25 @@ def test_a_version_says_how_good_it_is_and_where_it_comes_from(project: Path) ->
     run = client().get_run(row)
     assert run.outputs is not None
     assert [f"models:/{model.model_id}" for model in run.outputs.model_outputs] == [version.source]
+
+
+def test_the_snippet_of_the_page_asks_the_champion(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import mlflow
+
+    (block,) = [block for page, block in code("python") if page == "docs/tracking.md"]
+    assert "(1, 8, 8, 3)" in block
+    promote(project, model="folder-to-student")
+    monkeypatch.chdir(project)  # where mlflow.db is
+    before = mlflow.get_tracking_uri()
+    try:
+        exec(block.replace("(1, 8, 8, 3)", str(pictures(1).shape)), {})
+    finally:
+        mlflow.set_tracking_uri(before)
+    printed = capsys.readouterr().out
+    assert "logits" in printed
+    assert "probabilities" in printed
 
 
 def test_a_bundle_is_registered_once(project: Path) -> None:

@@ -15,9 +15,10 @@ import pytest
 from tracked import CODE, OLD_LOADER, client, empty_store, log, logged_rows, make_project
 
 from pipeline import track
-from pipeline.records.results import RUN_STAGES
+from pipeline.records.results import RUN_STAGES, load_results
 from pipeline.settings import InputError
 from pipeline.track import database
+from pipeline.track.rows import build_rows, description
 
 pytestmark = pytest.mark.filterwarnings(OLD_LOADER)
 
@@ -312,3 +313,14 @@ def test_importing_track_is_cheap() -> None:
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("spread", [{}, {"spread": 0.0}])  # without, and as records said it once
+def test_a_row_of_one_seed_says_nothing_of_a_spread(spread: dict[str, float], tmp_path: Path) -> None:
+    right = {name: scores[:1] for name, scores in fabricated.RIGHT.items()}
+    records = fabricated.fabricate(tmp_path / "records", right=right)
+    file = records / "evaluate/kd.json"
+    fabricated.edit(file, metrics=json.loads(file.read_text())["metrics"] | spread)
+    row = next(row for row in build_rows(load_results(records, **fabricated.NAMES)) if row.name == "kd")
+    assert "spread" not in row.headline
+    assert "standard deviation" not in description(row, {})

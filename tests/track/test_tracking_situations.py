@@ -23,6 +23,7 @@ from scratch_project import BIN, Project, heeding_ctrl_c
 from tracked import OLD_LOADER, client, content, fail_once, log, logged_rows, make_project, start_logging
 
 from pipeline import track
+from pipeline.project.check import write_names
 from pipeline.settings import InputError
 from pipeline.track import database
 
@@ -215,7 +216,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Project:
     # as the stage `check` leaves them where there are none
     for empty in ("records/analyse/runs.txt", "records/knowledge/names.txt"):
         (made.place / empty).parent.mkdir()
-        (made.place / empty).touch()
+        write_names({}, made.place / empty)
     for dep in stage["deps"]:
         path = made.place / dep
         if not path.exists():

@@ -41,17 +41,47 @@ def test_shares_are_the_terms_parts_of_the_students_gradient() -> None:
     assert shares == pytest.approx(expected, rel=1e-5)
 
 
-def test_terms_with_extreme_shares_are_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
+class Own(Method[MethodConfig]):
+    def terms(self, step: Step) -> Terms:
+        return {"own": step.student.logits.square().mean()}
+
+
+def printed_by(method: str | dict[str, float], capsys: pytest.CaptureFixture[str]) -> str:
+    """What two seeds print: of `Own` with these weights, or of KD with hardly any labels."""
     print_once.cache_clear()
     for _seed in range(2):
         world = World.make()
-        curves = world.fit(world.method("kd", ce_weight=1e-6), cfg=QUICK.model_copy(update={"epochs": 3}))
-    printed = capsys.readouterr().out
-    assert printed.count("the term 'kd' makes up over 95% of the student's gradient") == 1
-    assert printed.count("the term 'ce' makes up under 0.1% of the student's gradient") == 1
-    assert [
-        round(kd + ce, 6) for kd, ce in zip(curves["share of kd"], curves["share of ce"], strict=True)
-    ] == [1, 1, 1]
+        if isinstance(method, str):
+            trained = world.method(method, ce_weight=1e-6)
+        else:
+            trained = Own(MethodConfig(name="own", **method), world.step(4), torch.zeros(4))
+        curves = world.fit(trained, cfg=QUICK.model_copy(update={"epochs": 3}))
+        shares = [column for name, column in curves.items() if name.startswith("share of ")]
+        assert [round(sum(each), 6) for each in zip(*shares, strict=True)] == [1, 1, 1]
+    return capsys.readouterr().out
+
+
+def test_own_terms_with_extreme_shares_are_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
+    drowning = printed_by({"ce_weight": 1e-6, "kd_weight": 0, "term_weight": 1}, capsys)
+    assert drowning.count("the term 'own' makes up over 95% of the student's gradient") == 1
+    assert "'ce'" not in drowning
+    drowned = printed_by({"ce_weight": 1, "kd_weight": 0, "term_weight": 1e-6}, capsys)
+    assert drowned.count("the term 'own' makes up under 0.1% of the student's gradient") == 1
+    assert drowned.count("the term 'ce' makes up over 95% of the student's gradient") == 1
+
+
+@pytest.mark.parametrize("method", ["kd", {"ce_weight": 1e-6, "kd_weight": 1, "term_weight": 0}])
+def test_the_balance_of_labels_and_kd_is_not_reported(
+    method: str | dict[str, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "gradient" not in printed_by(method, capsys)
+
+
+def test_an_own_term_beside_little_of_the_labels_is_no_reason_to_report_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    printed = printed_by({"ce_weight": 1e-7, "kd_weight": 1, "term_weight": 1}, capsys)
+    assert "'ce'" not in printed
 
 
 def test_terms_with_ordinary_shares_are_not_reported(capsys: pytest.CaptureFixture[str]) -> None:
