@@ -52,11 +52,13 @@ def hint(uri: str) -> str:
     """What to change in an address whose password cannot be read as one; else nothing."""
     if is_local_file(uri) or not UNREADABLE.search(uri.partition("://")[2].rpartition("@")[0]):
         return ""
-    return "In its password write @ as %40, / as %2F, ? as %3F, # as %23, [ as %5B, ] as %5D, a space as %20. "
+    return (
+        "In its password write @ as %40, / as %2F, ? as %3F, # as %23, [ as %5B, ] as %5D, a space as %20. "
+    )
 
 
 def clean(message: str, uri: str) -> str:
-    """An error's message about this address, without credentials, or a remark if it may quote a part of them."""
+    """An error's message about this address without credentials, or HIDDEN if it may quote some."""
     text = re.sub(r"//\S*@", "//", message.replace(uri, public(uri)))
     if hint(uri) or any(secret in text for secret in secrets(uri)):
         return HIDDEN
