@@ -39,3 +39,28 @@ def test_the_folder_of_a_torchvision_set_may_hold_links(tmp_path: Path) -> None:
     (tmp_path / "cifar").symlink_to(ROOT)
     check_data_root(params(tmp_path, source="torchvision:CIFAR10"))
     check_data_root(params(tmp_path, source="digits"))
+
+
+@pytest.mark.parametrize("root", [".", "..", "data/..", "/"])
+def test_a_root_that_holds_the_project_is_refused(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^data\.root: .* holds the project itself"):
+        check_data_root(params(Path(root)))
+
+
+@pytest.mark.parametrize("name", [b"cat/\xff.png", b"\xff/a.png", b"cat/\xff.txt"])
+def test_a_name_that_is_not_utf8_is_refused(name: bytes, tmp_path: Path) -> None:
+    root = tree(tmp_path / "raw", {"cat": 1, "dog": 1})
+    path = os.path.join(os.fsencode(root), name)
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb"):
+            pass
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(InputError, match=r"not valid UTF-8: '[a-z/]*\\udcff.*Rename them") as caught:
+        check_data_root(params(root))
+    str(caught.value).encode()
