@@ -19,7 +19,7 @@ from pipeline.data.sources import DataConfig
 from pipeline.export.build_bundle import ExportConfig
 from pipeline.functional import Input
 from pipeline.methods import MethodConfig
-from pipeline.nets import onnx_file, timm_zoo, torchvision_zoo
+from pipeline.nets import importable, onnx_file, timm_zoo, torchvision_zoo
 from pipeline.nets.input import resolve_input
 from pipeline.nets.start import check_start
 from pipeline.runs.run import KnowledgeRun, Run, StudentConfig, TeacherConfig, TeacherRun
@@ -219,6 +219,8 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         given = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+    except RecursionError:
+        raise InputError(f"{path} cannot be read: it is nested too deep. Take brackets away.") from None
     if not isinstance(given, dict):
         raise InputError(
             f"{path} must hold sections such as `data:` and `runs:`, but it holds a {type(given).__name__}."
@@ -269,6 +271,8 @@ def _check_net(name: str, field: str) -> None:
             torchvision_zoo.member_of(name)
         elif name.startswith(timm_zoo.PREFIX):
             timm_zoo.member_of(name)
+        else:
+            importable.parts_of(name)
     except InputError as error:
         raise InputError(f"params.yaml: {field}: {error}") from error
 

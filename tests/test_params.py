@@ -130,6 +130,13 @@ def test_no_line_of_a_params_file_is_over_110_columns() -> None:
             lambda p: p["students"]["small"].update(widht=2),
             r"students\.small\.widht.*Choose one of: input, net, start, taps",
         ),
+        *(
+            (
+                lambda p, net=net: p["students"]["small"].update(net=net),
+                r"students\.small\.net: .*form package",
+            )
+            for net in (":", "a:", ":b", "a b:c", "..:x")
+        ),
         (lambda p: p["data"].update(sorce="x"), r"data\.sorce.*Did you mean 'source'"),
         (lambda p: p["train"].update(lr=float("inf")), r"train\.lr: .*finite"),
         (lambda p: p.pop("data"), r"data is missing"),
@@ -164,7 +171,7 @@ def test_an_old_name_of_a_setting_is_refused_with_the_new_one(
         load_params(write_params(tmp_path, rename))
 
 
-@pytest.mark.parametrize("text", ["", "- a", "a: [", "\x00"])
+@pytest.mark.parametrize("text", ["", "- a", "a: [", "\x00", "a: " + "[" * 5000 + "]" * 5000])
 def test_a_file_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(InputError, match=r"params\.yaml"):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.data.decode import SUFFIXES
-from pipeline.data.items import SPLIT_NAMES, Item, Source, refuse_unprintable
+from pipeline.data.items import SPLIT_NAMES, Item, Source
 from pipeline.data.left_out import LeftOut
 from pipeline.data.store import NO_LABEL, UNLABELLED
 from pipeline.data.walk import Walked, is_picture, no_picture, read_bytes, walk_root
@@ -24,7 +24,6 @@ def find_folder(root_name: str) -> Source:
     pictures = _by_folder(walked)
     classes = _class_folders(walked.folders, pictures, where)
     names = sorted({name for _, name in classes.values()})
-    refuse_unprintable(names, f"{where}: the name of the class folder")
     if empty := [folder for folder in classes if not pictures.get(folder)]:
         raise InputError(
             f"{where}: the class folder {empty[0]!r} holds no images ({', '.join(sorted(SUFFIXES))}). "

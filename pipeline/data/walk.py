@@ -38,6 +38,7 @@ def walk_root(root: Path, where: str, remedy: str) -> Walked:
         kind = "is not a folder" if root.exists() else "does not exist"
         raise InputError(f"{where}: the folder of images {kind}. {remedy}")
     walked = walk(root)
+    _refuse_names(walked, where)
     _refuse_links(root, walked, where)
     return walked
 
@@ -128,6 +129,21 @@ def no_picture(path: str) -> LeftOut:
 
 def _suffix(path: str) -> str:
     return PurePosixPath(path).suffix.lower()
+
+
+def _refuse_names(walked: Walked, where: str) -> None:
+    """Neither DVC nor a table of files can write down a name that is not text."""
+    paths = (*walked.folders, *walked.files, *walked.linked, *(each.path for each in walked.bad))
+    if wrong := [ascii(path) for path in paths if not _is_text(path)]:
+        raise InputError(f"{where}: names that are not valid UTF-8: {named(wrong)}. Rename them.")
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refuse_links(root: Path, walked: Walked, where: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from pipeline.deploy.access import origin_of
 from pipeline.deploy.limits import Limits
 from pipeline.deploy.program import IS_PACKED, PROGRAM, missing
 from pipeline.deploy.read_bundle import FORMATS, BundleError, open_bundle
@@ -73,7 +74,14 @@ def _serve(args: argparse.Namespace) -> int:
     from pipeline.deploy.serve import serve
 
     limits = Limits(**{limit.name: getattr(args, f"max_{limit.name}") for limit in fields(Limits)})
-    return serve(_predictor(args), host=args.host, port=args.port, limits=limits, threads=args.threads)
+    return serve(
+        _predictor(args),
+        host=args.host,
+        port=args.port,
+        limits=limits,
+        threads=args.threads,
+        origins=tuple(args.allow_origin),
+    )
 
 
 def _page(args: argparse.Namespace) -> int:
@@ -184,9 +192,17 @@ def _add_serve(commands: Commands) -> None:
     parser.add_argument(
         "--port", type=int, default=8000, help="the port to listen on; 0 takes a free one (default: 8000)"
     )
+    parser.add_argument(
+        "--allow-origin",
+        type=_origin,
+        action="append",
+        default=[],
+        metavar="URL",
+        help="another site whose pages may use it, such as https://host; may be given again (default: none)",
+    )
     for limit in fields(Limits):
         parser.add_argument(
-            f"--max-{limit.name}",
+            f"--max-{limit.name.replace('_', '-')}",
             type=float if isinstance(limit.default, float) else _count,
             default=limit.default,
             metavar="N",
@@ -270,6 +286,13 @@ def _add_runtime(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="cpu, cuda, ...; if it does not work, the command fails and uses no other (default: cpu)",
     )
+
+
+def _origin(text: str) -> str:
+    try:
+        return origin_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _count(text: str) -> int:

@@ -9,6 +9,7 @@ class Limits:
 
     bytes: int = field(default=16 << 20, metadata={"help": "bytes in one request"})
     pixels: int = field(default=25_000_000, metadata={"help": "pixels in one picture"})
+    request_pixels: int = field(default=100_000_000, metadata={"help": "pixels in one request"})
     pictures: int = field(default=64, metadata={"help": "pictures in one request"})
     seconds: float = field(
         default=10.0, metadata={"help": "seconds to send a request, and again to answer it"}

@@ -72,8 +72,10 @@ def _operation(
 def _refusals(limits: dict[str, Any]) -> dict[str, str]:
     return {
         "400": "the request is wrong",
+        "403": "a page of another site asks",
         "408": f"the request took more than {limits['seconds']:g} s to arrive",
-        "413": f"more than {limits['bytes']} bytes, or a picture of more than {limits['pixels']} pixels",
+        "413": f"more than {limits['bytes']} bytes, or a picture of more than {limits['pixels']} pixels, "
+        f"or more than {limits['request_pixels']} pixels together",
         "422": "not a picture",
         "503": "too many requests; try again later",
     }

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.resources import files
@@ -19,14 +19,15 @@ from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pipeline.data.decode import FORMATS, Undecodable
+from pipeline.deploy.access import refusal
 from pipeline.deploy.batching import Batcher, Busy
 from pipeline.deploy.limits import Limits
 from pipeline.deploy.openapi import document
@@ -40,11 +41,17 @@ IDLE = 5.0  # seconds that a connection may stay open without a whole request
 
 
 def application(
-    predictor: Predictor, *, limits: Limits, hosts: tuple[str, ...] = LOOPBACK, threads: int = 1
+    predictor: Predictor,
+    *,
+    limits: Limits,
+    hosts: tuple[str, ...] = LOOPBACK,
+    origins: tuple[str, ...] = (),
+    threads: int = 1,
 ) -> Starlette:
     """The ASGI application.
 
-    `threads` threads decode pictures. `hosts` are the names it answers to ("*": any).
+    `threads` threads decode the pictures of one request. `hosts` are the names it answers to ("*": any).
+    `origins` are other sites whose pages may use it.
     """
     service = _Service(predictor, limits, threads)
     routes = [
@@ -57,19 +64,31 @@ def application(
     return Starlette(
         routes=routes,
         lifespan=service.lifespan,
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)],
+        middleware=[
+            Middleware(
+                CORSMiddleware, allow_origins=origins, allow_methods=["POST"], allow_headers=["Content-Type"]
+            ),
+            Middleware(_Door, hosts=hosts, origins=origins),
+        ],
         exception_handlers={HTTPException: _refused, ClientDisconnect: _gone, Exception: _failed},
     )
 
 
-def serve(predictor: Predictor, *, host: str, port: int, limits: Limits, threads: int) -> int:
+def serve(
+    predictor: Predictor,
+    *,
+    host: str,
+    port: int,
+    limits: Limits,
+    threads: int,
+    origins: tuple[str, ...] = (),
+) -> int:
     """Answer until interrupted. Port 0 takes a free one."""
     listener = _listener(host, port)
+    hosts = LOOPBACK if host in LOOPBACK else ("*",)
     config = uvicorn.Config(
-        application(
-            predictor, limits=limits, hosts=LOOPBACK if host in LOOPBACK else ("*",), threads=threads
-        ),
-        http=_ClosesIdleConnections,
+        application(predictor, limits=limits, hosts=hosts, origins=origins, threads=threads),
+        http=_Connection,
         ws="none",
         log_level="warning",
         access_log=False,
@@ -80,9 +99,35 @@ def serve(predictor: Predictor, *, host: str, port: int, limits: Limits, threads
     )
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}"
-    print(f"Serving {predictor.bundle.name} ({predictor.format}) on {address} (Ctrl-C stops it)", flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    ready = f"Serving {predictor.bundle.name} ({predictor.format}) on {address} (Ctrl-C stops it)"
+    _Server(config, ready).run(sockets=[listener])
     return 0
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: str) -> None:
+        super().__init__(config)
+        self.ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self.ready, flush=True)  # only now does it listen
+
+
+class _Door:
+    """Refuses requests to other names, and from pages of other sites."""
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str], origins: Collection[str]) -> None:
+        self.app, self.hosts, self.origins = app, hosts, origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
+        if scope["type"] == "http":
+            asked = Request(scope).headers
+            host, origin = asked.get("host", ""), asked.get("origin")
+            refused = refusal(scope["method"], host, origin, hosts=self.hosts, origins=self.origins)
+            app = _error(*refused) if refused else app
+        await app(scope, receive, send)
 
 
 def _listener(host: str, port: int) -> socket.socket:
@@ -92,10 +137,10 @@ def _listener(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         listener.close()
         raise BundleError(
-            f"Cannot listen on {host} port {port} ({error.strerror}). "
+            f"Cannot listen on {host} port {port} ({getattr(error, 'strerror', error)}). "
             "Choose another port with --port, or 0 for a free one."
         ) from error
     return listener
@@ -110,7 +155,9 @@ class _Service:
         self.batcher = Batcher(
             lambda images: predictor.run(images)[1], max_batch=predictor.batch, max_waiting=limits.waiting
         )
-        self.decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self.threads = threads
+        # one more than a request may use, so that no request can keep the others from theirs
+        self.decoders = ThreadPoolExecutor(threads + 1, thread_name_prefix="decode")
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -216,10 +263,7 @@ class _Service:
         return await self._in_time(answers, 503, "The answer took too long; try again later.")
 
     async def _decoded_and_answered(self, contents: list[bytes]) -> list[Answer | HTTPException]:
-        loop = asyncio.get_running_loop()
-        decoded = await asyncio.gather(
-            *[loop.run_in_executor(self.decoders, self._pixels, content) for content in contents]
-        )
+        decoded = await self._decoded(contents)
         pixels = [each for each in decoded if isinstance(each, np.ndarray)]
         try:
             rows = iter(await self.batcher.answer(pixels))
@@ -229,12 +273,27 @@ class _Service:
             each if isinstance(each, HTTPException) else self.predictor.answer(next(rows)) for each in decoded
         ]
 
-    def _pixels(self, content: bytes) -> np.ndarray | HTTPException:
-        try:
-            with Image.open(BytesIO(content), formats=FORMATS) as image:
-                width, height = image.size
-        except Exception:  # `decode` below says what is wrong with it
-            width, height = 0, 0
+    async def _decoded(self, contents: list[bytes]) -> list[np.ndarray | HTTPException]:
+        """The pixels of each file or its error, at most `threads` files at once."""
+        loop = asyncio.get_running_loop()
+        turns = asyncio.Semaphore(self.threads)
+        sizes = await loop.run_in_executor(self.decoders, lambda: [_size(each) for each in contents])
+        limits = self.limits
+        if (total := sum(w * h for w, h in sizes if w * h <= limits.pixels)) > limits.request_pixels:
+            raise HTTPException(
+                413,
+                f"The pictures have {total} pixels together; {limits.request_pixels} are allowed in one "
+                "request. Send fewer or smaller pictures.",
+            )
+
+        async def one(content: bytes, size: tuple[int, int]) -> np.ndarray | HTTPException:
+            async with turns:
+                return await loop.run_in_executor(self.decoders, self._pixels, content, size)
+
+        return await asyncio.gather(*map(one, contents, sizes))
+
+    def _pixels(self, content: bytes, size: tuple[int, int]) -> np.ndarray | HTTPException:
+        width, height = size
         if width * height > self.limits.pixels:
             return HTTPException(
                 413, f"{width} x {height} pixels are too many; {self.limits.pixels} are allowed."
@@ -251,14 +310,18 @@ class _Service:
             raise HTTPException(status, otherwise) from None
 
 
-class _ClosesIdleConnections(H11Protocol):
-    """Closes a connection that has sent no whole request within IDLE seconds.
+class _Connection(H11Protocol):
+    """Refuses what comes on a connection beyond the limit: uvicorn would refuse the earlier ones too.
 
-    uvicorn itself waits for the end of a first request for ever.
+    Closes a connection that has sent no whole request within IDLE seconds: uvicorn itself waits for the end
+    of a first request for ever.
     """
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        most, self.limit_concurrency = self.config.limit_concurrency, None
+        if most is not None and len(self.connections) > most:
+            self.app = _error(503, "Too many connections are open; try again later.")
         self._look_again(seen=None)
 
     def _look_again(self, seen: object) -> None:
@@ -282,15 +345,30 @@ def _json(answer: Answer | HTTPException, top: int) -> dict[str, Any]:
 
 
 def _busy() -> HTTPException:
-    return HTTPException(503, "Too many pictures are waiting; try again later.", {"Retry-After": "1"})
+    return HTTPException(503, "Too many pictures are waiting; try again later.")
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    """Width and height as the file says them; zero if it says none."""
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            return image.size
+    except Exception:  # `decode` says what is wrong with it
+        return 0, 0
+
+
+def _error(status: int, why: str) -> Response:
+    # the rest of the request is not read, so the connection cannot be used again
+    return JSONResponse(
+        {"error": why}, status, {**({"Retry-After": "1"} if status == 503 else {}), "Connection": "close"}
+    )
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    # the rest of the request is not read, so the connection cannot be used again
-    return JSONResponse(
-        {"error": error.detail}, error.status_code, {**(error.headers or {}), "Connection": "close"}
-    )
+    response = _error(error.status_code, error.detail)
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _gone(request: Request, error: Exception) -> Response:

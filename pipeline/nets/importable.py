@@ -14,13 +14,9 @@ NOT_MODULES = ("onnx", "timm", "torchvision")  # before a colon, they name netwo
 
 
 def build(name: str, classes: int, channels: int) -> nn.Module | None:
-    path, colon, attribute = name.partition(":")
-    if not colon or path in NOT_MODULES:
+    if ":" not in name or name.partition(":")[0] in NOT_MODULES:
         return None
-    if not all(part.isidentifier() for part in (*path.split("."), attribute)):
-        raise InputError(
-            f"net: {name!r} is not of the form package.module:factory, such as my_nets.small:make_net."
-        )
+    path, attribute = parts_of(name)
     net = _factory(_import(name, path), name, attribute)(num_classes=classes)
     if not isinstance(net, nn.Module):
         raise InputError(
@@ -28,6 +24,16 @@ def build(name: str, classes: int, channels: int) -> nn.Module | None:
             "forward(images) gives the logits."
         )
     return without_inplace(net)
+
+
+def parts_of(name: str) -> tuple[str, str]:
+    """The module and the factory in it. Nothing is imported."""
+    path, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*path.split("."), attribute)):
+        raise InputError(
+            f"net: {name!r} is not of the form package.module:factory, such as my_nets.small:make_net."
+        )
+    return path, attribute
 
 
 def _import(name: str, path: str) -> ModuleType:

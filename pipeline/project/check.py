@@ -23,6 +23,11 @@ def check_data_root(params: Params) -> None:
             f"data.root: there is no folder {root!r}. Name the folder that holds the images, or make it "
             "(mkdir -p) to download to."
         )
+    if Path.cwd().is_relative_to(Path(root).resolve()):
+        raise InputError(
+            f"data.root: {root!r} holds the project itself, so what the project writes would be among the "
+            "images. Name a folder that holds the images alone, such as data/raw."
+        )
     if params.data.source in ("folder", "manifest"):
         check_watched(Path(root), f"data.root {root!r}")
 

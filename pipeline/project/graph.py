@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.project.ahead import stages_ahead
 from pipeline.project.dvc import dvc
+from pipeline.project.locks import mend_locks
 from pipeline.project.plan import keep_plan
 
 # what `dvc exp show` would list beside the parameters and scores that a person compares
@@ -16,6 +17,7 @@ NOT_COMPARED = (
 
 def run() -> None:
     """Run what changed in the graph, then print the table of results."""
+    mend_locks()
     keep_plan(stages_ahead())
     if code := dvc("repro"):
         sys.exit(code)
@@ -29,4 +31,5 @@ def tries() -> None:
 
 def track() -> None:
     """Write the rows that are missing in MLflow, after a server was down or a database was lost."""
+    mend_locks()
     sys.exit(dvc("repro", "-f", "-s", "track"))

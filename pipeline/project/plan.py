@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.files import atomic_file
 from pipeline.project.ahead import Stage, stages_ahead
 from pipeline.project.estimate import Estimate, estimates, look_at_pictures
+from pipeline.project.locks import mend_locks
 from pipeline.records.place import PLAN, about, params_key
 
 PARAMS = Path("params.yaml")
@@ -31,6 +32,7 @@ class Group:
 
 def plan(data: Path = Path("data/prepared"), records: Path = Path("records")) -> None:
     """Say what `make run` would do, how long it would take, and how much memory and disk it would need."""
+    mend_locks()
     stages = stages_ahead()
     running = [stage.name for stage in stages if stage.state == "runs"]
     if not running:

@@ -20,6 +20,8 @@ def ui(port: int = 5000) -> None:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
+        # not an option: everybody on this machine could read its password in the list of processes
+        "MLFLOW_BACKEND_STORE_URI": address or "sqlite:///mlflow.db",
         "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     server = [
@@ -34,10 +36,5 @@ def ui(port: int = 5000) -> None:
         "--allowed-hosts",
         hosts,
     ]
-    store = [
-        "--backend-store-uri",
-        address or "sqlite:///mlflow.db",
-        "--artifacts-destination",
-        "./mlartifacts",
-    ]
+    store = ["--artifacts-destination", "./mlartifacts"]
     os.execvpe(BIN / "mlflow", [*server, *store], environment)  # noqa: S606

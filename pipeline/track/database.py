@@ -3,17 +3,16 @@
 import gc
 import hashlib
 import os
-import re
 import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from pipeline.files import locked
 from pipeline.settings import InputError
+from pipeline.track import address
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,22 +53,23 @@ def explained_errors() -> Iterator[None]:
 
     try:
         yield
-    # ImportError: the driver of a database may not be installed
-    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+    except InputError:
+        raise
+    # ImportError: the driver of a database may not be installed. ValueError: the address cannot be read
+    except (MlflowException, SQLAlchemyError, OSError, ImportError, ValueError) as error:
         refused = getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED")
         variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         check = variables if refused else "MLFLOW_TRACKING_URI and the server"
         raise InputError(
             f"MLflow at {public_uri(tracking_uri())} cannot be used: {_first_line(error)} No model is lost: "
-            f"models, records and report are in the project. Check {check}. Then run `make track`: it "
-            "logs what is missing."
-        ) from error
+            f"models, records and report are in the project. Check {check}. "
+            f"{address.hint(tracking_uri())}Then run `make track`: it logs what is missing."
+        ) from None  # the error itself may quote the password
 
 
 def _first_line(error: Exception) -> str:
     """The beginning of an error's message, without credentials."""
-    text = str(error).replace(tracking_uri(), public_uri(tracking_uri()))
-    return _remove_credentials(text).partition("\n")[0][:300]
+    return address.clean(str(error), tracking_uri()).partition("\n")[0][:300]
 
 
 def open_experiment() -> "tuple[MlflowClient, str]":
@@ -78,7 +78,7 @@ def open_experiment() -> "tuple[MlflowClient, str]":
     A fresh database is set up by one process at a time.
     """
     uri, name = tracking_uri(), os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-    kind = urlsplit(uri).scheme.partition("+")[0]
+    kind = address.kind(uri)
     if kind not in DATABASES:
         return _connect(uri, name, None)  # a server decides itself where its artifacts go
     if kind == "sqlite":
@@ -172,12 +172,4 @@ def open_for_writing() -> "Iterator[tuple[MlflowClient, str]]":
 def public_uri(uri: str) -> str:
     """The URI as it may be printed: without credentials, and relative if it lies inside the project."""
     inside = f"sqlite:///{project_folder()}/"
-    return f"sqlite:///{uri.removeprefix(inside)}" if uri.startswith(inside) else without_credentials(uri)
-
-
-def without_credentials(uri: str) -> str:
-    return _remove_credentials(uri).partition("?")[0]
-
-
-def _remove_credentials(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    return f"sqlite:///{uri.removeprefix(inside)}" if uri.startswith(inside) else address.public(uri)

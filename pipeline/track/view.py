@@ -5,9 +5,8 @@ import json
 import time
 import zlib
 from typing import Any
-from urllib.parse import urlsplit
 
-from pipeline.track import database
+from pipeline.track import address, database
 
 COLUMNS = [  # in the order that MLflow shows them in; its page has room for few
     *(f"metrics.`best/{name}`" for name in ("by_val", "gain", "latency_ms", "size_mb", "top1")),
@@ -40,7 +39,7 @@ def view_link(port: int, view: str = "students") -> str:
         content = {"name": view.capitalize(), "createdAt": now, "updatedAt": now, "state": packed}
         client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{view}", json.dumps(content))
     uri = database.tracking_uri()
-    is_server = urlsplit(uri).scheme in ("http", "https")
-    server = database.without_credentials(uri).rstrip("/") if is_server else f"http://127.0.0.1:{port}"
+    is_server = address.kind(uri) in address.WEB
+    server = address.public(uri).rstrip("/") if is_server else f"http://127.0.0.1:{port}"
     query = f"workflowType=machine_learning&viewStateShareKey={view}{MODES[view]}"
     return f"{server}/#/experiments/{experiment}/runs?{query}"

@@ -46,3 +46,28 @@ def test_a_list_of_names_is_never_an_empty_file(names: list[str], tmp_path: Path
     """DVC would warn of it at every start."""
     write_names(dict.fromkeys(names), tmp_path / "names.txt")
     assert (tmp_path / "names.txt").read_text().splitlines() == ["# names in params.yaml", *names]
+
+
+@pytest.mark.parametrize("root", [".", "..", "data/..", "/"])
+def test_a_root_that_holds_the_project_is_refused(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^data\.root: .* holds the project itself"):
+        check_data_root(params(Path(root)))
+
+
+@pytest.mark.parametrize("name", [b"cat/\xff.png", b"\xff/a.png", b"cat/\xff.txt"])
+def test_a_name_that_is_not_utf8_is_refused(name: bytes, tmp_path: Path) -> None:
+    root = tree(tmp_path / "raw", {"cat": 1, "dog": 1})
+    path = os.path.join(os.fsencode(root), name)
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb"):
+            pass
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(InputError, match=r"not valid UTF-8: '[a-z/]*\\udcff.*Rename them") as caught:
+        check_data_root(params(root))
+    str(caught.value).encode()

@@ -253,18 +253,6 @@ def test_without_dvc_the_project_is_this_repository(monkeypatch: pytest.MonkeyPa
     assert (database.project_folder(), database.tracking_uri()) == (CODE, f"sqlite:///{CODE}/mlflow.db")
 
 
-@pytest.mark.parametrize(
-    ("uri", "public"),
-    [
-        ("http://ann:secret@host:5000/x?token=1", "http://host:5000/x"),
-        ("postgresql://u:p@host/db?password=p", "postgresql://host/db"),
-        ("sqlite:////srv/my project/mlflow.db", "sqlite:////srv/my project/mlflow.db"),
-    ],
-)
-def test_credentials_are_never_printed(uri: str, public: str) -> None:
-    assert database.public_uri(uri) == public
-
-
 def test_the_link_opens_a_view_of_all_rows_best_first(project: Path) -> None:
     link = track.view_link(5055)
     assert link == track.view_link(5055)

@@ -1,0 +1,106 @@
+"""DVC's list of who reads and writes which files, `.dvc/tmp/rwlock`, after a process that was killed.
+
+DVC writes the list in place. A kill at that moment leaves it empty, and every later `dvc repro` fails. DVC's
+other lock files hold nothing: the system frees their locks when a process ends, in any way.
+"""
+
+import fcntl
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.files import atomic_file
+from pipeline.settings import InputError
+
+LIST = Path(".dvc/tmp/rwlock")
+GUARD = Path(".dvc/tmp/rwlock.lock")  # held by whoever reads or writes the list
+SLACK = 2.0  # seconds by which the clocks of files and processes may differ
+
+
+def mend_locks() -> None:
+    """Mend the list if nobody holds it, and say so. What a living process holds stays."""
+    with suppress(FileNotFoundError), _guarded() as is_ours:
+        if not is_ours:
+            return
+        held = _read()
+        if held is None:
+            _refuse_if_dvc_runs()
+            LIST.unlink()
+            _say("was damaged by a process that was killed, so it was removed")
+        elif ended := _ended(held, LIST.stat().st_mtime):
+            with atomic_file(LIST) as file:
+                file.write_text(json.dumps(_without(held, ended)))
+            _say(f"still named processes that have ended ({', '.join(map(str, ended))}); they were removed")
+
+
+@contextmanager
+def _guarded() -> Iterator[bool]:
+    """Whether nobody else uses the list meanwhile. With DVC's `core.hardlink_lock` this cannot be known."""
+    with GUARD.open("r+") as file:
+        text = file.read().strip()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield not text or text.isdigit()
+
+
+def _read() -> dict[str, dict[str, Any]] | None:
+    """What reads and writes each path. None if the list is damaged."""
+    try:
+        held = json.loads(LIST.read_bytes())
+        if not all(isinstance(each["pid"], int) for each in _holders(held)):
+            return None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return dict(held)
+
+
+def _ended(held: dict[str, dict[str, Any]], written: float) -> list[int]:
+    return sorted(pid for pid in {each["pid"] for each in _holders(held)} if not _holds(pid, written))
+
+
+def _holders(held: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [*held.get("write", {}).values(), *chain.from_iterable(held.get("read", {}).values())]
+
+
+def _holds(pid: int, written: float) -> bool:
+    """Whether this process lives and is the one that was meant: its number may have gone to a younger one."""
+    try:
+        process = psutil.Process(pid)
+        return bool(process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= written + SLACK)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True
+
+
+def _without(held: dict[str, dict[str, Any]], ended: list[int]) -> dict[str, dict[str, Any]]:
+    write = {path: by for path, by in held.get("write", {}).items() if by["pid"] not in ended}
+    read = {
+        path: [by for by in all_ if by["pid"] not in ended] for path, all_ in held.get("read", {}).items()
+    }
+    return {"write": write, "read": {path: by for path, by in read.items() if by}}
+
+
+def _refuse_if_dvc_runs() -> None:
+    here = Path.cwd()
+    for process in psutil.process_iter(["pid", "cmdline", "cwd"]):
+        command, folder = process.info["cmdline"] or [], process.info["cwd"]
+        is_dvc = any(Path(word).name == "dvc" for word in command[:3])
+        if is_dvc and folder and Path(folder).is_relative_to(here):
+            raise InputError(
+                f"{LIST} is damaged, and DVC runs in this project (process {process.info['pid']}), which may "
+                "use files of the graph. Wait until it has ended, then run this again."
+            )
+
+
+def _say(what: str) -> None:
+    print(f"DVC's list of locks, {LIST}, {what}.", file=sys.stderr, flush=True)

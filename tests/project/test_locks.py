@@ -1,0 +1,152 @@
+"""DVC's list of locks after a kill."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.project import graph, plan
+from pipeline.project.dvc import BIN
+from pipeline.project.locks import GUARD, LIST, mend_locks
+from pipeline.settings import InputError
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    GUARD.parent.mkdir(parents=True)
+    GUARD.write_text(" 4711\n")
+    return tmp_path
+
+
+def ended() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture
+def living() -> Iterator[int]:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    time.sleep(0.1)
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+def holder(pid: int) -> dict[str, object]:
+    return {"pid": pid, "cmd": "dvc repro"}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"read": {"a', b"\xff\xfe", b"[]", b"null", b'{"read": {"a": [1]}}', b"[" * 100_000]
+)
+def test_a_damaged_list_is_removed(content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    LIST.write_bytes(content)
+    mend_locks()
+    assert not LIST.exists()
+    assert ".dvc/tmp/rwlock, was damaged" in capsys.readouterr().err
+
+
+def test_what_ended_processes_held_is_free_and_what_living_ones_hold_is_not(
+    living: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dead = ended()
+    held = {
+        "write": {"a": holder(dead), "b": holder(living)},
+        "read": {"c": [holder(dead), holder(living)], "d": [holder(dead)]},
+    }
+    LIST.write_text(json.dumps(held))
+    mend_locks()
+    assert json.loads(LIST.read_text()) == {"write": {"b": holder(living)}, "read": {"c": [holder(living)]}}
+    assert f"({dead})" in capsys.readouterr().err
+    before = LIST.stat()
+    mend_locks()
+    assert LIST.stat() == before
+    assert capsys.readouterr().err == ""
+
+
+def test_a_younger_process_with_the_same_number_holds_nothing(living: int) -> None:
+    LIST.write_text(json.dumps({"write": {"a": holder(living)}}))
+    os.utime(LIST, (time.time() - 100,) * 2)
+    mend_locks()
+    assert json.loads(LIST.read_text()) == {"write": {}, "read": {}}
+
+
+def test_a_zombie_holds_nothing() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    time.sleep(1)
+    LIST.write_text(json.dumps({"write": {"a": holder(process.pid)}}))
+    mend_locks()
+    process.wait()
+    assert json.loads(LIST.read_text())["write"] == {}
+
+
+def test_a_list_that_somebody_is_writing_stays() -> None:
+    LIST.write_bytes(b"")
+    with GUARD.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        mend_locks()
+    assert LIST.read_bytes() == b""
+    GUARD.write_text("/a/project/.dvc/tmp/0123abcd.lock")  # with core.hardlink_lock
+    mend_locks()
+    assert LIST.read_bytes() == b""
+
+
+def test_a_damaged_list_stays_while_dvc_runs_here(folder: Path) -> None:
+    LIST.write_bytes(b"")
+    (folder / "dvc").write_text("import time; time.sleep(60)")
+    other = subprocess.Popen([sys.executable, "dvc"])
+    try:
+        with pytest.raises(InputError, match=rf"process {other.pid}\).*Wait until it has ended"):
+            mend_locks()
+    finally:
+        other.kill()
+        other.wait()
+    assert LIST.read_bytes() == b""
+    mend_locks()
+    assert not LIST.exists()
+
+
+def test_nothing_is_made_where_nothing_is() -> None:
+    GUARD.unlink()
+    mend_locks()
+    assert not GUARD.exists()
+
+
+def test_each_command_that_runs_the_graph_mends_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Enough(Exception):
+        pass
+
+    def see(*_: object) -> None:
+        assert not LIST.exists()
+        raise Enough
+
+    for module in (graph, plan):
+        monkeypatch.setattr(module, "stages_ahead", see)
+    monkeypatch.setattr(graph, "dvc", see)
+    for command in (graph.run, graph.track, plan.plan):
+        LIST.write_bytes(b"")
+        with pytest.raises(Enough):
+            command()
+
+
+def test_dvc_itself_goes_on_with_the_mended_list(folder: Path) -> None:
+    (folder / "dvc.yaml").write_text("stages: {one: {cmd: echo 1 > a, outs: [a]}}")
+
+    def dvc(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([BIN / "dvc", *arguments], capture_output=True, text=True, check=False)
+
+    assert dvc("init", "--no-scm", "-f").returncode == 0
+    LIST.parent.mkdir(parents=True, exist_ok=True)
+    LIST.write_bytes(b"")
+    failed = dvc("repro")
+    assert (failed.returncode, "Unable to read RWLock-file" in failed.stderr) == (255, True)
+    mend_locks()
+    assert dvc("repro").returncode == 0
