@@ -76,7 +76,7 @@ def test_the_manifest_counts_images_and_holds_the_settings(root: Path, tmp_path:
         "split_seed": 5,
         "noise": 0.0,
         "table": "",
-        "columns": {name: name for name in ("path", "label", "split", "group", "image")},
+        "columns": dict.fromkeys(("path", "label", "split", "group", "image")),
         "on_bad": "fail",
         "max_bad": 0.01,
     }
