@@ -55,7 +55,7 @@ def _peak_mb() -> float:
 def in_a_process(cores: int, cfg: DataConfig) -> dict[str, float]:
     settings = cfg.model_dump_json(exclude_defaults=True)
     command = [sys.executable, "-m", "experiments.prepare_speed", "--on", str(cores), settings]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own words
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603
     found: dict[str, float] = json.loads(done.stdout)
     return found
 

@@ -1,4 +1,4 @@
-"""Write scikit-learn's digits as a folder of images whose classes differ in size.
+"""Write scikit-learn's digits as a folder of images of unequal class sizes.
 
     python -m experiments.unbalanced --out FOLDER [--ratio 50]
 

@@ -139,7 +139,7 @@ def draw_subset(
 ) -> Subset:
     """What `cfg` draws from the rows `train` for a student of the classes `ids`, or of all classes.
 
-    Rows that are `unlabelled` in the store are added to those whose labels `cfg` withholds.
+    Rows that are `unlabelled` in the store are added to those that `cfg` leaves without labels.
     """
     ids = range(len(classes)) if ids is None else ids
     train = np.sort(train)

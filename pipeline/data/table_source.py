@@ -16,7 +16,7 @@ from pipeline.settings import InputError
 
 
 def find_in_table(root_name: str, name: str, columns: Columns) -> Source:
-    """The pictures of the table `name` below the folder `root_name`. All its faults are told at once."""
+    """The pictures of the table `name` below the folder `root_name`. All its faults are listed at once."""
     root, where = Path(root_name), f"data.table {name!r}"
     walked = walk_root(root, f"data.root {root_name!r}", "Set data.root to the folder that holds the table.")
     if not (root / name).is_file():
@@ -35,7 +35,7 @@ def find_in_table(root_name: str, name: str, columns: Columns) -> Source:
     if table.image:
         return Source(where, names, items, ParquetImages(root / name, table.image), walked.bad)
     used = {item.path for item in items}
-    bad = [each for each in walked.bad if each.path not in used]  # the others are told when they are read
+    bad = [each for each in walked.bad if each.path not in used]  # the others are found when they are read
     left_out = _left_out(walked, {*used, normpath(name)})
     return Source(where, names, items, lambda i: read_bytes(root / items[i].path), bad, left_out)
 

@@ -198,7 +198,7 @@ def _add_serve(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="URL",
-        help="another site whose pages may use it, such as https://host; may be given again (default: none)",
+        help="another site whose pages may use it, such as https://host; can be repeated (default: none)",
     )
     for limit in fields(Limits):
         parser.add_argument(

@@ -63,12 +63,13 @@ class Pictures:
 
     store: "Path | Store"  # of `prepare`, or what stands in for it
     splits: Mapping[str, int]
+    unlabelled: int
     decode: float  # seconds for all pictures
     how: str
 
     @property
     def count(self) -> int:
-        return sum(self.splits.values())
+        return sum(self.splits.values()) + self.unlabelled
 
 
 def look_at_pictures(params: "Params", prepared: Path, *, is_there: bool) -> Pictures:
@@ -77,12 +78,13 @@ def look_at_pictures(params: "Params", prepared: Path, *, is_there: bool) -> Pic
     from pipeline.data.store import Store
 
     if is_there:
-        return Pictures(prepared, Store.open(prepared).manifest["splits"], 0.0, "the prepared images")
+        manifest = Store.open(prepared).manifest
+        return Pictures(prepared, manifest["splits"], manifest["unlabelled"], 0.0, "the prepared images")
     found = stand_in(params.data)
-    splits = found.store.manifest["splits"]
-    count = sum(splits.values())
+    splits, unlabelled = found.store.manifest["splits"], found.store.manifest["unlabelled"]
+    count = sum(splits.values()) + unlabelled
     how = f"{count:,} pictures, of which {found.sampled} were decoded; duplicates are not known yet"
-    return Pictures(found.store, splits, count * found.seconds, how)
+    return Pictures(found.store, splits, unlabelled, count * found.seconds, how)
 
 
 def estimates(params: "Params", stages: list[Stage], pictures: Pictures) -> tuple[float, dict[str, Estimate]]:

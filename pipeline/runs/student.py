@@ -57,7 +57,9 @@ def distill(
     result = _begin(context, code, teacher=teacher, initial=initial)
     depends = {"settings": run.settings, "inputs": result.inputs}
     with work_folder(work, "distill", run.name, depends, is_main=context.is_main) as folder:
-        for trainee, _, last in _trainees(context, run, teacher, initial):
+        for trainee, early, last in _trainees(context, run, teacher, initial):
+            if not any(_sees_unlabelled(run, phase) for phase in (*early, last)):
+                result.details["subset"]["unlabelled"] = 0
             seed, student, select = trainee.seed, trainee.student, run.training(last.name).select
             if seed == run.seeds[0]:
                 result.details |= {"overview": _overview(context, trainee), "select": select}
@@ -103,6 +105,10 @@ def load_initial(folder: Path, student: Tapped, method: Method[Any]) -> None:
     """Load the weights of a seed's student and method that `pretrain` saved."""
     student.net.load_state_dict(load_network_weights(folder))
     method.load_state_dict(load_weights(folder / METHOD))
+
+
+def _sees_unlabelled(run: Run, phase: Phase) -> bool:
+    return not phase.needs_labels and run.training(phase.name).unlabelled_share > 0
 
 
 def _begin(context: Context, code: str, **folders: Path) -> Result:

@@ -41,7 +41,7 @@ COST = Cost(
     answer={"teacher": 0.04, "student": 0.01},
     memory_mb=700.0,
 )
-PICTURES = Pictures(Path("data"), {"train": 700, "val": 100, "test": 200}, 30.0, "everywhere")
+PICTURES = Pictures(Path("data"), {"train": 700, "val": 100, "test": 200}, 0, 30.0, "everywhere")
 
 
 @pytest.fixture(scope="module")

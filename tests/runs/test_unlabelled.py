@@ -110,8 +110,11 @@ def test_a_folder_of_unlabelled_images_is_seen_too(tmp_path: Path) -> None:
 
 
 def test_the_record_tells_how_many(runs: SmallRuns) -> None:
-    result = runs.pretrain("kd_rest")
-    assert (result.details["subset"]["images"], result.details["subset"]["unlabelled"]) == (12, 15)
+    """The baseline does not see them."""
+    for name, unlabelled in (("kd_rest", 15), ("ce_rest", 0)):
+        runs.pretrain(name)
+        subset = runs.distill(name).details["subset"]
+        assert (subset["images"], subset["unlabelled"]) == (12, unlabelled)
 
 
 def test_no_student_learns_from_validation_or_test(runs: SmallRuns) -> None:
