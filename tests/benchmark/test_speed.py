@@ -263,16 +263,16 @@ def test_variants_take_turns() -> None:
 def test_tuned_eager_keeps_its_memory() -> None:
     """Large activations cost page faults at every call, unless the allocator keeps its memory."""
     code = """
-import resource, torch
+import resource, statistics, torch
 from pipeline.device import keep_memory
 
 def faults():
-    before = 0
-    for n in range(12):  # the first calls do not count
-        if n == 8:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    seen = []
+    for _ in range(60):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.full((48 << 20,), 1, dtype=torch.uint8)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return int(statistics.median(seen[30:]))  # the heap grows in the first calls
 
 print(faults())
 keep_memory()
@@ -283,7 +283,7 @@ print(faults())
     )
     plain, tuned = map(int, done.stdout.split())
     assert tuned < 50
-    assert plain >= 4 * 48 // 2  # one for each page, and pages have at most 2 MB
+    assert plain >= 48 // 2  # one for each page, and pages have at most 2 MB
 
 
 def test_tuned_eager_is_tuned(monkeypatch: pytest.MonkeyPatch, images: np.ndarray) -> None:
