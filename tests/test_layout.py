@@ -99,6 +99,15 @@ def test_no_module_shadows_the_standard_library_or_another_room() -> None:
     assert not wrong, wrong
 
 
+def test_files_import_one_another_in_no_circle() -> None:
+    files = {file for file in FILES if not file.endswith("__init__.py")}
+    imports = {file: imported_by(file) & files for file in files}
+    while leaves := [file for file, needs in imports.items() if not needs & set(imports)]:
+        for file in leaves:
+            del imports[file]
+    assert not imports  # what is left imports one another, or what does
+
+
 def test_methods_import_no_other_method() -> None:
     """A run depends on its own method's file (dvc.yaml). What methods share is in files with underscores."""
     wrong = []

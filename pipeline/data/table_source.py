@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from posixpath import normpath
 
@@ -90,17 +90,22 @@ class _Faults:
     def _check_paths(self, rows: list[Row]) -> None:
         seen: dict[str, str] = {}
         for row in rows:
-            path = normpath(row.path)
-            example = f"{row.place} ({row.path!r})"
-            if not row.path:
-                self._add("rows have no path", [row.place])
-            elif row.path.startswith("/") or ".." in row.path.split("/"):
-                self._add("rows have a path that leads out of data.root", [example])
-            elif path in seen:
-                self._add("rows name a file again", [f"{example[:-1]}, as in {seen[path]})"])
-            elif fault := self._fault_of_file(path):
+            fault, example = self._fault_of_path(row, seen)
+            if fault:
                 self._add(fault, [example])
-            seen.setdefault(path, row.place)
+            seen.setdefault(normpath(row.path), row.place)
+
+    def _fault_of_path(self, row: Row, seen: Mapping[str, str]) -> tuple[str, str]:
+        """What is wrong with the row's path, or "", and the row as an example of it."""
+        path = normpath(row.path)
+        example = f"{row.place} ({row.path!r})"
+        if not row.path:
+            return "rows have no path", row.place
+        if row.path.startswith("/") or ".." in row.path.split("/"):
+            return "rows have a path that leads out of data.root", example
+        if path in seen:
+            return "rows name a file again", f"{example[:-1]}, as in {seen[path]})"
+        return self._fault_of_file(path), example
 
     def _fault_of_file(self, path: str) -> str:
         if path in self.files:

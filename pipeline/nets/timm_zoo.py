@@ -6,7 +6,6 @@ from types import ModuleType
 from torch import Tensor, nn
 
 from pipeline.nets.importable import without_inplace
-from pipeline.nets.input import Known
 from pipeline.settings import InputError, unknown
 
 PREFIX = "timm:"
@@ -34,7 +33,7 @@ def build(name: str, classes: int, channels: int) -> nn.Module | None:
     return without_inplace(net)
 
 
-def normalisation(name: str) -> Known:
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation that timm's weights for a network were trained with."""
     weights = _timm(name).get_pretrained_cfg(member_of(name))
     return tuple(weights.mean), tuple(weights.std)

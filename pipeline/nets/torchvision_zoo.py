@@ -5,7 +5,6 @@ from typing import Any
 from torch import nn
 
 from pipeline.nets.importable import without_inplace
-from pipeline.nets.input import Known
 from pipeline.settings import unknown
 
 PREFIX = "torchvision:"
@@ -37,7 +36,7 @@ def weights_of(name: str) -> Any:
     return models.get_model_weights(member_of(name)).DEFAULT
 
 
-def normalisation(name: str) -> Known:
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation that torchvision's weights for a network were trained with."""
     transforms = weights_of(name).transforms()
     return tuple(transforms.mean), tuple(transforms.std)
