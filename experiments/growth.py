@@ -1,0 +1,157 @@
+"""How a training grows with images, classes and pixels: time of a step, of an epoch, and memory.
+
+    python -m experiments.growth [--rounds 3] [--write FILE]
+
+A student learns from a teacher's answers (method kd). One size grows at a time. The sizes take turns, each in
+a process of its own with one thread, and real steps are measured. A few pictures of noise stand for all, as
+time does not depend on them, so the store of real images is not in the memory.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from experiments._output import print_table
+from pipeline.data.stand_in import Repeated
+from pipeline.data.store import Manifest, Store
+from pipeline.export import machine
+from pipeline.params import Params
+from pipeline.runs.measure import measure_run
+
+FEW = 256  # pictures that stand for all
+NET = {"net": "resnet8"}
+TRAIN = {"epochs": 1, "batch_size": 64, "optimizer": "sgd", "lr": 0.01}
+
+
+@dataclass(frozen=True)
+class Size:
+    images: int = 10_000
+    classes: int = 10
+    pixels: int = 32
+
+
+START = Size()
+GROWTH: dict[str, list[Size]] = {
+    "images": [replace(START, images=n) for n in (10_000, 100_000, 1_000_000)],
+    "classes": [replace(START, classes=n) for n in (10, 100, 1000, 10_000)],
+    "pixels": [replace(START, pixels=n) for n in (32, 64, 128, 256)],
+}
+
+
+def params(size: Size) -> Params:
+    others: dict[str, dict[str, Any]] = {
+        name: {} for name in ("augment", "protocol", "knowledge", "export", "benchmark")
+    }
+    return Params.model_validate(
+        others
+        | {
+            "launcher": "python",
+            "data": {"source": "folder", "root": "images", "size": size.pixels, "channels": 3},
+            "train": TRAIN,
+            "teachers": {"big": {"net": "resnet20", "train": TRAIN}},
+            "students": {"small": NET},
+            "runs": {"kd": {"teacher": "big", "student": "small", "method": {"name": "kd"}, "seeds": [0]}},
+        }
+    )
+
+
+def store(size: Size) -> Store:
+    """So many training images, and some in the other splits."""
+    others = np.arange(FEW) % size.classes
+    labels = np.concatenate([np.arange(size.images) % size.classes, others, others])
+    shape = (FEW, size.pixels, size.pixels, 3)
+    few = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    manifest = {
+        "size": size.pixels,
+        "channels": 3,
+        "classes": [f"{n:05}" for n in range(size.classes)],
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "splits": {"train": size.images, "val": FEW, "test": FEW},
+        "unlabelled": 0,
+        "content": "",
+    }
+    images = cast(np.ndarray, Repeated(few, len(labels)))
+    return Store(Path(), images, labels, cast(Manifest, manifest))
+
+
+def measure(size: Size) -> dict[str, float]:
+    """Measure in this process."""
+    torch.set_num_threads(1)
+    chosen = params(size)
+    run, teacher = chosen.run("kd"), chosen.teacher_run("big")
+    cost = measure_run(run, "distill", teacher, store(size), is_known=True)
+    (phase,) = cost.phases
+    return {
+        "step": 1000 * phase.step,
+        "epoch": phase.steps * phase.step,
+        "start": cost.set_up,
+        "memory": cost.memory_mb,
+    }
+
+
+def in_a_process(size: Size) -> dict[str, float]:
+    command = [sys.executable, "-m", "experiments.growth", "--of", json.dumps(asdict(size))]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def table(growth: dict[str, list[Size]], rounds: int) -> str:
+    sizes = list(dict.fromkeys(size for sizes in growth.values() for size in sizes))
+    with tqdm(total=rounds * len(sizes), disable=None) as bar:
+        found: dict[Size, list[dict[str, float]]] = {size: [] for size in sizes}
+        for _ in range(rounds):
+            for size in sizes:
+                found[size].append(in_a_process(size))
+                bar.update()
+    lines = [
+        f"{machine.cpu()['model']}, one thread; resnet20 teaches resnet8 with kd, batch "
+        f"{TRAIN['batch_size']}. Medians of {rounds}, with the smallest and the largest value.",
+        "",
+        "| grows | to | step, ms | epoch, s | start, s | memory, MB |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, sizes in growth.items():
+        lines += [_row(name, getattr(size, name), found[size]) for size in sizes]
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, value: int, found: Sequence[dict[str, float]]) -> str:
+    digits: dict[str, int] = {"step": 0, "epoch": 0, "start": 1, "memory": 0}
+    cells = [_spread([each[key] for each in found], places) for key, places in digits.items()]
+    return f"| {name} | {value:,} | {' | '.join(cells)} |"
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.growth", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", type=Path, help="a file for the table")
+    parser.add_argument("--of", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.of:
+        size: dict[str, Any] = json.loads(given.of)
+        print(json.dumps(measure(Size(**size))))
+        return
+    print_table(table(GROWTH, given.rounds), given.write)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+from experiments import growth
+from experiments.growth import START, Size
+
+
+def test_a_table_of_measured_sizes() -> None:
+    *_, row = growth.table({"images": [Size(images=1300, pixels=8)]}, rounds=1).splitlines()
+    assert row.startswith("| images | 1,300 |")
+    assert row.count("[") == 4
+
+
+def test_one_size_grows_at_a_time() -> None:
+    for name, (first, *larger) in growth.GROWTH.items():
+        assert first == START
+        for size in larger:
+            assert getattr(size, name) > getattr(START, name)
+            assert [key for key in vars(size) if getattr(size, key) != getattr(START, key)] == [name]
+
+
+def test_the_store_is_as_large_as_it_says() -> None:
+    store = growth.store(Size(images=1000, classes=7, pixels=9))
+    assert len(store.images) == len(store.labels) == 1000 + 2 * growth.FEW
+    assert set(store.labels) == set(range(7))
+    assert store.images[:3].shape == (3, 9, 9, 3)
