@@ -42,7 +42,8 @@ class MethodConfig(Settings):
     term_weight: float = Field(1.0, ge=0, description="weight of the method's own terms")
     temperature: float = Field(4.0, gt=0, description="tau of KD, which divides the logits of both networks")
     standardise: bool = Field(
-        False, description="first give the logits of each image mean 0 and standard deviation 1"
+        False,
+        description="give the logits of each image mean 0 and deviation 1 first, in KD and terms on logits",
     )
     combine: dict[str, Any] = Field(
         default_factory=dict,

@@ -31,7 +31,8 @@ def both(ce: float, kd: float, source: str) -> Published:
 
 PUBLISHED: dict[str, Published] = {
     "at": weights(1, 0, 1000, CRD),
-    "cc": weights(1, 0, 0.02, CRD) | {"dimensions": (128, CRD), "order": (2, "Correlation congruence: P = 2")},
+    "cc": weights(1, 0, 0.02, CRD)
+    | {"dimensions": (128, CRD), "order": (2, "Correlation congruence: P = 2")},
     "crd": weights(1, 0, 0.8, CRD)
     | {
         "dimensions": (128, "CRD paper: length of its vectors"),
@@ -81,7 +82,10 @@ PUBLISHED: dict[str, Published] = {
     },
     "reviewkd": weights(1, 0, 5, REVIEWED) | {"warm_up": (OF_FIRST_20, "authors' program: 20 of 240 epochs")},
     "rkd": weights(1, 0, 1, CRD)
-    | {"distance_weight": (25, "RKD: lambda of RKD-DA, 25 and 50"), "angle_weight": (50, "RKD: lambda of RKD-DA, 25 and 50")},
+    | {
+        "distance_weight": (25, "RKD: lambda of RKD-DA, 25 and 50"),
+        "angle_weight": (50, "RKD: lambda of RKD-DA, 25 and 50"),
+    },
     "semckd": weights(1, 1, 400, SEMCKD)
     | {"temperature": (4, SEMCKD), "attention_temperature": (1, "SemCKD, section 4.5: 1; 2 or 4 softened")},
     "sp": weights(1, 0, 3000, CRD),
