@@ -111,6 +111,5 @@ def context_loss(student: Tensor, teacher: Tensor) -> Tensor:
     losses = [F.mse_loss(student, teacher)]
     losses += [F.mse_loss(pool_to(student, side, side), pool_to(teacher, side, side)) for side in sides]
     weights = [0.5**n for n in range(len(losses))]
-    return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum() / sum(
-        weights
-    )
+    total = torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
+    return total / sum(weights)

@@ -63,6 +63,16 @@ def test_one_image_relates_to_no_other() -> None:
     assert found["inter"] > 0
 
 
+def test_a_student_to_which_all_classes_or_images_are_alike_has_no_relations_and_a_finite_gradient() -> None:
+    teacher, same_image = torch.randn(4, 5), torch.randn(1, 5).expand(4, 5).clone()
+    for student, term in ((torch.full((4, 5), 0.3), "inter"), (same_image, "intra")):
+        value = terms(student.requires_grad_(), teacher, temperature=1.0)[term]
+        torch.autograd.backward(value)
+        assert value.item() == pytest.approx(0.5)
+        assert student.grad is not None
+        assert student.grad.abs().max() < 10
+
+
 def test_the_gradient_equals_finite_differences() -> None:
     student, teacher = noise(4, 3).requires_grad_(), noise(4, 3)
     assert torch.autograd.gradcheck(lambda s: tuple(terms(s, teacher).values()), (student,))
