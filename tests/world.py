@@ -153,10 +153,11 @@ def method_on_maps(
     return kind(cfg, step, torch.zeros(2)).double(), step
 
 
-def step_of_logits(
-    student: Tensor, teacher: Tensor, labels: Tensor | None = None, progress: float = 1.0
-) -> Step:
-    """A step whose answers have these logits and nothing else. All labels are class 0 if none are given."""
+def step_of_logits(student: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Step:
+    """The last step of a phase, whose answers have these logits and nothing else.
+
+    All labels are class 0 if none are given.
+    """
     size = len(student)
     step = Step.of(
         student=LogitsOnly(student),
@@ -164,19 +165,14 @@ def step_of_logits(
         labels=torch.zeros(size).long() if labels is None else labels,
         index=torch.arange(size),
     )
-    step.progress = progress
+    step.progress = 1.0
     return step
 
 
 def terms_of_logits(
-    kind: type[K],
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor | None = None,
-    progress: float = 1.0,
-    **settings: Any,
+    kind: type[K], student: Tensor, teacher: Tensor, labels: Tensor | None = None, /, **settings: Any
 ) -> dict[str, Tensor]:
     """The method's own terms for these logits, with these settings."""
-    step = step_of_logits(student, teacher, labels, progress)
+    step = step_of_logits(student, teacher, labels)
     cfg = kind.Config(name=kind.__module__.rpartition(".")[2], **settings)
     return kind(cfg, step, torch.zeros(2)).terms(step)

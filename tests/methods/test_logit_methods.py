@@ -60,15 +60,16 @@ def test_equal_logits_are_standardised_to_0_with_a_finite_gradient() -> None:
 def test_kd_of_any_method_can_be_standardised(name: str) -> None:
     world = World.make()
     step = world.step()
-    logits = [answer.logits.detach().double() for answer in (step.student, step.teacher)]
+    student, teacher = (answer.logits.detach().double() for answer in (step.student, step.teacher))
     settings = {"kd_weight": 0.9, "temperature": 2.0}
     plain, ours = (
         world.method(name, **settings, standardise=given).phases(world.student)[-1].loss(step)
         for given in (False, True)
     )
-    expected = softened_kl(*(slow_standardised(each.tolist()) for each in logits), 2.0).item()
+    standard_s, standard_t = (slow_standardised(each.tolist()) for each in (student, teacher))
+    expected = softened_kl(standard_s, standard_t, 2.0).item()
     assert ours["kd"].value.item() == pytest.approx(expected, rel=1e-4)
-    assert plain["kd"].value.item() == pytest.approx(softened_kl(*logits, 2.0).item(), rel=1e-4)
+    assert plain["kd"].value.item() == pytest.approx(softened_kl(student, teacher, 2.0).item(), rel=1e-4)
     assert plain["kd"].value.item() != pytest.approx(expected, rel=0.01)
     for term in ours.keys() - {"kd"}:
         assert ours[term].value.item() == plain[term].value.item()

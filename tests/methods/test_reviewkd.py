@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from world import World, maps, noise
 
-from pipeline.methods.reviewkd import Fusion, KnowledgeReview, Norm, context_loss
+from pipeline.methods.reviewkd import Config, Fusion, KnowledgeReview, Norm, context_loss
 from pipeline.taps import Answer, Step
 
 Map = np.ndarray  # B x C x H x W
@@ -24,7 +24,7 @@ def made(student: Answer, teacher: Answer, **settings: Any) -> tuple[KnowledgeRe
         student=student, teacher=teacher, labels=torch.zeros(size).long(), index=torch.arange(size)
     )
     step.progress = 1.0
-    cfg = KnowledgeReview.Config(name="reviewkd", **settings)
+    cfg = Config(name="reviewkd", **settings)
     return KnowledgeReview(cfg, step, torch.zeros(2)).double(), step
 
 
@@ -164,7 +164,7 @@ def test_the_gradient_equals_finite_differences() -> None:
     method, _ = made(answer(student, ends), teacher)
 
     def review(shown: Tensor, ends: Tensor, *_: Tensor) -> Tensor:
-        _, step = made(answer({"stage1": shown}, ends), teacher)
+        step = made(answer({"stage1": shown}, ends), teacher)[1]
         return method.terms(step)["review"]
 
     inputs = (student["stage1"].requires_grad_(), ends, *method.parameters())
