@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SMALLEST_VARIANCE = 1e-10  # of the logits of an image; a smaller one counts as none
+
 
 def normalise(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
     """uint8 images B x H x W x C to float B x C x H x W: `(x / 255 - mean) / std` for each channel."""
@@ -63,6 +65,20 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     log_s = F.log_softmax(student / temperature, dim=1)
     log_t = F.log_softmax(teacher / temperature, dim=1)
     return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+
+
+def standardised(logits: Tensor) -> Tensor:
+    """Each row of B x classes with mean 0 and standard deviation 1 (Sun et al., 2024).
+
+    A row of equal numbers becomes 0.
+    """
+    return F.layer_norm(logits, logits.shape[1:], eps=SMALLEST_VARIANCE)
+
+
+def transformed_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """`KL(softmax(z_t / tau) || softmax(z_s))` of each image: only the teacher is softened."""
+    log_s, log_t = F.log_softmax(student, dim=1), F.log_softmax(teacher / temperature, dim=1)
+    return F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(1)
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:

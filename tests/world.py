@@ -18,7 +18,7 @@ from pipeline.functional import Input, normalise
 from pipeline.methods import Method
 from pipeline.methods._combined import build_method
 from pipeline.records.record import Curves
-from pipeline.taps import Answer, Step, Tapped
+from pipeline.taps import Answer, LogitsOnly, Step, Tapped
 from pipeline.training.loop import fit
 from pipeline.training.recipe import TrainConfig
 
@@ -151,3 +151,28 @@ def method_on_maps(
     step = step_of_maps(student, teacher)
     cfg = kind.Config(name=kind.__module__.rpartition(".")[2], **settings)
     return kind(cfg, step, torch.zeros(2)).double(), step
+
+
+def step_of_logits(student: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Step:
+    """The last step of a phase, whose answers have these logits and nothing else.
+
+    All labels are class 0 if none are given.
+    """
+    size = len(student)
+    step = Step.of(
+        student=LogitsOnly(student),
+        teacher=LogitsOnly(teacher),
+        labels=torch.zeros(size).long() if labels is None else labels,
+        index=torch.arange(size),
+    )
+    step.progress = 1.0
+    return step
+
+
+def terms_of_logits(
+    kind: type[K], student: Tensor, teacher: Tensor, labels: Tensor | None = None, /, **settings: Any
+) -> dict[str, Tensor]:
+    """The method's own terms for these logits, with these settings."""
+    step = step_of_logits(student, teacher, labels)
+    cfg = kind.Config(name=kind.__module__.rpartition(".")[2], **settings)
+    return kind(cfg, step, torch.zeros(2)).terms(step)

@@ -9,6 +9,8 @@ import pkgutil
 from typing import Any
 
 from pipeline.methods._base import (
+    LogitConfig,
+    LogitMethod,
     Loss,
     MapMethod,
     MapsConfig,
@@ -20,10 +22,13 @@ from pipeline.methods._base import (
     Weighted,
     map_pairs,
     preactivation_pairs,
+    warm_up,
 )
 from pipeline.settings import unknown
 
 __all__ = [
+    "LogitConfig",
+    "LogitMethod",
     "Loss",
     "MapMethod",
     "MapsConfig",
@@ -37,6 +42,7 @@ __all__ = [
     "map_pairs",
     "names",
     "preactivation_pairs",
+    "warm_up",
 ]
 
 

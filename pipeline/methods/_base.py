@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.functional import softened_kl
+from pipeline.functional import softened_kl, standardised
 from pipeline.settings import InputError, Settings
 from pipeline.taps import Answer, Step, Tapped
 
@@ -34,16 +34,30 @@ class MethodConfig(Settings):
         "student_stage": "student_map",
         "teacher_stage": "teacher_map",
     }
+    TERMS_OF_LOGITS: ClassVar[bool] = False  # True if `standardise` acts on the method's own terms too
 
     name: str
     ce_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy on labels")
     kd_weight: float = Field(0.0, ge=0, description="weight of plain KD on the teacher's logits")
     term_weight: float = Field(1.0, ge=0, description="weight of the method's own terms")
     temperature: float = Field(4.0, gt=0, description="tau of KD, which divides the logits of both networks")
+    standardise: bool = Field(
+        False,
+        description="give the logits of each image mean 0 and deviation 1 first, in KD and terms on logits",
+    )
     combine: dict[str, Any] = Field(
         default_factory=dict,
         description="a second method with its settings, such as {name: crd}; its terms are added",
     )
+
+    @model_validator(mode="after")
+    def _standardises_something(self) -> "MethodConfig":
+        if self.standardise and not self.kd_weight and not (self.TERMS_OF_LOGITS and self.term_weight):
+            raise ValueError(
+                "standardise is true, but kd_weight is 0, so no logits are matched. Raise kd_weight, or "
+                "leave standardise out"
+            )
+        return self
 
 
 class MapsConfig(MethodConfig):
@@ -73,6 +87,7 @@ class Phase:
 Pairs = Sequence[tuple[str, str]]  # (student's, teacher's): each the name of a map, `pooled` or `logits`
 C = TypeVar("C", bound=MethodConfig)
 M = TypeVar("M", bound=MapsConfig)
+L = TypeVar("L", bound="LogitConfig")
 
 
 class Method(nn.Module, ABC, Generic[C]):
@@ -111,12 +126,7 @@ class Method(nn.Module, ABC, Generic[C]):
         self.cfg = cfg
         self.notes: dict[str, Tensor] = {}  # scalars of this step that are not terms; their means are logged
         if cfg.kd_weight:
-            classes, teacher_classes = probe.student.logits.shape[1], probe.teacher.logits.shape[1]
-            if teacher_classes != classes:
-                raise InputError(
-                    f"method.kd_weight is {cfg.kd_weight}, but the teacher has {teacher_classes} classes and "
-                    f"the student {classes}, so their logits cannot be matched. Set method.kd_weight to 0."
-                )
+            check_classes(probe, "kd_weight", cfg.kd_weight)
 
     @abstractmethod
     def terms(self, step: Step) -> Terms:
@@ -130,12 +140,17 @@ class Method(nn.Module, ABC, Generic[C]):
         if cfg.ce_weight:
             loss["ce"] = Weighted(step.cross_entropy(step.student.logits), cfg.ce_weight)
         if cfg.kd_weight:
-            teacher = step.teacher.logits.detach()  # they have a graph if a method needs image gradients
-            loss["kd"] = Weighted(softened_kl(step.student.logits, teacher, cfg.temperature), cfg.kd_weight)
+            loss["kd"] = Weighted(softened_kl(*self.logits(step), cfg.temperature), cfg.kd_weight)
         if cfg.term_weight:
             terms = self.terms(step if self.terms_of == "all" else step.labelled_part)
             loss.update({name: Weighted(value, cfg.term_weight) for name, value in terms.items()})
         return loss
+
+    def logits(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Those of student and teacher that are matched, B x classes: as they are, or standardised."""
+        teacher = step.teacher.logits.detach()  # they have a graph if a method needs image gradients
+        student = step.student.logits
+        return (standardised(student), standardised(teacher)) if self.cfg.standardise else (student, teacher)
 
     @property
     def needs_labels(self) -> bool:
@@ -161,6 +176,41 @@ class Method(nn.Module, ABC, Generic[C]):
 
     def after_backward(self, step: Step, student: Tapped) -> None:
         """The one hook in the training loop: the gradients are ready, the optimizer has not stepped yet."""
+
+
+class LogitConfig(MethodConfig):
+    """Settings of a method that matches logits."""
+
+    TERMS_OF_LOGITS: ClassVar[bool] = True
+
+
+class LogitMethod(Method[L]):
+    """A method whose terms read logits alone, so that both networks must have the same classes."""
+
+    pairs: Pairs = (("logits", "logits"),)
+
+    def __init__(self, cfg: L, probe: Step, labels: Tensor) -> None:
+        super().__init__(cfg, probe, labels)
+        if cfg.term_weight:
+            check_classes(probe, "term_weight", cfg.term_weight)
+
+
+def check_classes(probe: Step, field: str, weight: float) -> None:
+    """Refuse a weight of what matches logits if the networks have different classes."""
+    classes, teacher_classes = probe.student.logits.shape[1], probe.teacher.logits.shape[1]
+    if teacher_classes != classes:
+        raise InputError(
+            f"method.{field} is {weight}, but the teacher has {teacher_classes} classes and the student "
+            f"{classes}, so their logits cannot be matched. Set method.{field} to 0."
+        )
+
+
+def warm_up(progress: float, share: float) -> float:
+    """A factor that rises from 1/20 to 1 over the first `share` of a phase (0: 1 from the start).
+
+    At the start of each of 20 epochs it is 1/20, 2/20 and so on, as in the papers.
+    """
+    return min(1 / 20 + progress / share, 1.0) if share else 1.0
 
 
 class MapMethod(Method[M]):

@@ -5,6 +5,13 @@ the logits and tau is `temperature`. Every method has these two terms, so this f
 
 Default weights of labels and KD: 0.1 and 0.9 with tau 4, as in the tables of the papers that compare with KD
 (SemCKD's: 1 and 1).
+
+`standardise: true` is logit standardisation (Sun et al., "Logit Standardization in Knowledge Distillation",
+CVPR 2024), which every method with a `kd_weight` has. Before the division by tau, the logits of each image
+become `(z - mean(z)) / std(z)`, in both networks. So the student learns the order and the relations of the
+classes, and need not have logits of the teacher's size. The paper's tables have weight 0.1 for labels and 9
+for KD, with tau 2 (3 for some pairs), because standardised logits are small. The deviation is that of the
+formula, over all classes; the authors' program divides by one class less.
 """
 
 from pydantic import Field

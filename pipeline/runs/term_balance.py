@@ -21,6 +21,7 @@ from pipeline.training.monitor import BASE, gradient_norm
 from pipeline.training.recipe import TrainConfig
 
 STEPS = 50
+PROGRESS = 0.25  # as if a quarter of the phase were done: terms are warmed up, and not yet stopped
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def balance(
     weights: list[float] = []
     shares: list[float] = []
     for batch in batches:
-        step = step_of(batch, cfg, student, teacher)
+        step = step_of(batch, cfg, student, teacher, progress=PROGRESS)
         base, terms, current = _sides(phase.loss(step))
         of_terms, of_base = gradient_norm(terms, trained), gradient_norm(base, trained)
         if of_terms > 0 and of_base > 0:

@@ -21,7 +21,7 @@ from pipeline.settings import InputError
 from pipeline.taps import Tapped
 
 FIELD = "teachers.big.start"
-READ_LOGITS = {"ce", "eskd", "kd"}  # all other methods read more of the teacher
+READ_LOGITS = {"ce", "dist", "dkd", "eskd", "kd", "mlkd", "ttm", "wttm"}  # others read more of the teacher
 
 
 def graph_of(

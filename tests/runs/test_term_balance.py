@@ -110,3 +110,14 @@ def test_steps_without_a_gradient_are_left_out() -> None:
     found = balance_of(loss, steps=9)
     assert 0 < found.steps < 9
     assert found.weight == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_term_is_balanced_as_after_its_warm_up() -> None:
+    found = []
+    for share in (0.0, 0.1):
+        world = World.make()
+        method = world.method("dkd", warm_up=share)
+        (phase,) = method.phases(world.student)
+        nets = {"student": world.student, "teacher": world.teacher}
+        found.append(balance(phase, world.batches(8).epoch(0), QUICK, method=method, **nets).weight)
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
