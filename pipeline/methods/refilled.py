@@ -74,7 +74,7 @@ class Refilled(Method[Config]):
 
     def phases(self, student: Tapped) -> list[Phase]:
         return [
-            Phase("embed", self.embed_loss, (*_all_but_classifier(student), self.centres), needs_labels=True),
+            Phase("embed", self.embed_loss, (*student.all_but_classifier(), self.centres), needs_labels=True),
             self.last_phase(student.net),
         ]
 
@@ -172,12 +172,3 @@ def _comparison(
     return torch.cat(
         [score[anchor, positive, None], score[anchor].masked_fill(~impostors, NEVER)], dim=1
     ).log_softmax(1)
-
-
-def _all_but_classifier(student: Tapped) -> tuple[nn.Module, ...]:
-    classifier = student.net.get_submodule(student.classifier)
-    return tuple(
-        module
-        for module in student.net.modules()
-        if module is not classifier and not any(True for _ in module.children())
-    )
