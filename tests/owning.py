@@ -51,11 +51,11 @@ class Head(nn.Module):
 
 
 class Owning(nn.Module):
-    taps = {"stage1": "block1.relu", "stage2": "block2.relu", "stage3": "block3.relu"}
     classifier = "head.fc"
 
     def __init__(self, size: int = 8, classes: int = 3) -> None:
         super().__init__()
+        self.taps = {f"stage{n}": f"block{n}.relu" for n in (1, 2, 3)}
         self.position = nn.Parameter(0.1 * torch.randn(1, 3, size, size))
         self.block1 = Block(3, 8, stride=1)
         self.attention = Attention(8)

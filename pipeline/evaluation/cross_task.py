@@ -22,7 +22,7 @@ from pipeline.data.seen import Seen
 from pipeline.data.store import Store
 from pipeline.evaluation.scores import check_logits, logits_of
 from pipeline.export.calibration import confidence
-from pipeline.functional import Input, centre_scores, normalise
+from pipeline.functional import Input, auc, centre_scores, normalise
 from pipeline.settings import InputError
 from pipeline.taps import Tapped
 
@@ -99,9 +99,8 @@ def seen_auc(weights: np.ndarray, labels: np.ndarray, teacher_classes: Sequence[
     seen = np.isin(labels, teacher_classes)
     if seen.all() or not seen.any():
         return None
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(seen, weights))
+    values = torch.from_numpy(weights)
+    return auc(values[seen], values[~seen])
 
 
 def _joint_scores(

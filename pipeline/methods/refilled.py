@@ -33,14 +33,16 @@ Our reading, where the paper's supplement is silent:
   subset.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.functional import centre_scores, exact_distances
+from pipeline.functional import centre_products, centre_scores, exact_distances
 from pipeline.methods import Loss, Method, MethodConfig, Pairs, Phase, Terms, Weighted
-from pipeline.taps import Step, Tapped
+from pipeline.taps import Answer, Step, Tapped
 
 NEVER = -1e9  # score of what is left out of a softmax
 
@@ -55,6 +57,22 @@ class Config(MethodConfig):
         0.2, gt=0, description="an impostor is further away than the positive by less than this"
     )
     negatives: int = Field(0, ge=0, description="largest number of impostors in a tuple; 0: no limit")
+    score: Literal["squared", "dot"] = Field(
+        "squared",
+        description="of an image for a centre: minus the squared distance, or the embedding times the centre "
+        "scaled to length one, as in the authors' program",
+    )
+    embed_weight: float = Field(
+        1.0, gt=0, description="weight of the term `tuples`, which matters to sgd; the authors have 1000"
+    )
+    tuple_distances: Literal["raw", "normalised"] = Field(
+        "raw", description="of the embeddings, or of the embeddings scaled to length one, as the authors have"
+    )
+    choose_embedding: bool = Field(
+        False,
+        description="end phase embed with its best weights on validation images, by the nearest class mean; "
+        "false: with its last ones",
+    )
     adaptive: bool = Field(
         True, description="weigh each image by the teacher's confidence; false: REFILLED-minus"
     )
@@ -74,14 +92,20 @@ class Refilled(Method[Config]):
 
     def phases(self, student: Tapped) -> list[Phase]:
         return [
-            Phase("embed", self.embed_loss, (*student.all_but_classifier(), self.centres), needs_labels=True),
+            Phase(
+                "embed",
+                self.embed_loss,
+                (*student.all_but_classifier(), self.centres),
+                needs_labels=True,
+                embedding="chosen" if self.cfg.choose_embedding else "measured",
+            ),
             self.last_phase(student.net),
         ]
 
     def embed_loss(self, step: Step) -> Loss:
         if self.centres.training:
             self.pending.append((step.teacher.pooled, step.labels))
-        return {"tuples": Weighted(self.tuples(step), 1.0)}
+        return {"tuples": Weighted(self.tuples(step), self.cfg.embed_weight)}
 
     def tuples(self, step: Step) -> Tensor:
         """The term `tuples`, mean over the tuples of the batch; 0 if there are none."""
@@ -89,24 +113,37 @@ class Refilled(Method[Config]):
             step.student.pooled, step.labels, self.cfg.margin, self.cfg.negatives
         )
         student, teacher = (
-            _comparison(answer.pooled, anchor, positive, impostors, self.cfg.tuple_temperature)
+            _comparison(self.compared(answer), anchor, positive, impostors, self.cfg.tuple_temperature)
             for answer in (step.student, step.teacher)
         )
         divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
         is_tuple = impostors.any(1)
         return (divergence * is_tuple).sum() / is_tuple.sum().clamp(min=1)
 
+    def compared(self, answer: Answer) -> Tensor:
+        """The embeddings whose distances a tuple compares."""
+        return answer.pooled if self.cfg.tuple_distances == "raw" else F.normalize(answer.pooled)
+
+    def scores(self, step: Step) -> Tensor:
+        """h / tau2, B x classes."""
+        score = centre_products if self.cfg.score == "dot" else centre_scores
+        return score(step.teacher.pooled, self.centres.means) / self.cfg.temperature
+
+    def image_weights(self, step: Step) -> Tensor | None:
+        weighs = self.cfg.adaptive and not self.cfg.embedding_only
+        return confidence(self.scores(step)) if weighs else None
+
     def terms(self, step: Step) -> Terms:
         if self.cfg.embedding_only:
             return {}
-        scores = self.centres(step.teacher.pooled) / self.cfg.temperature
+        scores = self.scores(step)
         logits = step.student.logits / self.cfg.temperature
         present: Tensor = torch.unique(step.labels)
         teacher, student = (each[:, present].log_softmax(1) for each in (scores, logits))
         divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
-        confidence = scores.softmax(1).amax(1)
-        self.notes["confidence"] = confidence.mean()
-        return {"local": (divergence * confidence).mean() if self.cfg.adaptive else divergence.mean()}
+        sure = confidence(scores)
+        self.notes["confidence"] = sure.mean()
+        return {"local": (divergence * sure).mean() if self.cfg.adaptive else divergence.mean()}
 
     def after_backward(self, step: Step, student: Tapped) -> None:
         """Add this step to the centres, once a step in every process, because they add up their sums."""
@@ -117,7 +154,7 @@ class Refilled(Method[Config]):
 
 
 class Centres(nn.Module):
-    """The mean embedding of each class, classes x D; called with embeddings, it returns their scores."""
+    """The mean embedding of each class, classes x D."""
 
     means: Tensor
     counts: Tensor
@@ -126,9 +163,6 @@ class Centres(nn.Module):
         super().__init__()
         self.register_buffer("means", torch.zeros(classes, width))
         self.register_buffer("counts", torch.zeros(classes, 1))
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        return centre_scores(embeddings, self.means)
 
     @torch.no_grad()
     def add(self, embeddings: Tensor, labels: Tensor) -> None:
@@ -140,6 +174,11 @@ class Centres(nn.Module):
         sums, counts = new[:, :-1], new[:, -1:]
         self.counts += counts
         self.means += (sums - counts * self.means) / self.counts.clamp(min=1)
+
+
+def confidence(scores: Tensor) -> Tensor:
+    """How sure the nearest-centre classifier is of each image, in (0, 1]."""
+    return scores.softmax(1).amax(1)
 
 
 @torch.no_grad()
