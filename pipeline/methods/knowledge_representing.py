@@ -15,6 +15,13 @@ The optimizer gets `g + lambda * sign(g) * phi(g)`. So dominant weights move fur
 than before. The threshold eps is trained too, and starts at the mean absolute value of the weights of a
 tensor. `sparse: false` is the paper's Dense variant.
 
+With `alternate: true` there is one phase, as in Algorithm 1: W~ and the student take turns at every batch,
+each with an optimizer of its own. That of W~ has `aggregate_rate` times the learning rate. In a step the
+student moves first, so it learns from W~ as the batch before left it.
+
+`weight_penalty` adds the gradient of `sum |w|` or `sum w^2` of the student's weights instead, to compare with
+the sparse penalty (figures 2 and 5; with `sparse: false`).
+
 Default weights of labels, KD and term: 0.1, 0.9 and 0.1. The paper does not give gamma, lambda or the weight
 of the term.
 
@@ -27,10 +34,12 @@ Our reading, where the text is silent:
 - A layer of W~ is a 3x3 convolution, a batch norm and a ReLU. If the 3x3 convolution would have more weights
   than the whole group (bottlenecks, depthwise blocks), it is a depthwise and a 1x1 convolution instead. The
   kernel is wider than 3 if a map shrinks more than twice. If the group's map has negative values, the ReLU is
-  at the start of the next layer instead. The phases follow each other; the paper alternates them.
+  at the start of the next layer instead.
 - The student and W~ may differ in depth. From the deepest on, each map of the student (all but the stem) is
   matched with a layer of W~: the one with the map nearest in size, or the deepest of these. It must be
-  shallower than the layer matched before.
+  shallower than the layer matched before. In the paper every layer of the student has a layer of W~: name the
+  layers under `taps` of the student, and set `match: order` if there are as many of them as of W~
+  (recipes/papers/knowledge_representing_table1.yaml).
 - To minimise phi itself (with second derivatives) would make large gradients smaller, but the text wants them
   enhanced. So phi is added to the gradient. This is done for the weights of convolutions and linear layers,
   with one eps for each tensor, stored as its logarithm. eps descends on `lambda * mean phi` (Eq. 10). It

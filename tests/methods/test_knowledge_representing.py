@@ -8,8 +8,10 @@ from world import QUICK, World, noise
 
 from pipeline import nets
 from pipeline.functional import softened_kl
+from pipeline.methods._combined import Combined
 from pipeline.methods.knowledge_representing import (
     Aggregate,
+    Config,
     KnowledgeRepresenting,
     Thresholds,
     distance,
@@ -403,6 +405,25 @@ def test_alternating_is_algorithm_1() -> None:
             torch.testing.assert_close(value, wanted, rtol=1e-3, atol=1e-5, msg=key)
 
 
+def test_both_rates_hold_beside_a_partner() -> None:
+    """Such as KDGAN, in the last line of the paper's tables."""
+    world = World.make()
+    combined = world.method(NAME, alternate=True, aggregate_rate=10.0, combine={"name": "kdgan"})
+    (phase,) = combined.phases(world.student)
+    assert isinstance(combined, Combined)
+    assert phase.rates == ((combined.main.aggregate, 10.0),)
+    terms = {"ce", "kd", "layers", "aggregate kd", "aggregate groups"}
+    assert set(phase.loss(world.step())) == terms | {"kdgan discriminator", "kdgan deception"}
+
+
+def test_defaults_are_those_that_the_tables_of_results_were_made_with() -> None:
+    """c is the paper's; it gives none of the others."""
+    cfg = KnowledgeRepresenting.Config(name=NAME)
+    assert isinstance(cfg, Config)
+    found = (cfg.layers, cfg.gamma, cfg.sparse_weight, cfg.term_weight, cfg.ce_weight, cfg.kd_weight)
+    assert found == (3, 1.0, 0.03, 0.1, 0.1, 0.9)
+
+
 def test_without_taking_turns_there_are_two_phases() -> None:
     world = World.make()
     assert [phase.name for phase in made(world).phases(world.student)] == ["aggregate", "distill"]
@@ -457,7 +478,8 @@ def test_phase_aggregate_never_runs_the_student_and_removes_its_hooks() -> None:
     world = World.make()
     method = made(world)
     phase = method.phases(world.student)[0]
-    assert (phase.name, phase.trains, phase.of_teacher[0]) == ("aggregate", (method.aggregate,), "layers")
+    assert (phase.name, phase.trains) == ("aggregate", (method.aggregate,))
+    assert phase.of_teacher == ("layers", "gamma", "temperature")
     hooks = [len(module._forward_hooks) for module in world.teacher.net.modules()]
     world.student.net.register_forward_hook(lambda *_: pytest.fail("the student ran"))
     world.fit(method, 0)

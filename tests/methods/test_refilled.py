@@ -164,6 +164,13 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
         Config.model_validate({"name": "refilled", **settings})
 
 
+def test_defaults_are_the_papers_values() -> None:
+    """tau1, the margin, tau2 and lambda (figure 2 of the supplement), and all impostors (table 4)."""
+    cfg = Config(name="refilled")
+    paper = {"tuple_temperature": 4, "margin": 0.2, "temperature": 2, "term_weight": 2, "negatives": 0}
+    assert {name: getattr(cfg, name) for name in paper} == paper
+
+
 def test_phase_distill_has_the_cross_entropy_and_the_local_term_with_weight_lambda() -> None:
     step = step_of(embeddings(), embeddings(), logits=embeddings(8, 3, 4))
     loss = made(step).loss(step)
