@@ -13,8 +13,8 @@ of the teacher's embeddings t (B x D) is computed for each class: the centres, c
 Phase `distill` trains the whole student. The centres make a nearest-centre classifier with scores h,
 B x classes, of which there are two forms (`score`):
 
-- `squared`: `h(x)_c = -||t(x) - centre_c||^2`
 - `dot`: `h(x)_c = t(x) . centre_c / ||centre_c||`, as in the authors' program
+- `squared`: `h(x)_c = -||t(x) - centre_c||^2`
 
 Term `local`, beside the cross-entropy, only over the classes that occur in the batch, tau2 2:
 `lambda_i * KL(softmax(h / tau2) || softmax(logits / tau2))`.
@@ -32,9 +32,9 @@ Our reading, where the paper's supplement is silent:
 
 - confidence_i is the largest probability of the nearest-centre classifier among all classes of the student,
   `max softmax(h / tau2)`.
-- Distances between images are Euclidean. Our own form of the scores, `squared`, is that of Gaussian classes.
-  It is about 14 times sharper than `dot`, so the teacher looks sure where it is wrong
-  ([findings.md](findings.md)).
+- Distances between images are Euclidean.
+- `score: squared`, our own form, is that of Gaussian classes. It is about 14 times sharper than `dot`, so the
+  teacher looks sure where it is wrong ([findings.md](findings.md)).
 - Each pair of images of one label in the batch makes a tuple. Of too many impostors, the nearest are used.
   Both terms are means, over tuples or images.
 - Lambda is 2 by default, where the supplement has its best results.
@@ -66,10 +66,10 @@ class Config(MethodConfig):
         0.2, gt=0, description="an impostor is further away than the positive by less than this"
     )
     negatives: int = Field(0, ge=0, description="largest number of impostors in a tuple; 0: no limit")
-    score: Literal["squared", "dot"] = Field(
-        "squared",
-        description="of an image for a centre: minus the squared distance, or the embedding times the centre "
-        "scaled to length one, as in the authors' program",
+    score: Literal["dot", "squared"] = Field(
+        "dot",
+        description="of an image for a centre: the embedding times the centre scaled to length one, which is "
+        "the authors' form, or minus the squared distance",
     )
     embed_weight: float = Field(
         1.0, gt=0, description="weight of the term `tuples`, which matters to sgd; the authors have 1000"

@@ -26,7 +26,7 @@ VARIANTS: list[tuple[str, Settings]] = [(name, {}) for name in methods.names()] 
     ("knowledge_representing", {"sparse": False, "weight_penalty": "l1"}),
     ("knowledge_representing", {"alternate": True}),
     ("knowledge_representing", {"combine": {"name": "kdgan"}}),
-    ("refilled", {"score": "dot", "tuple_distances": "normalised"}),
+    ("refilled", {"score": "squared", "tuple_distances": "normalised"}),
     ("at", {"combine": {"name": "crd"}}),
     ("fitnet", {"combine": {"name": "fsp"}}),
     ("vid", {"combine": {"name": "jacobian"}}),

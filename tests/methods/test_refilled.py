@@ -153,7 +153,7 @@ def test_the_term_of_tuples_has_its_own_weight() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"score": "cosine"}, "'squared' or 'dot'"),
+        ({"score": "cosine"}, "'dot' or 'squared'"),
         ({"embed_weight": 0.0}, "greater than 0"),
         ({"tuple_distances": "unit"}, "'raw' or 'normalised'"),
         ({"choose_embedding": "often"}, "valid boolean"),
@@ -167,6 +167,7 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
 def test_defaults_are_the_papers_values() -> None:
     """tau1, the margin, tau2 and lambda (figure 2 of the supplement), and all impostors (table 4)."""
     cfg = Config(name="refilled")
+    assert cfg.score == "dot"
     paper = {"tuple_temperature": 4, "margin": 0.2, "temperature": 2, "term_weight": 2, "negatives": 0}
     assert {name: getattr(cfg, name) for name in paper} == paper
 
@@ -183,7 +184,7 @@ def test_a_student_like_its_teacher_has_nothing_to_learn() -> None:
     assert made(step_of(same, same)).tuples(step_of(same, same)).item() == pytest.approx(0, abs=1e-15)
     centres = embeddings(3, 5, 4)
     step = step_of(same, same, logits=centre_scores(same, centres) + 7)
-    method = made(step)
+    method = made(step, score="squared")
     method.centres.means.copy_(centres)
     assert method.terms(step)["local"].item() == pytest.approx(0, abs=1e-15)
 
@@ -285,7 +286,7 @@ def test_without_adaptive_weights_all_images_count_the_same(settings: dict[str, 
 def test_an_image_at_its_centre_and_far_from_all_others_has_confidence_1() -> None:
     centres = 100 * embeddings(3, 4, 1)
     step = step_of(embeddings(), centres[LABELS], logits=embeddings(8, 3, 3))
-    method = made(step)
+    method = made(step, score="squared")
     method.centres.means.copy_(centres)
     method.terms(step)
     assert method.take_notes()["confidence"].item() == 1
