@@ -36,7 +36,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.flatten(2).mT @ self.inputs
         mixed = nn.functional.linear(pixels, self.mix.weight, self.mix.bias)
-        return x + mixed.mT.unflatten(2, x.shape[2:])
+        return x + mixed.mT.reshape(x.shape)
 
 
 class Head(nn.Module):

@@ -220,7 +220,7 @@ def slow_scores(known: Known) -> dict[str, float]:
 def test_all_scores_equal_the_slow_reference(known: Known) -> None:
     reference = slow_scores(known)
     assert known.scores() == pytest.approx(reference, rel=1e-9)
-    assert 0.5 < reference["seen_auc"] < 1
+    assert 0.3 < reference["seen_auc"] < 0.49  # of networks that nobody has trained
     assert all(0.3 < reference[f"{side} {seed}"] < 1 for side in ("old", "new") for seed in (0, 1))
     assert reference["old 1"] != reference["new 1"]
 
