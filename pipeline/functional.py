@@ -160,6 +160,19 @@ def centre_scores(embeddings: Tensor, centres: Tensor) -> Tensor:
     return -exact_distances(embeddings, centres).pow(2)
 
 
+def centre_products(embeddings: Tensor, centres: Tensor) -> Tensor:
+    """`embedding . centre / ||centre||`, B x classes. Milder than `centre_scores`."""
+    return embeddings @ F.normalize(centres).T
+
+
+def auc(seen: Tensor, unseen: Tensor) -> float:
+    """The share of pairs in which the seen value is the larger one; of equal ones, half: the area under the
+    ROC curve."""
+    ordered = unseen.sort().values
+    below, not_above = (torch.searchsorted(ordered, seen, right=right) for right in (False, True))
+    return (below + not_above).double().mean().item() / (2 * len(ordered))
+
+
 def exact_distances(a: Tensor, b: Tensor) -> Tensor:
     """Euclidean distances between the rows of a and b, without matrix products, so equal rows have 0."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,7 +1,7 @@
 """What a network answers to a batch: logits, pooled embedding and maps. The only hook code."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -98,6 +98,7 @@ class Tapped:
     ) -> None:
         self.net = net
         self.input, self.loaded = input, frozenset(loaded)
+        self._probe = probe
         self._calls = _module_calls(net, probe)
         self.taps: dict[str, str] = taps or getattr(net, "taps", None) or _find_taps(self._calls)
         _check_taps(self.taps, self._calls)
@@ -137,10 +138,44 @@ class Tapped:
         return isinstance(self.net.get_submodule(_path(self.taps[name])), ACTIVATIONS)
 
     def upto(self, name: str) -> tuple[nn.Module, ...]:
-        """The layers that the map `name` depends on: every leaf module that runs, as far as its tap."""
+        """All that the map `name` is computed with: modules that ran before its tap, and parameters.
+
+        A parameter belongs to it if a gradient of the map reaches it. Parameters of modules that the map uses
+        only in part, such as a network's position embedding, are in an `nn.ParameterList` at the end.
+        """
         tap = self.taps[name]
         end = [n for n, call in enumerate(self._calls) if call.path == _path(tap)][_call_number(tap)]
-        return tuple(dict.fromkeys(call.module for call in self._calls[: end + 1] if call.leaf))
+        used = self._parameters_of(name)
+        ran = dict.fromkeys(call.module for call in self._calls[: end + 1])
+        whole = [module for module in ran if all(id(each) in used for each in module.parameters())]
+        return _with_others(whole, used.values())
+
+    def all_but_classifier(self) -> tuple[nn.Module, ...]:
+        """All of the network but the layer that classifies.
+
+        Parameters of the modules around that layer are in an `nn.ParameterList` at the end.
+        """
+        around, whole = self.net, list[nn.Module]()
+        own = list(around.parameters(recurse=False))
+        for inner in self.classifier.split("."):
+            whole += [child for name, child in around.named_children() if name != inner]
+            around = around.get_submodule(inner)
+            own += around.parameters(recurse=False)
+        classifier = {id(each) for each in around.parameters()}
+        return _with_others(whole, [each for each in own if id(each) not in classifier])
+
+    def _parameters_of(self, name: str) -> dict[int, nn.Parameter]:
+        """The parameters that the map `name` depends on, by their id."""
+        everything = list(self.net.parameters())
+        frozen = [each for each in everything if not each.requires_grad]
+        self.net.requires_grad_(True)
+        with in_eval_mode(self.net), torch.enable_grad():
+            value = self(self._probe).maps[name].sum()
+            gradients = torch.autograd.grad(value, everything, allow_unused=True)
+        for each in frozen:
+            each.requires_grad_(False)
+        used = zip(everything, gradients, strict=True)
+        return {id(each): each for each, gradient in used if gradient is not None}
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -253,6 +288,13 @@ class _LabelledPart(Step):
     @cached_property
     def teacher(self) -> Answer:
         return self.whole.teacher.of(self.places)
+
+
+def _with_others(modules: list[nn.Module], wanted: Iterable[nn.Parameter]) -> tuple[nn.Module, ...]:
+    """The modules, and a list of the wanted parameters that are in none of them."""
+    inside = {id(each) for module in modules for each in module.parameters()}
+    others = [each for each in wanted if id(each) not in inside]
+    return (*modules, nn.ParameterList(others)) if others else tuple(modules)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def test_our_params_compare_kd_and_fitnet_with_the_baseline() -> None:
 
 
 def test_no_line_of_a_params_file_is_over_110_columns() -> None:
-    for file in (ROOT / "params.yaml", *(ROOT / "recipes").glob("*.yaml")):
+    for file in (ROOT / "params.yaml", *(ROOT / "recipes").rglob("*.yaml")):
         assert max(map(len, file.read_text().splitlines())) <= 110, file
 
 

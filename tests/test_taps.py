@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from owning import owning, up_to
 from torch import Tensor, nn
 from world import World, moved, snapshot
 
@@ -103,6 +104,39 @@ def test_gradients_of_a_map_reach_exactly_the_layers_that_upto_names() -> None:
         reached = {id(p) for p in student.net.parameters() if p.grad is not None}
         named = {id(p) for module in student.upto(name) for p in module.parameters()}
         assert reached == named, name
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_upto_names_parameters_that_belong_to_no_layer_and_leaves_the_network_as_it_was(stage: int) -> None:
+    student = owning(World.make()).student
+    names = {id(p): key for key, p in student.net.named_parameters()}
+    student.net.requires_grad_(False).train()
+    student.net.get_parameter("position").requires_grad_(True)
+    before = snapshot(student.net)
+    parts = student.upto(f"stage{stage}")
+    assert {names[id(p)] for part in parts for p in part.parameters()} == up_to(stage)
+    assert [names[id(p)] for p in student.net.parameters() if p.requires_grad] == ["position"]
+    assert all(p.grad is None for p in student.net.parameters())
+    assert all(module.training for module in student.net.modules())
+    assert not moved(before, snapshot(student.net))
+
+
+def test_a_module_that_a_map_needs_as_a_whole_is_trained_as_a_whole() -> None:
+    """So that it is in train mode itself, not only its layers."""
+    student = owning(World.make()).student
+    attention, block = (student.net.get_submodule(name) for name in ("attention", "block1"))
+    assert attention in student.upto("stage2")
+    assert block in student.upto("stage2")
+    assert block not in student.upto("stage1")  # its last parameter comes after the map
+
+
+def test_all_but_the_classifier_are_all_other_parameters() -> None:
+    for student in (owning(World.make()).student, World.make().student):
+        parts = student.all_but_classifier()
+        inside = {id(p) for part in parts for p in part.parameters()}
+        outside = {key for key, p in student.net.named_parameters() if id(p) not in inside}
+        assert outside == {f"{student.classifier}.weight", f"{student.classifier}.bias"}
+        assert student.net not in parts
 
 
 def test_a_network_runs_only_if_its_answer_is_read() -> None:

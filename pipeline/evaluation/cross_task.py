@@ -7,7 +7,7 @@ table 4.
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pipeline.data.seen import Seen
 from pipeline.data.store import Store
 from pipeline.evaluation.scores import check_logits, logits_of
 from pipeline.export.calibration import confidence
-from pipeline.functional import Input, centre_scores, normalise
+from pipeline.functional import Input, auc, centre_products, centre_scores, normalise
 from pipeline.settings import InputError
 from pipeline.taps import Tapped
 
@@ -99,9 +99,8 @@ def seen_auc(weights: np.ndarray, labels: np.ndarray, teacher_classes: Sequence[
     seen = np.isin(labels, teacher_classes)
     if seen.all() or not seen.any():
         return None
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(seen, weights))
+    values = torch.from_numpy(weights)
+    return auc(values[seen], values[~seen])
 
 
 def _joint_scores(
@@ -120,11 +119,17 @@ def _lambda_auc(
 
     The images are those of the student's classes.
     """
-    scores, labels = _nearest_centres(store, teacher, student_classes)
+    scores, labels = _nearest_centres(store, teacher, student_classes, score=centre_products)
     return seen_auc(confidence(scores / TAU), labels, teacher_classes)
 
 
-def _nearest_centres(store: Store, network: Path, classes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def _nearest_centres(
+    store: Store,
+    network: Path,
+    classes: Sequence[int],
+    *,
+    score: Callable[[Tensor, Tensor], Tensor] = centre_scores,
+) -> tuple[np.ndarray, np.ndarray]:
     """Scores, B x classes, of all test images of `classes` by the nearest centre, and the labels of these
     images.
 
@@ -135,7 +140,7 @@ def _nearest_centres(store: Store, network: Path, classes: Sequence[int]) -> tup
     )
     centres = class_centres(_embeddings(store, network, train), store.labels[train], classes)
     embeddings = torch.from_numpy(_embeddings(store, network, test)).double()
-    scores: np.ndarray = centre_scores(embeddings, torch.from_numpy(centres)).numpy()
+    scores: np.ndarray = score(embeddings, torch.from_numpy(centres)).numpy()
     return scores, store.labels[test]
 
 

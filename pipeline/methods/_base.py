@@ -82,6 +82,11 @@ class Phase:
     # Only for a phase that never reads the student, and so can be trained once for many students: the names
     # of the settings that it reads.
     of_teacher: tuple[str, ...] = ()
+    # Whether the student's embedding after it is measured by the nearest class mean on validation images, or
+    # its weights are chosen by that, too.
+    embedding: Literal["", "measured", "chosen"] = ""
+    # modules whose learning rate is this multiple of the phase's: a second optimizer, with the same schedule
+    rates: tuple[tuple[nn.Module, float], ...] = ()
 
 
 Pairs = Sequence[tuple[str, str]]  # (student's, teacher's): each the name of a map, `pooled` or `logits`
@@ -173,6 +178,10 @@ class Method(nn.Module, ABC, Generic[C]):
     def last_phase(self, *trains: nn.Module) -> Phase:
         """Phase `distill`, which trains `loss`."""
         return Phase("distill", self.loss, trains, self.needs_labels)
+
+    def image_weights(self, step: Step) -> Tensor | None:
+        """How much the last phase lets each image count, for the record; None if all count the same."""
+        return None
 
     def after_backward(self, step: Step, student: Tapped) -> None:
         """The one hook in the training loop: the gradients are ready, the optimizer has not stepped yet."""

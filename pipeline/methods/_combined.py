@@ -3,6 +3,7 @@
 In params.yaml: `combine: {name: crd}` among the settings of the method.
 """
 
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -55,7 +56,12 @@ class Combined(Method[MethodConfig]):
     def phases(self, student: Tapped) -> list[Phase]:
         *early, last = self.main.phases(student)
         *early_of_partner, last_of_partner = self.partner.phases(student)
-        return [*early, *early_of_partner, self.last_phase(*last.trains, *last_of_partner.trains)]
+        both = (*last.trains, *last_of_partner.trains)
+        rates = (*last.rates, *last_of_partner.rates)
+        return [*early, *early_of_partner, replace(self.last_phase(*both), rates=rates)]
+
+    def image_weights(self, step: Step) -> Tensor | None:
+        return self.main.image_weights(step)
 
     def after_backward(self, step: Step, student: Tapped) -> None:
         self.main.after_backward(step, student)

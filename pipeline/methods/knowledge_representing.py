@@ -15,6 +15,13 @@ The optimizer gets `g + lambda * sign(g) * phi(g)`. So dominant weights move fur
 than before. The threshold eps is trained too, and starts at the mean absolute value of the weights of a
 tensor. `sparse: false` is the paper's Dense variant.
 
+With `alternate: true` there is one phase, as in Algorithm 1: W~ and the student take turns at every batch,
+each with an optimizer of its own. That of W~ has `aggregate_rate` times the learning rate. In a step the
+student moves first, so it learns from W~ as the batch before left it.
+
+`weight_penalty` adds the gradient of `sum |w|` or `sum w^2` of the student's weights instead, to compare with
+the sparse penalty (figures 2 and 5; with `sparse: false`).
+
 Default weights of labels, KD and term: 0.1, 0.9 and 0.1. The paper does not give gamma, lambda or the weight
 of the term.
 
@@ -27,10 +34,12 @@ Our reading, where the text is silent:
 - A layer of W~ is a 3x3 convolution, a batch norm and a ReLU. If the 3x3 convolution would have more weights
   than the whole group (bottlenecks, depthwise blocks), it is a depthwise and a 1x1 convolution instead. The
   kernel is wider than 3 if a map shrinks more than twice. If the group's map has negative values, the ReLU is
-  at the start of the next layer instead. The phases follow each other; the paper alternates them.
+  at the start of the next layer instead.
 - The student and W~ may differ in depth. From the deepest on, each map of the student (all but the stem) is
   matched with a layer of W~: the one with the map nearest in size, or the deepest of these. It must be
-  shallower than the layer matched before.
+  shallower than the layer matched before. In the paper every layer of the student has a layer of W~: name the
+  layers under `taps` of the student, and set `match: order` if there are as many of them as of W~
+  (recipes/papers/knowledge_representing_table1.yaml).
 - To minimise phi itself (with second derivatives) would make large gradients smaller, but the text wants them
   enhanced. So phi is added to the gradient. This is done for the weights of convolutions and linear layers,
   with one eps for each tensor, stored as its logarithm. eps descends on `lambda * mean phi` (Eq. 10). It
@@ -44,7 +53,7 @@ Our reading, where the text is silent:
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -70,11 +79,28 @@ class Config(MethodConfig):
         description="convolutions of the teacher that become one layer; the paper's c (4 for ImageNet)",
     )
     gamma: float = Field(1.0, ge=0, description="weight of the distances of the groups in phase aggregate")
+    alternate: bool = Field(
+        False,
+        description="one phase, in which W~ and the student take turns, as in Algorithm 1; false: W~ first",
+    )
+    aggregate_rate: float = Field(
+        1.0,
+        gt=0,
+        description="with `alternate`: learning rate of W~ as a multiple of the phase's; 10 in the paper",
+    )
+    match: Literal["size", "order"] = Field(
+        "size",
+        description="what a map is matched with: the layer of W~ nearest in size, or that of its own number",
+    )
     sparse: bool = Field(True, description="recode the student's gradients; false: the paper's Dense variant")
     sparse_weight: float = Field(0.03, gt=0, description="lambda, weight of the sparse penalty")
     gradients: Literal["relative", "raw"] = Field(
         "relative", description="gradients are compared with eps on the scale of the weights, or as they are"
     )
+    weight_penalty: Literal["none", "l1", "l2"] = Field(
+        "none", description="on the student's weights, to compare with the sparse penalty (figures 2 and 5)"
+    )
+    weight_penalty_strength: float = Field(1e-4, gt=0, description="lambda of `weight_penalty`")
     student_maps: tuple[str, ...] = Field(
         (), description="names of the student's maps; empty: all but the stem"
     )
@@ -94,7 +120,8 @@ class KnowledgeRepresenting(Method[Config]):
             probe.student.named_map(name, "method.student_maps")
         names = cfg.student_maps or probe.student.body
         maps = [probe.student.maps[name] for name in names]
-        matches = match_layers(maps, [group.map for group in self.groups])
+        layers = [group.map for group in self.groups]
+        matches = match_layers(maps, layers) if cfg.match == "size" else match_in_order(maps, layers)
         self.matches = [(names[n], layer) for n, layer in matches]  # (map of the student, layer of W~)
         self.pairs = [
             (name, end)
@@ -105,25 +132,43 @@ class KnowledgeRepresenting(Method[Config]):
             adapter_of(probe.student.maps[name], self.groups[layer].map) for name, layer in self.matches
         )
         self.thresholds = Thresholds(weights_of(probe.student_net.net)) if cfg.sparse else None
+        self.passed: list[Tensor] = []  # maps of W~ in this step, if it takes turns with the student
 
     def terms(self, step: Step) -> Terms:
-        with torch.no_grad(), step.autocast():
-            maps, _ = self.aggregate(step.teacher_images)
+        maps = self.passed
+        if not maps:
+            with torch.no_grad(), step.autocast():
+                maps, _ = self.aggregate(step.teacher_images)
         distances = [
-            distance(adapter(step.student.maps[name]), maps[layer].float())
+            distance(adapter(step.student.maps[name]), maps[layer].detach().float())
             for adapter, (name, layer) in zip(self.adapters, self.matches, strict=True)
         ]
         return {"layers": torch.stack(distances).sum()}
 
+    def loss(self, step: Step) -> Loss:
+        if not self.cfg.alternate:
+            return super().loss(step)
+        of_aggregate, self.passed = self._aggregate_step(step)
+        loss = super().loss(step)
+        self.passed = []
+        return loss | {f"aggregate {name}": term for name, term in of_aggregate.items()}
+
     def phases(self, student: Tapped) -> list[Phase]:
         adapters = (self.adapters,) if self.thresholds is None else (self.adapters, self.thresholds)
         settings = ("layers", "gamma", "temperature")
+        if self.cfg.alternate:
+            both = self.last_phase(student.net, *adapters, self.aggregate)
+            return [replace(both, rates=((self.aggregate, self.cfg.aggregate_rate),))]
         return [
             Phase("aggregate", self.aggregate_loss, (self.aggregate,), of_teacher=settings),
             self.last_phase(student.net, *adapters),
         ]
 
     def aggregate_loss(self, step: Step) -> Loss:
+        return self._aggregate_step(step)[0]
+
+    def _aggregate_step(self, step: Step) -> tuple[Loss, list[Tensor]]:
+        """The loss of W~ (Eq. 9), and its maps."""
         with torch.no_grad(), step.autocast():
             teacher_maps, teacher_logits = maps_of(
                 self.teacher, [g.path for g in self.groups], step.teacher_images
@@ -137,11 +182,13 @@ class KnowledgeRepresenting(Method[Config]):
                 for group, a, t in zip(self.groups, maps, teacher_maps, strict=True)
             ]
             loss["groups"] = Weighted(torch.stack(distances).sum(), self.cfg.gamma)
-        return loss
+        return loss, maps
 
     @torch.no_grad()
     def after_backward(self, step: Step, student: Tapped) -> None:
-        """In phase `distill`: recode the student's gradients, and set that of eps."""
+        """In phase `distill`: recode the student's gradients, and set that of eps; add those of a penalty."""
+        if self.adapters.training and self.cfg.weight_penalty != "none":
+            penalise(weights_of(student.net), self.cfg.weight_penalty, self.cfg.weight_penalty_strength)
         if self.thresholds is not None and self.thresholds.log.requires_grad:
             relative = self.cfg.gradients == "relative"
             self.notes["dominant gradients"] = self.thresholds.recode(
@@ -185,6 +232,13 @@ def penalty(gradient: Tensor, eps: Tensor) -> Tensor:
     return torch.where(size >= eps, (size + size.square()) / eps, 0)
 
 
+def penalise(weights: Sequence[Tensor], kind: Literal["l1", "l2"], strength: float) -> None:
+    """Add the gradient of `strength * sum |w|`, or of `strength * sum w^2`, to that of each weight."""
+    for weight in weights:
+        if weight.grad is not None:
+            weight.grad += strength * (weight.sign() if kind == "l1" else 2 * weight)
+
+
 def distance(a: Tensor, b: Tensor) -> Tensor:
     """Euclidean distance of two maps, B x C x H x W, for each image; mean over the batch."""
     a, b = match_size(a, b)
@@ -216,6 +270,17 @@ def match_layers(student: Sequence[Tensor], layers: Sequence[Tensor]) -> list[tu
             ratios = {layer: abs(math.log(_size(layers[layer]) / _size(student[n]))) for layer in above}
             pairs.append((n, min(reversed(above), key=ratios.__getitem__)))
     return pairs[::-1]
+
+
+def match_in_order(student: Sequence[Tensor], layers: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """The n-th map with the n-th layer, as `match_layers`."""
+    if len(student) != len(layers):
+        raise InputError(
+            f"method.match is order, but the student has {len(student)} maps to match and W~ has "
+            f"{len(layers)} layers. Name {len(layers)} maps in method.student_maps (more can be named under "
+            "`taps` of the student), change method.layers, or set method.match to size."
+        )
+    return [(n, n) for n in range(len(layers))]
 
 
 def _size(x: Tensor) -> int:

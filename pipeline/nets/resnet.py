@@ -1,12 +1,16 @@
-"""ResNets for small images (He et al., 2016, section 4.2), and the wider ones (x4) of the CRD tables."""
+"""ResNets for small images (He et al., 2016, section 4.2), and the wider ones (x4) of the CRD tables.
+
+`resnet8_x0.67` has two thirds of the channels of `resnet8` in each layer, as the students of Knowledge
+Representing have.
+"""
 
 from torch import Tensor, nn
 
-from pipeline.nets.layers import Chain, conv_norm, conv_norm_relu
+from pipeline.nets.layers import Chain, conv_norm, conv_norm_relu, scaled, width_in
 
-SIZES = {f"resnet{depth}": (depth, (16, 16, 32, 64)) for depth in (8, 14, 20, 32, 44, 56, 110)}
+SIZES = {f"resnet{depth}": (depth, (16, 16, 32, 64)) for depth in (8, 14, 20, 26, 32, 44, 56, 110)}
 SIZES |= {f"resnet{depth}x4": (depth, (32, 64, 128, 256)) for depth in (8, 32)}
-NAMES = tuple(SIZES)
+NAMES = (*SIZES, "resnet<depth>_x<width>")
 
 
 class Block(nn.Module):
@@ -25,9 +29,12 @@ class Block(nn.Module):
 
 
 def build(name: str, classes: int, channels: int) -> nn.Module | None:
-    if name not in SIZES:
+    family = name.partition("_x")[0]
+    width = width_in(name, family, default=1.0) if family in SIZES else None
+    if width is None:
         return None
-    depth, widths = SIZES[name]
+    depth, full = SIZES[family]
+    widths = [scaled(each, width) for each in full]
     blocks = (depth - 2) // 6
     parts: dict[str, nn.Module] = {"stem": conv_norm_relu(channels, widths[0], 3)}
     for n in (1, 2, 3):

@@ -11,6 +11,11 @@ def value(scores: Mapping[str, float], select: Select) -> float:
     return -scores["val_loss"] if select == "loss" else scores[f"val_{select}"]
 
 
-def rank(scores: Mapping[str, float], select: Select) -> tuple[float, float]:
-    """The highest is best. Of equal values, that with the lower loss."""
+def rank(scores: Mapping[str, float], select: Select) -> tuple[float, ...]:
+    """The highest is best. Of equal values, that with the lower loss.
+
+    If the embedding alone was scored, the accuracy of the nearest class mean decides.
+    """
+    if "val_nearest_mean" in scores:
+        return (scores["val_nearest_mean"],)
     return value(scores, select), -scores["val_loss"]

@@ -15,6 +15,8 @@ from pipeline.taps import Tapped
 from pipeline.training.loop import Validate, fit
 from pipeline.training.recipe import TrainConfig
 
+REACHED = {"val_accuracy": "validation accuracy", "val_nearest_mean": "accuracy of the nearest class mean"}
+
 
 @dataclass(frozen=True)
 class Trainee:
@@ -74,9 +76,8 @@ def _told(curves: Curves, planned: float, *, labelled: int, unlabelled: int) -> 
     trained, seconds = curves["epoch"][-1], curves["seconds"][-1]
     length = f"{round(trained, 2):g}" + (f" of {round(planned, 2):g}" if trained < planned else "")
     reached = (
-        f"validation accuracy {max(curves['val_accuracy']):.1%}"
-        if "val_accuracy" in curves
-        else f"loss {curves['loss'][-1]:.4g}"
+        next((f"{words} {max(curves[name]):.1%}" for name, words in REACHED.items() if name in curves), "")
+        or f"loss {curves['loss'][-1]:.4g}"
     )
     others = f" and {unlabelled} without labels" if unlabelled else ""
     epochs = "epoch" if length == "1" else "epochs"

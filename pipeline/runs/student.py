@@ -1,7 +1,7 @@
 """The students of a run, seed by seed: first the early phases of its method, then the last one."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from pipeline.checkpoint import load_facts, load_network_weights, load_weights, save_network, save_weights
+from pipeline.data.protocol import class_sets
 from pipeline.files import atomic_folder, sha256
 from pipeline.methods import Method, Phase
 from pipeline.records.progress import OnPoint
 from pipeline.records.record import Curves, Result
 from pipeline.runs.context import Context
+from pipeline.runs.embedding import image_weights, nearest_mean
 from pipeline.runs.knowledge import recall_knowledge
 from pipeline.runs.overview import overview, table
 from pipeline.runs.phase import Trainee, check_phases, train_phase
@@ -39,11 +41,20 @@ def pretrain(
             if trainee.seed == run.seeds[0]:
                 result.details["overview"] = _overview(context, trainee)
             for phase in early:
-                result.curves |= _train(context, run, trainee, phase, folder, on_point, validate=None)
+                judge = partial(nearest_mean, context, trainee.student)
+                validate = judge if phase.embedding == "chosen" else None
+                result.curves |= _train(context, run, trainee, phase, folder, on_point, validate=validate)
+                if phase.embedding:
+                    _add_scores(result, trainee.seed, judge(trainee.student.net))
+            if trainee.seed == run.seeds[0]:
+                seen, _ = class_sets(context.store.classes, run.protocol)
+                if weights := image_weights(context, trainee, seen):
+                    result.details["image_weights"] = weights
             if context.is_main:
                 trained = folder / "out" / f"seed-{trainee.seed}"
                 _save(trained, context, run, trainee)
                 save_weights(trained / METHOD, trainee.method.state_dict())
+        _add_means(result, run.seeds)
         if context.is_main:
             result.outputs["student"] = _finish(folder / "out", out)
     return result
@@ -66,12 +77,10 @@ def distill(
             validate = partial(context.validate, input=student.input)
             result.curves |= _train(context, run, trainee, last, folder, on_point, validate=validate)
             scores = validate(student.net)
-            result.metrics |= {f"{name}/seed-{seed}": value for name, value in scores.items()}
+            _add_scores(result, seed, scores)
             if context.is_main:
                 _save(folder / "out" / f"seed-{seed}", context, run, trainee, select=select, **scores)
-        for name in scores:
-            of_seeds = [result.metrics[f"{name}/seed-{seed}"] for seed in run.seeds]
-            result.metrics[name] = sum(of_seeds) / len(of_seeds)
+        _add_means(result, run.seeds)
         if context.is_main:
             result.outputs["student"] = _finish(folder / "out", out)
     return result
@@ -105,6 +114,17 @@ def load_initial(folder: Path, student: Tapped, method: Method[Any]) -> None:
     """Load the weights of a seed's student and method that `pretrain` saved."""
     student.net.load_state_dict(load_network_weights(folder))
     method.load_state_dict(load_weights(folder / METHOD))
+
+
+def _add_scores(result: Result, seed: int, scores: Mapping[str, float]) -> None:
+    result.metrics |= {f"{name}/seed-{seed}": value for name, value in scores.items()}
+
+
+def _add_means(result: Result, seeds: Sequence[int]) -> None:
+    """Beside each score of the seeds, its mean over them."""
+    for name in dict.fromkeys(key.rpartition("/seed-")[0] for key in list(result.metrics)):
+        of_seeds = [result.metrics[f"{name}/seed-{seed}"] for seed in seeds]
+        result.metrics[name] = sum(of_seeds) / len(of_seeds)
 
 
 def _sees_unlabelled(run: Run, phase: Phase) -> bool:

@@ -46,15 +46,17 @@ def fit(
     """Train what the phase trains, and return its curves.
 
     The student ends with its best weights on validation, or with its last ones without `validate`, which
-    returns at least `val_accuracy`, `val_loss` and what `cfg.select` names. `on_point` gets the curves so far
-    at each point. With a `state_file`, a phase that was stopped continues from there and ends with the same
-    weights. `epoch` in the curves has a fraction where `cfg.steps` cuts the last epoch.
+    returns at least `val_accuracy`, `val_loss` and what `cfg.select` names, or `val_nearest_mean` alone.
+    `on_point` gets the curves so far at each point. With a `state_file`, a phase that was stopped continues
+    from there and ends with the same weights. `epoch` in the curves has a fraction where `cfg.steps` cuts the
+    last epoch.
     """
     torch.manual_seed(seed)
     parameters = set_trainable(phase, student, method)
     per_epoch, steps = len(batches), cfg.total_steps(len(batches))
     epochs = -(-steps // per_epoch)
-    optimizer = cfg.build_optimizer(parameters, pretrained(student))
+    factors = {id(p): factor for module, factor in phase.rates for p in module.parameters()}
+    optimizer = cfg.build_optimizer(parameters, pretrained(student), factors)
     schedule = cfg.build_scheduler(optimizer, steps)
     scaler = torch.amp.GradScaler(enabled=cfg.amp == "fp16" and accelerator.device.type == "cuda")
     average = _averaged(student.net, cfg)

@@ -1,7 +1,10 @@
 """The settings of one phase's training: how long, how fast, in which precision."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -52,6 +55,9 @@ class TrainConfig(Settings):
         ge=0,
         lt=1,
         description="share of the steps in which the rate rises; 0: none (onecycle rises by itself: 0.3)",
+    )
+    floor: float = Field(
+        0.0, ge=0, lt=1, description="of schedule cosine: the rate at the end, as a share of lr"
     )
     milestones: tuple[float, ...] = Field(
         (0.625, 0.75, 0.875), description="of schedule step: when the rate falls, as shares of the epochs"
@@ -106,6 +112,15 @@ class TrainConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _has_a_floor(self) -> "TrainConfig":
+        if self.floor and self.schedule != "cosine":
+            raise ValueError(
+                f"floor is {self.floor:g}, but schedule {self.schedule} has none. Set schedule to cosine, or "
+                "leave floor out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _warm_before_it_falls(self) -> "TrainConfig":
         if self.schedule == "step" and self.warmup and min(self.milestones, default=1.0) < self.warmup:
             raise ValueError(
@@ -119,10 +134,16 @@ class TrainConfig(Settings):
         return self.steps or self.epochs * steps_per_epoch
 
     def build_optimizer(
-        self, parameters: Iterable[nn.Parameter], pretrained: Iterable[nn.Parameter] = ()
+        self,
+        parameters: Iterable[nn.Parameter],
+        pretrained: Iterable[nn.Parameter] = (),
+        factors: Mapping[int, float] = MappingProxyType({}),
     ) -> torch.optim.Optimizer:
-        """The rate of its first group is the full one; those that are `pretrained` have their own."""
-        groups = self._groups(parameters, {id(parameter) for parameter in pretrained})
+        """The rate of its first group is the full one; those that are `pretrained` have their own.
+
+        `factors`, by the id of a parameter, multiply its rate.
+        """
+        groups = self._groups(parameters, {id(parameter) for parameter in pretrained}, factors)
         match self.optimizer:
             case "sgd":
                 return torch.optim.SGD(groups, self.lr, self.momentum, nesterov=True)
@@ -131,11 +152,14 @@ class TrainConfig(Settings):
             case "adamw":
                 return torch.optim.AdamW(groups, self.lr)
 
-    def _groups(self, parameters: Iterable[nn.Parameter], pretrained: set[int]) -> list[dict[str, Any]]:
+    def _groups(
+        self, parameters: Iterable[nn.Parameter], pretrained: set[int], factors: Mapping[int, float]
+    ) -> list[dict[str, Any]]:
         """The parameters by learning rate and weight decay."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {(self.lr, self.weight_decay): []}
         for parameter in parameters:
             rate = self.lr * (self.pretrained_lr if id(parameter) in pretrained else 1)
+            rate *= factors.get(id(parameter), 1)
             decay = self.weight_decay if self.decay == "all" or parameter.ndim > 1 else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
         return [
@@ -163,6 +187,10 @@ class TrainConfig(Settings):
             case "step":
                 milestones = [round(share * steps) - rise for share in self.milestones]
                 return lr_scheduler.MultiStepLR(optimizer, milestones, self.gamma)
+            case "cosine" if self.floor:
+                return lr_scheduler.LambdaLR(
+                    optimizer, partial(_cosine, floor=self.floor, steps=steps - rise)
+                )
             case "cosine":
                 return lr_scheduler.CosineAnnealingLR(optimizer, steps - rise)
             case "onecycle":
@@ -191,6 +219,11 @@ class TeacherTrainConfig(TrainConfig):
     @model_validator(mode="after")
     def _has_a_length(self) -> "TeacherTrainConfig":
         return self
+
+
+def _cosine(step: int, *, floor: float, steps: int) -> float:
+    """The factor of the rate at a step: from 1 to `floor`."""
+    return floor + (1 - floor) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def merged(common: TrainConfig, own: dict[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,8 @@ class State:
         for name in [*self.curves, *(name for name in point if name not in self.curves)]:
             # a term that the loss does not have at this point counts as 0
             self.curves.setdefault(name, [0.0] * earlier).append(float(point.get(name, 0.0)))
-        score = rank(point, self.select) if "val_accuracy" in point else (float(epoch),)
+        is_validated = any(name.startswith("val_") for name in point)
+        score = rank(point, self.select) if is_validated else (float(epoch),)
         if not self.best or score > self.score:
             self.score, self.best_epoch = score, epoch
             self.best = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}

@@ -166,8 +166,10 @@ def slow_embedding(image: np.ndarray, weights: Weights) -> Row:
     ]
 
 
-def slow_distances(known: Known, network: Path, classes: Sequence[int]) -> list[tuple[int, Row]]:
-    """For each test image of `classes`: its class, and its squared distances to the centres of `classes`."""
+def slow_points(
+    known: Known, network: Path, classes: Sequence[int]
+) -> tuple[list[tuple[int, Row]], list[Row]]:
+    """For each test image of `classes` its class and its embedding; and the centres of `classes`."""
     train, test = range(SPLITS["train"]), range(SPLITS["train"] + SPLITS["val"], sum(SPLITS.values()))
     found = [slow_embedding(image, known.weights[network]) for image in known.store.images]
     labels = known.store.labels.tolist()
@@ -175,20 +177,16 @@ def slow_distances(known: Known, network: Path, classes: Sequence[int]) -> list[
     for label in classes:
         own = [found[row] for row in train if labels[row] == label]
         centres.append([sum(column) / len(own) for column in zip(*own, strict=True)])
-    return [
-        (
-            labels[row],
-            [sum((x - c) ** 2 for x, c in zip(found[row], centre, strict=True)) for centre in centres],
-        )
-        for row in test
-        if labels[row] in classes
-    ]
+    return [(labels[row], found[row]) for row in test if labels[row] in classes], centres
 
 
 def slow_joint_scores(known: Known, network: Path) -> dict[str, float]:
     both = sorted({*TEACHER, *STUDENT})
-    found = slow_distances(known, network, both)
-    right = [(label, both[row.index(min(row))] == label) for label, row in found]
+    points, centres = slow_points(known, network, both)
+    right = []
+    for label, point in points:
+        distances = [sum((x - c) ** 2 for x, c in zip(point, centre, strict=True)) for centre in centres]
+        right.append((label, both[distances.index(min(distances))] == label))
     old, new = (
         sum(hit for label, hit in right if label in side) / sum(label in side for label, _ in right)
         for side in (TEACHER, STUDENT)
@@ -199,8 +197,14 @@ def slow_joint_scores(known: Known, network: Path) -> dict[str, float]:
 def slow_seen_auc(known: Known) -> float:
     """The share of pairs of a seen and an unseen image in which the seen one has the larger weight."""
     weights: dict[bool, Row] = {True: [], False: []}
-    for label, row in slow_distances(known, known.teacher, STUDENT):
-        exponentials = [math.exp((min(row) - distance) / 2) for distance in row]  # tau2 is 2
+    points, centres = slow_points(known, known.teacher, STUDENT)
+    for label, point in points:
+        # the embedding times the centre of length one, over tau2, which is 2
+        scores = [
+            sum(x * c for x, c in zip(point, centre, strict=True)) / math.hypot(*centre) / 2
+            for centre in centres
+        ]
+        exponentials = [math.exp(score) for score in scores]
         weights[label in TEACHER].append(max(exponentials) / sum(exponentials))
     pairs = [(a > b) + (a == b) / 2 for a in weights[True] for b in weights[False]]
     return sum(pairs) / len(pairs)
@@ -216,7 +220,7 @@ def slow_scores(known: Known) -> dict[str, float]:
 def test_all_scores_equal_the_slow_reference(known: Known) -> None:
     reference = slow_scores(known)
     assert known.scores() == pytest.approx(reference, rel=1e-9)
-    assert 0.5 < reference["seen_auc"] < 1
+    assert 0.3 < reference["seen_auc"] < 0.49  # of networks that nobody has trained
     assert all(0.3 < reference[f"{side} {seed}"] < 1 for side in ("old", "new") for seed in (0, 1))
     assert reference["old 1"] != reference["new 1"]
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from owning import HEAD, owning, up_to
 from torch import Tensor
 from world import CLASSES, World, moved, snapshot
 
@@ -23,7 +24,10 @@ VARIANTS: list[tuple[str, Settings]] = [(name, {}) for name in methods.names()] 
     ("fitnet", {"joint": True}),
     ("kd", {"ce_weight": 0.0}),
     ("kd", {"standardise": True}),
-    ("knowledge_representing", {"sparse": False}),
+    ("knowledge_representing", {"sparse": False, "weight_penalty": "l1"}),
+    ("knowledge_representing", {"alternate": True}),
+    ("knowledge_representing", {"combine": {"name": "kdgan"}}),
+    ("refilled", {"score": "squared", "tuple_distances": "normalised"}),
     ("at", {"combine": {"name": "crd"}}),
     ("fitnet", {"combine": {"name": "fsp"}}),
     ("vid", {"combine": {"name": "jacobian"}}),
@@ -319,3 +323,26 @@ def test_only_labels_teach_a_last_phase_without_kd_or_terms_that_need_none(
     kd_weight = 1.0 if name == "kd" else 0.0
     method = world.method(name, **settings, kd_weight=kd_weight)
     assert method.phases(world.student)[-1].needs_labels == needs_labels
+
+
+# phase -> the parameters of the student that it trains; every other phase trains none, or in the end all
+OF_OWNING = {"hint": up_to(2), "match": up_to(3), "flow": up_to(3)}
+OF_TEACHER = ("dictionary", "aggregate", "auxiliary")
+
+
+@every_method
+def test_parameters_that_belong_to_no_layer_are_trained_too(name: str, settings: Settings) -> None:
+    world = owning(World.make())
+    if name == "hkd":  # its auxiliary teacher is made of layers alone
+        with pytest.raises(ValueError, match="the network itself, a Owning, has weights of its own"):
+            world.method(name, **settings)
+        return
+    method = world.method(name, **settings)
+    everything = {key for key, _ in world.student.net.named_parameters()}
+    expected = OF_OWNING | {"embed": everything - HEAD, "distill": everything}
+    for n, phase in enumerate(method.phases(world.student)):
+        wanted = set() if phase.name in OF_TEACHER else expected[phase.name]
+        before = dict(snapshot(world.student.net))
+        world.fit(method, n)
+        changed = {key.removeprefix("0.") for key in moved(before, snapshot(world.student.net))}
+        assert changed & everything == wanted, phase.name

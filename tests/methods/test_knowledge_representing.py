@@ -4,12 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from world import World, noise
+from world import QUICK, World, noise
 
 from pipeline import nets
 from pipeline.functional import softened_kl
+from pipeline.methods._combined import Combined
 from pipeline.methods.knowledge_representing import (
     Aggregate,
+    Config,
     KnowledgeRepresenting,
     Thresholds,
     distance,
@@ -30,7 +32,7 @@ def made(world: World, **settings: object) -> KnowledgeRepresenting:
     return method
 
 
-def gradients(weights: list[Tensor]) -> list[Tensor]:
+def gradients_of(weights: list[Tensor]) -> list[Tensor]:
     """Copies of all gradients."""
     assert all(weight.grad is not None for weight in weights)
     return [weight.grad.clone() for weight in weights if weight.grad is not None]
@@ -41,9 +43,9 @@ def changes_gradients(method: KnowledgeRepresenting, world: World) -> bool:
     weights = weights_of(world.student.net)
     for weight in weights:
         weight.grad = torch.randn_like(weight)
-    before = gradients(weights)
+    before = gradients_of(weights)
     method.after_backward(world.step(), world.student)
-    return any(not torch.equal(old, new) for old, new in zip(before, gradients(weights), strict=True))
+    return any(not torch.equal(old, new) for old, new in zip(before, gradients_of(weights), strict=True))
 
 
 def slow_distance(a: Tensor, b: Tensor) -> float:
@@ -145,6 +147,59 @@ def test_dense_does_not_change_gradients_and_has_no_thresholds() -> None:
     method = made(world, sparse=False)
     assert not [name for name in method.state_dict() if "thresholds" in name]
     assert not changes_gradients(method, world)
+
+
+@pytest.mark.parametrize("gradients", ["raw", "relative"])
+def test_the_setting_of_gradients_reaches_the_students(gradients: str) -> None:
+    """Gradients as large as weights would be the same in both."""
+    world = World.make()
+    method = made(world, gradients=gradients, sparse_weight=0.3)
+    assert method.thresholds is not None
+    method.thresholds.log.requires_grad_()
+    weights = weights_of(world.student.net)
+    expected = []
+    for weight in weights:
+        weight.grad = 5 * torch.randn_like(weight)
+        eps = weight.abs().mean().item()
+        scale = 1.0 if gradients == "raw" else eps / weight.grad.abs().mean().item()
+        values = weight.grad.flatten().tolist()
+        expected.append(
+            [g + 0.3 * math.copysign(1, g) * slow_penalty(scale * g, eps) / scale for g in values[:5]]
+        )
+    method.after_backward(world.step(), world.student)
+    for gradient, wanted in zip(gradients_of(weights), expected, strict=True):
+        assert gradient.flatten()[:5].tolist() == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+def test_a_penalty_on_weights_adds_its_derivative_in_the_last_phase_only(kind: str) -> None:
+    world = World.make()
+    method = made(world, sparse=False, weight_penalty=kind, weight_penalty_strength=0.7)
+    assert not changes_gradients(method.eval(), world)
+    method.train()
+    weights = [weight.requires_grad_() for weight in weights_of(world.student.net)]
+    sums = [weight.abs().sum() if kind == "l1" else weight.square().sum() for weight in weights]
+    wanted = torch.autograd.grad(0.7 * torch.stack(sums).sum(), weights)
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    method.after_backward(world.step(), world.student)
+    for gradient, each in zip(gradients_of(weights), wanted, strict=True):
+        torch.testing.assert_close(gradient, each)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight_penalty": "l3"}, "'none', 'l1' or 'l2'"),
+        ({"weight_penalty_strength": 0.0}, "greater than 0"),
+        ({"aggregate_rate": 0.0}, "greater than 0"),
+        ({"match": "depth"}, "'size' or 'order'"),
+        ({"alternate": "often"}, "valid boolean"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        made(World.make(), **settings)
 
 
 # --- the groups and the aggregate
@@ -281,7 +336,99 @@ def test_maps_are_matched_with_layers_of_their_size_in_order(
     assert match_layers(*maps) == pairs
 
 
+EVERY_LAYER = {"one": "stem.2"} | {f"{n}-{k}": f"stage{n}.0.relu{k}" for n in (1, 2, 3) for k in (1, 2)}
+
+
+def test_every_layer_of_the_student_may_have_its_own_layer_of_w() -> None:
+    """As in the paper: the 7 convolutions of a resnet8 with the 7 groups of a resnet26."""
+    world = World.make(teacher="resnet26")
+    world.student = Tapped(world.student.net, world.step(2).images, taps=EVERY_LAYER)
+    method = made(world, match="order")
+    assert len(method.groups) == 7
+    assert method.matches == [(name, n) for n, name in enumerate(EVERY_LAYER)]
+    assert method.terms(world.step())["layers"].isfinite()
+    assert [name for name, _ in made(world).matches] != list(EVERY_LAYER)
+
+
+def test_maps_and_layers_that_are_matched_in_order_are_equally_many() -> None:
+    message = r"method\.match is order, but the student has 3 maps to match and W~ has 4 layers\. Name 4 maps"
+    with pytest.raises(ValueError, match=message):
+        made(World.make(), match="order")
+
+
 # --- the phases
+
+
+def test_alternating_is_algorithm_1() -> None:
+    """Beside a slow loop with two optimizers: a step of the student for W~ as it is, then a step of W~."""
+    world, slow = World.make(), World.make()
+    settings = {"alternate": True, "sparse": False, "aggregate_rate": 10.0, "gamma": 0.7}
+    torch.manual_seed(3)
+    method = made(world, **settings)
+    torch.manual_seed(3)
+    other = made(slow, **settings)
+    cfg = QUICK.model_copy(update={"epochs": 2, "weight_decay": 0.0})
+    curves = world.fit(method, cfg=cfg)
+    assert set(curves) > {"ce", "kd", "layers", "aggregate kd", "aggregate groups"}
+    assert curves["share of aggregate kd"] == [0, 0]
+
+    slow.student.net.train()
+    other.train()
+    own = [*slow.student.net.parameters(), *other.adapters.parameters()]
+    of_student = torch.optim.SGD(own, cfg.lr, 0.9, weight_decay=0, nesterov=True)
+    of_aggregate = torch.optim.SGD(other.aggregate.parameters(), 10 * cfg.lr, 0.9, nesterov=True)
+    batches = slow.batches(cfg.batch_size)
+    paths = [group.path for group in other.groups]
+    for epoch in range(2):
+        for batch in batches.epoch(epoch):
+            maps, logits = other.aggregate(batch.images)
+            with torch.no_grad():
+                teacher_maps, teacher_logits = maps_of(slow.teacher, paths, batch.images)
+            answer = slow.student(batch.images)
+            near = [
+                (adapter(answer.maps[name]) - maps[layer].detach()).flatten(1).norm(dim=1).mean()
+                for adapter, (name, layer) in zip(other.adapters, other.matches, strict=True)
+            ]
+            loss = 0.1 * F.cross_entropy(answer.logits, batch.labels) + 0.1 * torch.stack(near).sum()
+            loss = loss + 0.9 * softened_kl(answer.logits, teacher_logits, 4.0)
+            of_student.zero_grad()
+            torch.autograd.backward(loss)
+            of_student.step()
+            loss = softened_kl(logits, teacher_logits, 4.0)
+            for group, x, t in zip(other.groups, maps, teacher_maps, strict=True):
+                loss = loss + 0.7 * group.spread * (x - t).flatten(1).norm(dim=1).mean()
+            of_aggregate.zero_grad()
+            torch.autograd.backward(loss)
+            of_aggregate.step()
+    for mine, theirs in ((world.student.net, slow.student.net), (method, other)):
+        for (key, value), wanted in zip(mine.state_dict().items(), theirs.state_dict().values(), strict=True):
+            torch.testing.assert_close(value, wanted, rtol=1e-3, atol=1e-5, msg=key)
+
+
+def test_both_rates_hold_beside_a_partner() -> None:
+    """Such as KDGAN, in the last line of the paper's tables."""
+    world = World.make()
+    combined = world.method(NAME, alternate=True, aggregate_rate=10.0, combine={"name": "kdgan"})
+    (phase,) = combined.phases(world.student)
+    assert isinstance(combined, Combined)
+    assert phase.rates == ((combined.main.aggregate, 10.0),)
+    terms = {"ce", "kd", "layers", "aggregate kd", "aggregate groups"}
+    assert set(phase.loss(world.step())) == terms | {"kdgan discriminator", "kdgan deception"}
+
+
+def test_defaults_are_those_that_the_tables_of_results_were_made_with() -> None:
+    """c is the paper's; it gives none of the others."""
+    cfg = KnowledgeRepresenting.Config(name=NAME)
+    assert isinstance(cfg, Config)
+    found = (cfg.layers, cfg.gamma, cfg.sparse_weight, cfg.term_weight, cfg.ce_weight, cfg.kd_weight)
+    assert found == (3, 1.0, 0.03, 0.1, 0.1, 0.9)
+
+
+def test_without_taking_turns_there_are_two_phases() -> None:
+    world = World.make()
+    assert [phase.name for phase in made(world).phases(world.student)] == ["aggregate", "distill"]
+    (phase,) = made(world, alternate=True).phases(world.student)
+    assert (phase.name, phase.of_teacher) == ("distill", ())
 
 
 def test_the_loss_of_phase_aggregate_equals_the_slow_loop() -> None:
@@ -331,7 +478,8 @@ def test_phase_aggregate_never_runs_the_student_and_removes_its_hooks() -> None:
     world = World.make()
     method = made(world)
     phase = method.phases(world.student)[0]
-    assert (phase.name, phase.trains, phase.of_teacher[0]) == ("aggregate", (method.aggregate,), "layers")
+    assert (phase.name, phase.trains) == ("aggregate", (method.aggregate,))
+    assert phase.of_teacher == ("layers", "gamma", "temperature")
     hooks = [len(module._forward_hooks) for module in world.teacher.net.modules()]
     world.student.net.register_forward_hook(lambda *_: pytest.fail("the student ran"))
     world.fit(method, 0)

@@ -55,10 +55,19 @@ def divergence(p: list[float], q: list[float]) -> float:
 
 
 def slow_tuples(
-    student: Tensor, teacher: Tensor, labels: Tensor, margin: float, tau: float, most: int
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    margin: float,
+    tau: float,
+    most: int,
+    *,
+    normalised: bool = False,
 ) -> list[float]:
     s, t, y = student.tolist(), teacher.tolist(), labels.tolist()
     unit = [[x / math.hypot(*row) for x in row] for row in s]
+    if normalised:
+        s, t = unit, [[x / math.hypot(*row) for x in row] for row in t]
     images = range(len(y))
     values = []
     for a in images:
@@ -85,18 +94,32 @@ def test_the_term_of_tuples_equals_the_slow_loop(negatives: int, margin: float, 
     assert method.tuples(step).item() == pytest.approx(sum(values) / len(values), rel=1e-9)
 
 
+def slow_scores(points: Tensor, centres: Tensor, score: str) -> list[list[float]]:
+    """Of each image for each centre."""
+    rows, c = points.tolist(), centres.tolist()
+    if score == "squared":
+        return [[-(distance(row, centre) ** 2) for centre in c] for row in rows]
+    return [
+        [sum(x * y for x, y in zip(row, centre, strict=True)) / math.hypot(*centre) for centre in c]
+        for row in rows
+    ]
+
+
+SCORES = pytest.mark.parametrize("score", ["squared", "dot"])
+
+
+@SCORES
 @pytest.mark.parametrize("adaptive", [True, False])
 @pytest.mark.parametrize("tau", [1.0, 2.0])
-def test_the_local_term_equals_the_slow_loop(adaptive: bool, tau: float) -> None:
+def test_the_local_term_equals_the_slow_loop(score: str, adaptive: bool, tau: float) -> None:
     labels = torch.tensor([0, 3, 3, 0, 4])
     teacher, logits, centres = embeddings(5, 4, 1), embeddings(5, 6, 2), embeddings(6, 4, 3)
     step = step_of(embeddings(5), teacher, labels, logits)
-    method = made(step, adaptive=adaptive, temperature=tau)
+    method = made(step, score=score, adaptive=adaptive, temperature=tau)
     method.centres.means.copy_(centres)
-    t, z, c, present = teacher.tolist(), logits.tolist(), centres.tolist(), [0, 3, 4]
+    z, present = logits.tolist(), [0, 3, 4]
     values = []
-    for i in range(5):
-        scores = [-(distance(t[i], centre) ** 2) for centre in c]
+    for i, scores in enumerate(slow_scores(teacher, centres, score)):
         weight = max(softmax([score / tau for score in scores])) if adaptive else 1.0
         p, q = softmax([scores[k] / tau for k in present]), softmax([z[i][k] / tau for k in present])
         values.append(weight * divergence(p, q))
@@ -114,6 +137,41 @@ def test_centres_do_not_change_in_eval_mode() -> None:
     assert method.centres.counts.flatten().tolist() == torch.bincount(LABELS, minlength=3).tolist()
 
 
+def test_distances_in_a_tuple_may_be_those_of_embeddings_of_length_one() -> None:
+    step = step_of(embeddings(seed=1), embeddings(width=7, seed=2))
+    method = made(step, tuple_distances="normalised", margin=0.6)
+    values = slow_tuples(step.student.pooled, step.teacher.pooled, LABELS, 0.6, 4.0, 0, normalised=True)
+    assert method.tuples(step).item() == pytest.approx(sum(values) / len(values), rel=1e-9)
+
+
+def test_the_term_of_tuples_has_its_own_weight() -> None:
+    step = step_of(embeddings(), embeddings())
+    assert made(step).embed_loss(step)["tuples"].weight == 1
+    assert made(step, embed_weight=1000.0).embed_loss(step)["tuples"].weight == 1000
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"score": "cosine"}, "'dot' or 'squared'"),
+        ({"embed_weight": 0.0}, "greater than 0"),
+        ({"tuple_distances": "unit"}, "'raw' or 'normalised'"),
+        ({"choose_embedding": "often"}, "valid boolean"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config.model_validate({"name": "refilled", **settings})
+
+
+def test_defaults_are_the_papers_values() -> None:
+    """tau1, the margin, tau2 and lambda (figure 2 of the supplement), and all impostors (table 4)."""
+    cfg = Config(name="refilled")
+    assert cfg.score == "dot"
+    paper = {"tuple_temperature": 4, "margin": 0.2, "temperature": 2, "term_weight": 2, "negatives": 0}
+    assert {name: getattr(cfg, name) for name in paper} == paper
+
+
 def test_phase_distill_has_the_cross_entropy_and_the_local_term_with_weight_lambda() -> None:
     step = step_of(embeddings(), embeddings(), logits=embeddings(8, 3, 4))
     loss = made(step).loss(step)
@@ -126,7 +184,7 @@ def test_a_student_like_its_teacher_has_nothing_to_learn() -> None:
     assert made(step_of(same, same)).tuples(step_of(same, same)).item() == pytest.approx(0, abs=1e-15)
     centres = embeddings(3, 5, 4)
     step = step_of(same, same, logits=centre_scores(same, centres) + 7)
-    method = made(step)
+    method = made(step, score="squared")
     method.centres.means.copy_(centres)
     assert method.terms(step)["local"].item() == pytest.approx(0, abs=1e-15)
 
@@ -202,23 +260,33 @@ def test_the_gradient_equals_finite_differences() -> None:
     )
 
 
+@SCORES
 @pytest.mark.parametrize("tau", [1.0, 2.0])
-def test_the_mean_confidence_is_noted(tau: float) -> None:
+def test_the_mean_confidence_is_noted(score: str, tau: float) -> None:
     teacher, centres = embeddings(8, 4, 1), embeddings(6, 4, 2)
     step = step_of(embeddings(), teacher, logits=embeddings(8, 6, 3))
-    method = made(step, temperature=tau)
+    method = made(step, score=score, temperature=tau)
     method.centres.means.copy_(centres)
     method.terms(step)
-    scores = [[-(distance(x, centre) ** 2) / tau for centre in centres.tolist()] for x in teacher.tolist()]
-    expected = sum(max(softmax(row)) for row in scores) / 8
-    assert 1 / 6 < expected < 1
-    assert method.take_notes()["confidence"].item() == pytest.approx(expected, rel=1e-9)
+    scores = [[each / tau for each in row] for row in slow_scores(teacher, centres, score)]
+    confidences = [max(softmax(row)) for row in scores]
+    assert 1 / 6 < sum(confidences) / 8 < 1
+    assert method.take_notes()["confidence"].item() == pytest.approx(sum(confidences) / 8, rel=1e-9)
+    weights = method.image_weights(step)
+    assert weights is not None
+    assert weights.tolist() == pytest.approx(confidences, rel=1e-9)
+
+
+@pytest.mark.parametrize("settings", [{"adaptive": False}, {"embedding_only": True}], ids=str)
+def test_without_adaptive_weights_all_images_count_the_same(settings: dict[str, Any]) -> None:
+    step = step_of(embeddings(), embeddings(8, 4, 1))
+    assert made(step, **settings).image_weights(step) is None
 
 
 def test_an_image_at_its_centre_and_far_from_all_others_has_confidence_1() -> None:
     centres = 100 * embeddings(3, 4, 1)
     step = step_of(embeddings(), centres[LABELS], logits=embeddings(8, 3, 3))
-    method = made(step)
+    method = made(step, score="squared")
     method.centres.means.copy_(centres)
     method.terms(step)
     assert method.take_notes()["confidence"].item() == 1

@@ -17,9 +17,9 @@ from pipeline.nets.layers import Chain
 Own = Chain | EfficientNetLite
 
 PLAIN = [name for name in names() if ":" not in name and "<" not in name]
-PARAMETRIC = ["wrn_10_3", "allcnn_x0.25", "mobilenet_x0.3", "mobilenetv2_x1.4"]
+PARAMETRIC = ["wrn_10_3", "resnet8_x0.67", "allcnn_x0.25", "mobilenet_x0.3", "mobilenetv2_x1.4"]
 # they have more of the same blocks than a quicker member of their family
-SLOW = {"resnet32", "resnet44", "resnet56", "resnet110", "resnet32x4", "wrn_40_1", "wrn_40_2"}
+SLOW = {"resnet26", "resnet32", "resnet44", "resnet56", "resnet110", "resnet32x4", "wrn_40_1", "wrn_40_2"}
 SLOW |= {"vgg11", "vgg13", "vgg16", "vgg19"}
 SLOW |= {"mobilenet_x0.75", "mobilenet_x0.5", "mobilenetv2_x1.0", "allcnn"}
 SLOW |= {"efficientnet_lite1", "efficientnet_lite2"}

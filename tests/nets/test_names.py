@@ -37,6 +37,8 @@ def test_every_family_lists_its_names() -> None:
         ("wrn_15_2", "6 n \\+ 4.*'wrn_16_2'"),
         ("wrn_4_2", "'wrn_10_2'"),
         ("wrn_16_0", "'wrn_16_1'"),
+        ("resnet8_x0", "resnet8_x0.5"),
+        ("resnet9_x0.5", "Did you mean 'resnet"),
         ("mobilenetv2_x0", "from 0.1 to 10"),
         ("allcnn_x99", "from 0.1 to 10"),
         ("mobilenet_x.5", "Did you mean 'mobilenet_x0.5'"),

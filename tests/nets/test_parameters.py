@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipeline.nets import build
+from pipeline.taps import Tapped
 
 
 def parameters(name: str, classes: int) -> int:
@@ -17,6 +18,7 @@ CIFAR100 = {
     "resnet8": ("0.08", 83_892),
     "resnet14": ("0.18", 181_108),
     "resnet20": ("0.28", 278_324),
+    "resnet26": ("0.38", 375_540),
     "resnet32": ("0.47", 472_756),
     "resnet44": ("0.67", 667_188),
     "resnet56": ("0.86", 861_620),
@@ -95,7 +97,55 @@ def test_numbers_of_torchvision_networks_are_its_own(name: str, published: int) 
         ("mobilenetv2_x0.5", "mobilenetv2"),
         ("allcnn_x1.0", "allcnn"),
         ("wrn_016_2", "wrn_16_2"),
+        ("resnet8_x1", "resnet8"),
+        ("resnet32x4_x1.0", "resnet32x4"),
     ],
 )
 def test_a_width_may_be_written_out(name: str, same: str) -> None:
     assert parameters(name, 10) == parameters(same, 10)
+
+
+def test_a_thinner_resnet_has_the_share_of_its_channels_in_every_layer() -> None:
+    full, thin = (build(name, 10) for name in ("resnet14", "resnet14_x0.67"))
+    for whole, part in zip(full.modules(), thin.modules(), strict=True):
+        if isinstance(whole, torch.nn.Conv2d):
+            assert isinstance(part, torch.nn.Conv2d)
+            assert part.out_channels == {16: 10, 32: 21, 64: 42}[whole.out_channels]
+
+
+# Ioffe & Szegedy, 2015, figure 5: inputs, 1x1, 3x3 reduced, 3x3, double reduced, double, projection, outputs
+FIGURE_5 = """
+192 64 64 64 64 96 32 256
+256 64 64 96 64 96 64 320
+320 0 128 160 64 96 0 576
+576 224 64 96 96 128 128 576
+576 192 96 128 96 128 128 576
+576 160 128 160 128 160 96 576
+576 96 128 192 160 192 96 576
+576 0 128 192 192 256 0 1024
+1024 352 192 320 160 224 128 1024
+1024 352 192 320 192 224 128 1024
+"""
+
+
+def test_inception_bn_has_the_layers_of_its_paper() -> None:
+    def conv(inputs: int, outputs: int, kernel: int) -> int:
+        return inputs * outputs * kernel**2 + 2 * outputs  # with the scale and shift of its norm
+
+    expected = conv(3, 64, 7) + conv(64, 64, 1) + conv(64, 192, 3) + 1024 * 1000 + 1000
+    for row in FIGURE_5.split("\n")[1:-1]:
+        inputs, plain, reduced, wide, first, twice, projected, outputs = map(int, row.split())
+        expected += conv(inputs, plain, 1) + conv(inputs, reduced, 1) + conv(reduced, wide, 3)
+        expected += conv(inputs, first, 1) + conv(first, twice, 3) + conv(twice, twice, 3)
+        expected += conv(inputs, projected, 1)
+        assert plain + wide + twice + (projected or inputs) == outputs
+    assert parameters("inception_bn", 1000) == expected
+    net = build("inception_bn", 5).eval()
+    maps = Tapped(net, torch.zeros(1, 3, 224, 224))(torch.zeros(1, 3, 224, 224)).maps
+    shapes = [tuple(x.shape[1:]) for x in maps.values()]
+    assert shapes == [(192, 56, 56), (320, 28, 28), (576, 14, 14), (1024, 7, 7)]
+    pools = [
+        type(m).__name__ for m in net.modules() if isinstance(m, torch.nn.AvgPool2d | torch.nn.MaxPool2d)
+    ]
+    mean, most = "AvgPool2d", "MaxPool2d"
+    assert pools == [most, most, mean, mean, most, mean, mean, mean, mean, most, mean, most]

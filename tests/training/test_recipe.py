@@ -53,6 +53,30 @@ def test_a_warmup_rises_in_a_line_and_then_the_schedule_has_the_other_steps(sche
     assert rates[8:] == pytest.approx(rates_of(32, schedule=schedule))
 
 
+@pytest.mark.parametrize("warmup", [0.0, 0.25])
+@pytest.mark.parametrize("group", [0, 1])
+def test_the_cosine_may_end_at_a_floor_above_0(warmup: float, group: int) -> None:
+    full, raised = (
+        rates_of(40, group, schedule="cosine", warmup=warmup, floor=floor, pretrained_lr=0.5)
+        for floor in (0.0, 0.1)
+    )
+    highest, first = 0.01 * (0.5 if group else 1), 10 if warmup else 0
+    assert raised[:first] == pytest.approx(full[:first])
+    expected = [0.1 * highest + 0.9 * rate for rate in full[first:]]
+    assert raised[first:] == pytest.approx(expected)
+    assert raised[-1] == pytest.approx(0.1 * highest)
+
+
+def test_a_factor_multiplies_the_rate_of_its_parameters() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    factors = {id(parameter): 10 for parameter in net[1].parameters()}
+    groups = TrainConfig(lr=0.5).build_optimizer(net.parameters(), net[1:].parameters(), factors).param_groups
+    assert [(g["lr"], [tuple(p.shape) for p in g["params"]]) for g in groups] == [
+        (0.5, [(3, 2), (3,)]),
+        (5.0, [(2, 3), (2,)]),
+    ]
+
+
 def test_a_warmup_does_not_move_the_milestones() -> None:
     warm, cold = (rates_of(40, schedule="step", warmup=share) for share in (0.2, 0.0))
     assert warm[0] < warm[7] < 0.01
@@ -154,6 +178,8 @@ def test_a_teacher_with_a_length_is_trained(given: dict[str, int]) -> None:
         ({"warmup": 1.0}, r"warmup\n.*less than 1"),
         ({"warmup": -0.1}, r"warmup\n.*greater than or equal to 0"),
         ({"schedule": "step", "warmup": 0.7}, r"warmup is 0\.7, but the rate falls before that, at 0\.625"),
+        ({"floor": 1.0}, r"floor\n.*less than 1"),
+        ({"floor": 0.1, "schedule": "step"}, r"floor is 0\.1, but schedule step has none\. Set schedule to"),
         ({"label_smoothing": 1.0}, r"label_smoothing\n.*less than 1"),
         ({"clip": -1.0}, r"clip\n.*greater than or equal to 0"),
         ({"decay": "norms"}, r"decay\n.*'all' or 'weights'"),
