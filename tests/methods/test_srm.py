@@ -66,7 +66,7 @@ def test_the_reconstruction_equals_the_slow_loop(kernel: Kernel) -> None:
     torch.manual_seed(0)
     teacher = maps((2, 3, 2, 2), (2, 4, 1, 2))
     method, step = made(
-        maps((2, 2, 2, 2), (2, 3, 1, 2)), teacher, kernel=kernel, image=False, mu=2.0, sparsity=0.25
+        maps((2, 2, 2, 2), (2, 3, 1, 2)), teacher, kernel=kernel, image=False, mu=2.0, sparsity=0.34
     )
     for dictionary in (dictionary_of(method.dictionary, name) for name in teacher):
         dictionary.mean, dictionary.scale = torch.randn_like(dictionary.mean), torch.tensor(1.7).double()
@@ -75,7 +75,7 @@ def test_the_reconstruction_equals_the_slow_loop(kernel: Kernel) -> None:
         dictionary, errors = dictionary_of(method.dictionary, name), []
         for image in teacher_map.permute(0, 2, 3, 1).tolist():
             for x in (x for row in image for x in row):
-                code = slow_code(dictionary, x, 2)  # a quarter of 6 and of 8 atoms
+                code = slow_code(dictionary, x, 2)  # a third of 6 and of 8 atoms
                 assert sum(k != 0 for k in code) == 2
                 target, back = slow_prepared(dictionary, x), slow_reconstruction(dictionary, code)
                 errors += [(p - q) ** 2 for p, q in zip(target, back, strict=True)]
@@ -87,7 +87,7 @@ def test_the_reconstruction_equals_the_slow_loop(kernel: Kernel) -> None:
 def test_the_loss_of_phase_match_equals_the_slow_loop(kernel: Kernel, image: bool, labels_on: str) -> None:
     torch.manual_seed(0)
     student, teacher = maps((2, 2, 2, 2), (2, 3, 1, 2)), maps((2, 3, 2, 2), (2, 4, 1, 2))
-    method, step = made(student, teacher, kernel=kernel, image=image, labels_on=labels_on, sparsity=0.25)
+    method, step = made(student, teacher, kernel=kernel, image=image, labels_on=labels_on, sparsity=0.34)
     expected_pixel = expected_image = 0.0
     for name in student:
         of_student = dictionary_of(method.student_dictionary, name)
@@ -273,7 +273,7 @@ def test_the_gradient_equals_finite_differences(settings: dict[str, Any]) -> Non
 def test_codes_and_pixels_of_the_student_are_averaged_if_sizes_differ() -> None:
     torch.manual_seed(0)
     student, teacher = maps((2, 2, 2, 2), (2, 3, 4, 4)), maps((2, 3, 4, 4), (2, 4, 2, 2))
-    method, step = made(student, teacher, sparsity=0.3)
+    method, step = made(student, teacher, sparsity=0.34)
     codes, labels, pixels = method.targets(step, "stage1", "stage1")
     for b in range(2):
         # these four pixels of the teacher are averaged to one at the lower left
