@@ -38,7 +38,9 @@ def with_forms(recipe: Params, images: str, sparsities: Sequence[float], seeds: 
     runs = {}
     for before, centre, sparsity in product((False, True), (False, True), sparsities):
         own: dict[str, Any] = dict(zip(settings, (before, centre), strict=True)) | {"sparsity": sparsity}
-        name = f"{'before' if before else 'after'}-{'centred' if centre else 'plain'}-{round(1000 * sparsity)}"
+        name = (
+            f"{'before' if before else 'after'}-{'centred' if centre else 'plain'}-{round(1000 * sparsity)}"
+        )
         method = {"name": "srm", "ce_weight": 0.1, "kd_weight": 0.9} | own
         runs[name] = template.model_copy(update={"method": method, "seeds": tuple(seeds)})
     data = recipe.data.model_copy(update={"root": images})
@@ -110,7 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--write", type=Path, help="a file for the table")
     given = parser.parse_args(arguments)
-    forms = Forms(with_forms(load_params(given.recipe), given.images, given.sparsity, given.seeds), given.work)
+    forms = Forms(
+        with_forms(load_params(given.recipe), given.images, given.sparsity, given.seeds), given.work
+    )
     forms.prepare()
     for name in forms.params.runs:
         forms.run(name)

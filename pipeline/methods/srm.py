@@ -103,7 +103,9 @@ class SparseRepresentationMatching(MapMethod[Config]):
         widths = {name: probe.teacher.maps[name].shape[1] for name in names}
         atoms = {name: max(1, round(cfg.mu * width)) for name, width in widths.items()}
         # k by map: how many numbers of a code are not 0
-        self.code_sizes = {name: max(1, int(cfg.sparsity * count + ROUNDING)) for name, count in atoms.items()}
+        self.code_sizes = {
+            name: max(1, int(cfg.sparsity * count + ROUNDING)) for name, count in atoms.items()
+        }
         self.dictionary = nn.ModuleDict(
             {_key(name): Dictionary(widths[name], atoms[name], cfg.kernel) for name in names}
         )

@@ -30,8 +30,10 @@ def others(name: str) -> list[tuple[str, Any]]:
             continue
         if isinstance(default, bool):
             found.append((key, not default))
-        elif isinstance(default, int | float):
-            found.append((key, default * 0.5 if default else 1))
+        elif isinstance(default, int):
+            found.append((key, default + 1))
+        elif isinstance(default, float):
+            found.append((key, default * 0.5 or 0.5))
         elif isinstance(default, tuple):
             found.append((key, ("stage2", "stage3")))
         else:

@@ -187,7 +187,9 @@ def test_maps_before_the_activation_are_used_with_preactivation() -> None:
     mixed = Step.of(student=first, teacher=second, labels=plain.labels, index=plain.index)
     assert not torch.equal(second.maps["stage1"], plain.teacher.maps["stage1"])
     for phase in (method.dictionary_loss, method.match_loss):
-        values, expected = ({name: w.value.item() for name, w in phase(step).items()} for step in (mixed, plain))
+        values, expected = (
+            {name: w.value.item() for name, w in phase(step).items()} for step in (mixed, plain)
+        )
         assert values == expected
     assert method.health([mixed.teacher]) == method.health([plain.teacher])
     without, _ = made(student, teacher, sparsity=0.3)
