@@ -1,4 +1,4 @@
-"""The params files for the tables of the papers: each is legal, and what it names can be built and trained."""
+"""The params files for the tables of the papers: each is legal, can be built and trains."""
 
 import math
 from collections.abc import Iterator

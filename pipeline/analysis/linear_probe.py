@@ -2,9 +2,10 @@
 
 It measures a pretrained student before its last phase (SRM, table 2), and how well a finished student's
 embedding serves for other images. The classifier is multinomial logistic regression on embeddings that are
-standardised by the training rows. The strength of its regularisation is never chosen on rows that it is scored
-on. `layer_probe` is that of the paper instead: a linear layer after 60 epochs. Our reading: Adam with batches
-of 64, the rate of its appendix, and embeddings of whole images. Nothing here differs from call to call.
+standardised by the training rows. The strength of its regularisation is never chosen on rows that it is
+scored on. `layer_probe` is that of the paper instead: a linear layer after 60 epochs. Our reading: Adam with
+batches of 64, the rate of its appendix, and embeddings of whole images. Nothing here differs from call to
+call.
 """
 
 import warnings

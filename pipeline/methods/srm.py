@@ -22,14 +22,14 @@ Phase `distill` is ordinary KD of the whole student, without its dictionaries.
 `preactivation` takes the maps of both networks before their activation, where they end in one. The paper's
 form is `centre: false` on maps that no ReLU has seen: it taps the outputs of down-sampling layers.
 
-Our reading: mu, lambda and tau are the paper's choices on its transfer tasks. Its alpha weighs KD, and
-1 - alpha the labels, with alpha one of 0.25, 0.5 and 0.75; ours is 0.75. The terms `pixel` and `image` count
-1 each. k is rounded down, and at least 1. All maps but the stem are matched. To match the pooled embedding
-too, tap the layer that pools, which gives a map of 1 x 1. If two maps differ in size, codes and the student's
-pixels are averaged to the smaller size, and the label is the atom with the largest mean. Kernel `rbf` is `exp(-e^c ||t - d_m||^2 / C)`, where the scalar c
-sets the sharpness. Kernel `linear` is `t . d_m + c`. It cannot have the term `image`, because its
-similarities are not between 0 and 1. The teacher's dictionaries do not depend on the student, so they can be
-learned once for many students.
+Our reading: mu, lambda and tau are the paper's choices on its transfer tasks. Its alpha weighs KD, and the
+labels have the rest; of its values 0.25, 0.5 and 0.75, ours is 0.75. The terms `pixel` and `image` count 1
+each. k is rounded down, and at least 1. All maps but the stem are matched. To match the pooled embedding too,
+tap the layer that pools, which gives a map of 1 x 1. If two maps differ in size, codes and the student's
+pixels are averaged to the smaller size, and the label is the atom with the largest mean. Kernel `rbf` is
+`exp(-e^c ||t - d_m||^2 / C)`, where the scalar c sets the sharpness. Kernel `linear` is `t . d_m + c`. It
+cannot have the term `image`, because its similarities are not between 0 and 1. The teacher's dictionaries do
+not depend on the student, so they can be learned once for many students.
 """
 
 from collections.abc import Iterable
@@ -71,7 +71,7 @@ class Config(MapsConfig):
         False, description="take the maps before their activation, where they end in one"
     )
     centre: bool = Field(
-        True, description="give the teacher's pixels mean 0 and unit power first; false: the paper's form"
+        True, description="give the teacher's pixels mean 0 and unit power first; false: as in the paper"
     )
     labels_on: Literal["similarities", "scores"] = Field(
         "similarities",
