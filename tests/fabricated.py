@@ -218,6 +218,7 @@ def _benchmark() -> dict[str, Any]:
 def analyse(records: Path, name: str, **metrics: float) -> None:
     """Add a record of stage `analyse` for a run, as the stage writes it, with two pictures."""
     probes = {"probe_before": 0.421, "probe_after": 0.506, "whole_network": 0.509}
+    probes |= {"layer_before": 0.389, "layer_after": 0.497}
     captions = {"maps.png": "How alike they are.", "grad_cam.png": "Where they look."}
     details: dict[str, Any] = {
         "warnings": ["The dictionary of stage1 is dead in 3 of 3 seeds."],

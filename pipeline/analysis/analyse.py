@@ -5,19 +5,22 @@ only.
 student that stage `distill` made of it.
 
 - Linear probes of both (SRM, table 2): a linear classifier on the frozen embedding learns from the images
-  that the students learned from. Beside them stands the accuracy after `distill`, which updates the whole
-  network. (SRM's "whole network update" is that without a teacher: a run with `kd_weight: 0`.) All are chosen
-  and reported on validation.
+  that the students learned from. `probe` is a logistic regression, whose strength is never chosen on the
+  images that it is scored on; `layer` is a linear layer after 60 epochs, as in the paper. Beside them stands
+  the accuracy after `distill`, which updates the whole network. (SRM's "whole network update" is that without
+  a teacher: a run with `kd_weight: 0`, such as `srm_whole` of recipes/papers/srm_cifar100.yaml.) All are
+  reported on validation.
 - CKA of each map with each of the teacher's. If a method associates maps, also the SM-score of these pairs
   (its natural logarithm) and their mean CKA, with the weights that the method gives them at the end of its
-  training (SemCKD), or with equal weights.
+  training (SemCKD), or with equal weights. The SM-score of a seed has that seed's weights, and is that of the
+  maps before their activation if the method takes these. The record says of which images in which batches.
 - Dictionaries (SRM), where networks look (Grad-CAM), and transfer to other images if `transfer` names some.
 """
 
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ from pipeline.analysis.cka import batchwise_cka
 from pipeline.analysis.dictionaries import HasDictionaries
 from pipeline.analysis.drawing import HeatMap, heat_maps
 from pipeline.analysis.gradcam import side_by_side
-from pipeline.analysis.linear_probe import embeddings, linear_probe
+from pipeline.analysis.linear_probe import cross_probe, embeddings, layer_probe
 from pipeline.analysis.mismatch import mismatch
 from pipeline.analysis.transfer import transfer_scores
 from pipeline.checkpoint import best_seed, load_facts, student_folders
@@ -138,12 +141,13 @@ def _load_subject(run: Run, data: Path, *, teacher: Path, initial: Path, student
 
 
 def _probes(subject: Subject, students: Path) -> Part:
-    accuracies = {
-        "probe_before": {seed: _probe(subject, net) for seed, net in subject.before.items()},
-        "probe_after": {seed: _probe(subject, net) for seed, net in subject.after.items()},
-        "whole_network": {
-            seed: load_facts(folder)["val_accuracy"] for seed, folder in student_folders(students).items()
-        },
+    accuracies: dict[str, dict[int, float]] = {}
+    for when, nets in (("before", subject.before), ("after", subject.after)):
+        of_seeds = {seed: _probe(subject, net) for seed, net in nets.items()}
+        accuracies[f"probe_{when}"] = {seed: probe for seed, (probe, _) in of_seeds.items()}
+        accuracies[f"layer_{when}"] = {seed: layer for seed, (_, layer) in of_seeds.items()}
+    accuracies["whole_network"] = {
+        seed: load_facts(folder)["val_accuracy"] for seed, folder in student_folders(students).items()
     }
     part = Part(details={"probe": accuracies})
     for name, of_seeds in accuracies.items():
@@ -151,13 +155,14 @@ def _probes(subject: Subject, students: Path) -> Part:
     return part
 
 
-def _probe(subject: Subject, net: Tapped) -> float:
+def _probe(subject: Subject, net: Tapped) -> tuple[float, float]:
+    """The accuracies of a logistic regression and of a linear layer."""
     context, store = subject.context, subject.context.store
     train, validation = (
         (embeddings(net, store.images, subset.rows), subset.labels)
         for subset in (context.subset, context.validation)
     )
-    return linear_probe(*train, *validation, *validation).accuracy
+    return cross_probe(*train, *validation), layer_probe(*train, *validation)
 
 
 def _maps(subject: Subject, distilled: Record, folder: Path) -> list[Part]:
@@ -196,18 +201,26 @@ def _associations(
 ) -> Part:
     """SM-score and CKA of the pairs of maps that the method associates; empty if it associates none."""
     learned = associations.learned(distilled)
-    weights = learned or associations.fixed(distilled)
+    weights = associations.mean(learned) or associations.fixed(distilled)
     if not weights:
         return Part()
     part = Part(details={"associations": [[*pair, weight] for pair, weight in weights.items()]})
-    scores = {seed: _mismatch(subject, net, weights) for seed, net in subject.after.items()}
+    part.details["sm_score"] = {
+        "split": "validation",
+        "images": min(len(subject.context.validation.rows), MOST),
+        "batch": BATCH,
+        "before_activation": _is_before_activation(subject.run),
+    }
+    scores = {
+        seed: _mismatch(subject, net, learned.get(seed, weights)) for seed, net in subject.after.items()
+    }
     part.metrics = _summary(
         "sm_score", {seed: math.log(score) for seed, score in scores.items() if score > 0}
     )
     total = sum(weight * cka[pair] for pair, weight in weights.items())
     part.metrics["cka"] = total / sum(weights.values())
     if learned:
-        part.warnings = associations.warnings(learned)
+        part.warnings = associations.warnings(weights)
         associations.draw(weights, folder / "associations.png")
         part.pictures["associations.png"] = (
             "How much each map of the student learned from each of the teacher at the end, mean over images "
@@ -218,9 +231,17 @@ def _associations(
 
 def _mismatch(subject: Subject, net: Tapped, weights: Weights) -> float:
     """Mean over batches."""
-    return statistics.fmean(
-        mismatch(student, teacher, weights) for student, teacher in subject.answers(net, subject.teacher)
-    )
+    scores = []
+    for answers in subject.answers(net, subject.teacher):
+        if _is_before_activation(subject.run):
+            answers = tuple(replace(each, maps=each.maps | each.preactivations) for each in answers)
+        scores.append(mismatch(*answers, weights))
+    return statistics.fmean(scores)
+
+
+def _is_before_activation(run: Run) -> bool:
+    """Whether the run's method takes maps before their activation."""
+    return bool(getattr(run.method, "preactivation", False))
 
 
 def _dictionaries(subject: Subject, initial: Path, folder: Path) -> Part:

@@ -1,6 +1,7 @@
 """Which maps of student and teacher a run's method associates, and how much each pair weighs (SemCKD)."""
 
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.analysis.drawing import HeatMap, heat_maps
@@ -9,15 +10,22 @@ from pipeline.records.record import Record
 Weights = dict[tuple[str, str], float]  # by pair: (map of the student, map of the teacher)
 
 
-def learned(distilled: Record) -> Weights:
-    """The weights in the method's last notes, mean over seeds; empty if it learns no weights."""
-    last: dict[tuple[str, str], list[float]] = {}
-    for curve in distilled.curves.values():
+def learned(distilled: Record) -> dict[int, Weights]:
+    """The weights in the method's last notes, by seed; empty if it learns no weights."""
+    found: dict[int, Weights] = {}
+    for name, curve in distilled.curves.items():
+        seed = int(name.rpartition("-")[2])
         for column, values in curve.items():
             student, is_pair, teacher = column.removeprefix("note/").partition("~")
             if is_pair:
-                last.setdefault((student, teacher), []).append(values[-1])
-    return {pair: statistics.fmean(values) for pair, values in last.items()}
+                found.setdefault(seed, {})[student, teacher] = values[-1]
+    return found
+
+
+def mean(of_seeds: Mapping[int, Weights]) -> Weights:
+    """The mean over seeds of each weight."""
+    pairs = next(iter(of_seeds.values()), {})
+    return {pair: statistics.fmean(weights[pair] for weights in of_seeds.values()) for pair in pairs}
 
 
 def fixed(distilled: Record) -> Weights:

@@ -3,15 +3,17 @@ longer version).
 
 Each map S_s of the student learns from each map T_t of the teacher, and how much it learns from each is
 trained too, for each image i (Eq. 7):
-`sum over s and t of mean over i of a[i, s, t] * MSE(T_t[i], P_st(S_s)[i])`.
-The projection P_st has convolutions of 1x1, 3x3 and 1x1; before it, both maps are pooled to the smaller size.
+`sum over s and t of mean over i of a[i, s, t] * MSE(T_t[i], P_st(S_s)[i])`, divided by the number of the
+student's maps.
+The projection P_st has convolutions of 1x1, 3x3 and 1x1 and is twice as wide inside as T_t. `inside: slim`
+makes it as wide as the narrower of the two maps. Before it, both maps are pooled to the smaller size.
 The weights a (B x maps of the student x maps of the teacher) are an attention over similarities (Eq. 8-10).
 For a map F, `A = R(F) R(F)^T` is B x B, where R flattens the map of each image. An MLP makes row i of A a
 query (student) or a key (teacher) of length one, and `a = softmax over t of q.k / tau`. `preactivation` takes
 the maps before their activation (+Pre). In the curves, `note/<student's map>~<teacher's map>` is the mean
 weight of a pair.
 
-Default weights of labels, KD and term: 1, 1 and 400, and tau 1, as in the paper (its code has 50 for
+Default weights of labels, KD and term: 1, 1 and 400, and tau 1, as in the paper (its program has 50 for
 ImageNet). Its softened attention, SemCKD_tau, has tau 2 or 4. All maps but the stem take part.
 
 `ablation`, as in the paper's table 6:
@@ -32,12 +34,13 @@ The text leaves these points open, and we chose:
 
 - Each map has its own MLP, since in `no_similarity` the maps differ in length. All MLPs have the width
   `SUBSPACE`.
-- Inside, a projection is as wide as the narrower of the two maps. A batch norm and a ReLU follow its first
-  and its second convolution.
+- The width inside a projection is that of the authors' program. A batch norm and a ReLU follow its first and
+  its second convolution, and none of the three has a bias.
 - Queries and keys have length one in `no_mlp` too.
 - Gradients also reach the student through its similarities.
-- Eq. 3 sums cross-entropy and term over the batch; here both are means. The authors' code also divides by the
-  number of the student's maps; the paper does not.
+- Eq. 3 sums cross-entropy and term over the batch; here both are means.
+- Eq. 7 is not divided by the number of the student's maps. The authors' program divides, and the weight 400
+  belongs to that.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,6 +67,10 @@ class Config(MapsConfig):
     term_weight: float = Field(400.0, ge=0)
     attention_temperature: float = Field(1.0, gt=0, description="tau; above 1: softened attention")
     preactivation: bool = Field(False, description="take the maps before their activation")
+    inside: Literal["published", "slim"] = Field(
+        "published",
+        description="how wide projections are: twice the teacher's map, or the narrower of the two maps",
+    )
     ablation: Literal["", "equal", "shared", "no_projection", "no_mlp", "no_similarity"] = Field(
         "", description="what is left out, as in the paper's table 6; empty: nothing"
     )
@@ -80,7 +87,10 @@ class SemanticCalibration(Method[Config]):
         self.pairs = [pair for s, t in everything for pair in checked_pairs(probe, (s,), (t,))]
         students, teachers = self.maps(probe)
         self.weights = _weights(cfg, students, teachers)
-        self.errors = RowErrors() if cfg.ablation == "no_projection" else MapErrors(students, teachers)
+        is_slim = cfg.inside == "slim"
+        self.errors = (
+            RowErrors() if cfg.ablation == "no_projection" else MapErrors(students, teachers, slim=is_slim)
+        )
 
     def maps(self, step: Step) -> tuple[Maps, Maps]:
         student, teacher = (
@@ -94,7 +104,8 @@ class SemanticCalibration(Method[Config]):
         weights = self.weights(students, teachers)
         means = weights.detach().mean(0).flatten()
         self.notes.update({f"{s}~{t}": mean for (s, t), mean in zip(self.pairs, means, strict=True)})
-        return {"features": (weights * self.errors(students, teachers)).sum((1, 2)).mean()}
+        per_image = (weights * self.errors(students, teachers)).sum((1, 2)) / len(students)
+        return {"features": per_image.mean()}
 
 
 def _weights(cfg: Config, students: Maps, teachers: Maps) -> nn.Module:
@@ -196,10 +207,10 @@ class MapErrors(nn.Module):
     B x maps of the student x maps of the teacher.
     """
 
-    def __init__(self, students: Maps, teachers: Maps) -> None:
+    def __init__(self, students: Maps, teachers: Maps, *, slim: bool) -> None:
         super().__init__()
         self.projections = nn.ModuleList(
-            _projection(s.shape[1], t.shape[1]) for s, t in product(students, teachers)
+            _projection(s.shape[1], t.shape[1], slim=slim) for s, t in product(students, teachers)
         )
 
     def forward(self, students: Maps, teachers: Maps) -> Tensor:
@@ -216,9 +227,9 @@ class MapErrors(nn.Module):
         return torch.stack(errors, 1).view(-1, len(students), len(teachers))
 
 
-def _projection(student: int, teacher: int) -> nn.Sequential:
+def _projection(student: int, teacher: int, *, slim: bool) -> nn.Sequential:
     """P_st, from the student's width to the teacher's."""
-    inside = min(student, teacher)
+    inside = min(student, teacher) if slim else 2 * teacher
     return nn.Sequential(
         nn.Conv2d(student, inside, 1, bias=False),
         nn.BatchNorm2d(inside),
@@ -226,7 +237,7 @@ def _projection(student: int, teacher: int) -> nn.Sequential:
         nn.Conv2d(inside, inside, 3, padding=1, bias=False),
         nn.BatchNorm2d(inside),
         nn.ReLU(),
-        nn.Conv2d(inside, teacher, 1),
+        nn.Conv2d(inside, teacher, 1, bias=False),
     )
 
 

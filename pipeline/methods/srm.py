@@ -18,17 +18,18 @@ teacher's codes. Both terms are sums over maps:
 
 Phase `distill` is ordinary KD of the whole student, without its dictionaries.
 
-`centre`, the default, takes away the mean of the teacher's pixels and scales them to unit power before they
-are coded. `centre: false` is the paper's form.
+`centre` takes away the mean of the teacher's pixels and scales them to unit power before they are coded.
+`preactivation` takes the maps of both networks before their activation, where they end in one. The paper's
+form is `centre: false` on maps that no ReLU has seen: it taps the outputs of down-sampling layers.
 
-Our reading: mu, lambda and tau are the paper's choices on its transfer tasks. It does not say which of its
-two losses alpha weighs, so labels and KD have the weights that they have in the methods it is compared with,
-0.1 and 0.9. The terms `pixel` and `image` count 1 each. k is rounded, and at least 1. All maps but the stem
-are matched. If two maps differ in size, codes and the student's pixels are averaged to the smaller size, and
-the label is the atom with the largest mean. Kernel `rbf` is `exp(-e^c ||t - d_m||^2 / C)`, where the scalar c
-sets the sharpness. Kernel `linear` is `t . d_m + c`. It cannot have the term `image`, because its
-similarities are not between 0 and 1. The teacher's dictionaries do not depend on the student, so they can be
-learned once for many students.
+Our reading: mu, lambda and tau are the paper's choices on its transfer tasks. Its alpha weighs KD, and the
+labels have the rest; of its values 0.25, 0.5 and 0.75, ours is 0.75. The terms `pixel` and `image` count 1
+each. k is rounded down, and at least 1. All maps but the stem are matched. To match the pooled embedding too,
+tap the layer that pools, which gives a map of 1 x 1. If two maps differ in size, codes and the student's
+pixels are averaged to the smaller size, and the label is the atom with the largest mean. Kernel `rbf` is
+`exp(-e^c ||t - d_m||^2 / C)`, where the scalar c sets the sharpness. Kernel `linear` is `t . d_m + c`. It
+cannot have the term `image`, because its similarities are not between 0 and 1. The teacher's dictionaries do
+not depend on the student, so they can be learned once for many students.
 """
 
 from collections.abc import Iterable
@@ -47,12 +48,13 @@ from pipeline.taps import Answer, Step, Tapped
 Kernel = Literal["sigmoid", "rbf", "linear"]
 RESEED_UNTIL = 0.5  # share of the phase; atoms that are moved later would have no time to settle
 TINY = 1e-12
-OF_TEACHER = ("mu", "sparsity", "kernel", "teacher_maps", "centre", "reseed")
+ROUNDING = 1e-9  # 0.29 * 100 is 28.999999999999996, and must give 29
+OF_TEACHER = ("mu", "sparsity", "kernel", "teacher_maps", "preactivation", "centre", "reseed")
 
 
 class Config(MapsConfig):
-    ce_weight: float = Field(0.1, ge=0)
-    kd_weight: float = Field(0.9, ge=0)
+    ce_weight: float = Field(0.25, ge=0)
+    kd_weight: float = Field(0.75, ge=0)
     mu: float = Field(
         2.0, gt=0, description="atoms for each channel of the teacher's map; 1.5 to 4 in the paper"
     )
@@ -65,8 +67,11 @@ class Config(MapsConfig):
     kernel: Kernel = Field("sigmoid", description="how similarity is computed")
     pixel: bool = Field(True, description="match the atom that wins each pixel")
     image: bool = Field(True, description="match the mean code of each image")
+    preactivation: bool = Field(
+        False, description="take the maps before their activation, where they end in one"
+    )
     centre: bool = Field(
-        True, description="give the teacher's pixels mean 0 and unit power first; false: the paper's form"
+        True, description="give the teacher's pixels mean 0 and unit power first; false: as in the paper"
     )
     labels_on: Literal["similarities", "scores"] = Field(
         "similarities",
@@ -98,7 +103,9 @@ class SparseRepresentationMatching(MapMethod[Config]):
         widths = {name: probe.teacher.maps[name].shape[1] for name in names}
         atoms = {name: max(1, round(cfg.mu * width)) for name, width in widths.items()}
         # k by map: how many numbers of a code are not 0
-        self.code_sizes = {name: max(1, round(cfg.sparsity * count)) for name, count in atoms.items()}
+        self.code_sizes = {
+            name: max(1, int(cfg.sparsity * count + ROUNDING)) for name, count in atoms.items()
+        }
         self.dictionary = nn.ModuleDict(
             {_key(name): Dictionary(widths[name], atoms[name], cfg.kernel) for name in names}
         )
@@ -106,6 +113,10 @@ class SparseRepresentationMatching(MapMethod[Config]):
         self.student_dictionary = nn.ModuleDict(
             {_key(s): Dictionary(students[s], atoms[t], cfg.kernel) for s, t in self.pairs}
         )
+
+    def shown(self, answer: Answer) -> dict[str, Tensor]:
+        """The maps by name: as they are, or before their activation."""
+        return answer.maps | answer.preactivations if self.cfg.preactivation else answer.maps
 
     def terms(self, step: Step) -> Terms:
         return {}
@@ -120,9 +131,9 @@ class SparseRepresentationMatching(MapMethod[Config]):
 
     def dictionary_loss(self, step: Step) -> Loss:
         """Squared error of the reconstruction of each map, mean over pixels and channels."""
-        loss = {}
+        loss, shown = {}, self.shown(step.teacher)
         for name, size in self.code_sizes.items():
-            dictionary, pixels = dictionary_of(self.dictionary, name), pixels_of(step.teacher.maps[name])
+            dictionary, pixels = dictionary_of(self.dictionary, name), pixels_of(shown[name])
             if dictionary.training:
                 dictionary.start_epoch(pixels, size, step, centre=self.cfg.centre, reseed=self.cfg.reseed)
             prepared = dictionary.prepared(pixels)
@@ -154,7 +165,7 @@ class SparseRepresentationMatching(MapMethod[Config]):
 
     def targets(self, step: Step, s: str, t: str) -> tuple[Tensor, Tensor, Tensor]:
         """The teacher's codes, the atoms that win its pixels, and the student's pixels, all of one size."""
-        student, teacher = step.student.maps[s], step.teacher.maps[t]
+        student, teacher = self.shown(step.student)[s], self.shown(step.teacher)[t]
         dictionary = dictionary_of(self.dictionary, t)
         with torch.no_grad():
             codes, labels = dictionary.code(dictionary.prepared(pixels_of(teacher)), self.code_sizes[t])
@@ -168,10 +179,10 @@ class SparseRepresentationMatching(MapMethod[Config]):
     def health(self, answers: Iterable[Answer]) -> "dict[str, Health]":
         """How well each dictionary codes the maps in these answers of the teacher, by name of the map."""
         totals: dict[str, list[Tensor]] = {}
-        for answer in answers:
+        for shown in map(self.shown, answers):
             for name, size in self.code_sizes.items():
                 dictionary = dictionary_of(self.dictionary, name)
-                pixels = dictionary.prepared(pixels_of(answer.maps[name]))
+                pixels = dictionary.prepared(pixels_of(shown[name]))
                 code, winners = dictionary.code(pixels, size)
                 missed = (code @ dictionary.atoms - pixels).square().sum().double()
                 flat = pixels.flatten(0, 1).double()

@@ -55,7 +55,17 @@ def build(name: str, classes: int, channels: int) -> nn.Module | None:
     net: nn.Module = models.get_model(member, weights=None, num_classes=classes, **options)
     if channels != 3:
         _take_channels(net, channels)
+    if isinstance(net, models.ResNet):
+        object.__setattr__(net, "taps", _taps_of_resnet(net))  # the stub of Module allows no other types
     return without_inplace(net)
+
+
+def _taps_of_resnet(net: nn.Module) -> dict[str, str]:
+    """The last activation of each stage. Found by their sizes alone, the stem would count as a stage."""
+    last = {f"stage{n}": [*net.get_submodule(f"layer{n}").children()] for n in (1, 2, 3, 4)}
+    return {"stem": "relu"} | {
+        stage: f"layer{stage[-1]}.{len(blocks) - 1}.relu" for stage, blocks in last.items()
+    }
 
 
 def _take_channels(net: nn.Module, channels: int) -> None:

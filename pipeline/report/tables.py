@@ -91,10 +91,15 @@ def training_costs(found: Sequence[Cost]) -> Table:
 
 def linear_probes(results: Results) -> Table | None:
     """Accuracy of a linear classifier on the student's embedding, and of the student (SRM, table 2)."""
-    names = ("probe_before", "probe_after", "whole_network")
-    rows = _rows_of_analyses(results, lambda metrics: [_with_spread(metrics, name) for name in names])
-    head = ["", "linear probe before distillation", "linear probe after", "whole network after"]
-    return Table("Accuracy on validation, %", head, rows) if rows else None
+    columns = {
+        "probe_before": "linear probe before distillation",
+        "probe_after": "linear probe after",
+        "layer_before": "60 epochs of a linear layer before",
+        "layer_after": "60 epochs after",
+        "whole_network": "whole network after",
+    }
+    rows = _rows_of_analyses(results, lambda metrics: [_with_spread(metrics, name) for name in columns])
+    return Table("Accuracy on validation, %", ["", *columns.values()], rows) if rows else None
 
 
 def similarities(results: Results) -> Table | None:

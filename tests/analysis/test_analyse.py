@@ -12,14 +12,17 @@ from PIL import Image
 from small_runs import SmallRuns
 from world import save_pictures
 
-from pipeline.analysis.analyse import Subject, _one_of_each, analyse
-from pipeline.analysis.linear_probe import embeddings, linear_probe
+from pipeline.analysis import associations
+from pipeline.analysis.analyse import BATCH, Subject, _one_of_each, analyse
+from pipeline.analysis.linear_probe import cross_probe, embeddings, layer_probe
+from pipeline.analysis.mismatch import mismatch
 from pipeline.checkpoint import load_facts, load_network_weights, save_network
 from pipeline.data.sources import DataConfig
 from pipeline.records.record import Record, Result
 from pipeline.runs.context import Context
 from pipeline.settings import InputError
 
+ROOT = Path(__file__).parents[2]
 RUN: dict[str, Any] = {"teacher": "big", "student": "small", "seeds": [0, 1]}
 SETTINGS: dict[str, Any] = {
     "data": {"source": "folder", "size": 8, "val": 0.3, "test": 0.2},
@@ -33,6 +36,7 @@ SETTINGS: dict[str, Any] = {
         "kd": RUN | {"method": {"name": "kd"}},
         "srm": RUN | {"teacher": "atoms", "method": {"name": "srm"}},
         "semckd": RUN | {"method": {"name": "semckd", "term_weight": 1.0}},
+        "pre": RUN | {"method": {"name": "semckd", "term_weight": 1.0, "preactivation": True}},
         "mixed": RUN | {"seeds": [0], "method": {"name": "at", "combine": {"name": "srm"}}},
     },
 }
@@ -94,7 +98,7 @@ def test_probes_are_reported_with_the_whole_network_and_other_images(runs: Small
     assert result.details["probe"]["whole_network"] == whole
     assert result.metrics["whole_network"] == pytest.approx(np.mean(list(whole.values())))
     assert result.metrics["whole_network_spread"] == pytest.approx(np.std(list(whole.values()), ddof=1))
-    for name in ("probe_before", "probe_after"):
+    for name in ("probe_before", "probe_after", "layer_before", "layer_after"):
         assert result.metrics[name] == pytest.approx(np.mean(list(result.details["probe"][name].values())))
         assert 0 < result.metrics[name] <= 1
     assert "sm_score" not in result.metrics  # kd associates no maps
@@ -150,6 +154,39 @@ def test_learned_associations_are_drawn_and_are_the_weights_of_the_scores(runs: 
     assert result.metrics["cka"] == pytest.approx(sum(weighted) / len(students))
 
 
+@pytest.mark.parametrize("name", ["semckd", "pre"])
+def test_the_score_of_a_seed_has_its_own_weights_and_the_maps_of_its_method(
+    runs: SmallRuns, name: str
+) -> None:
+    runs.pretrain(name)
+    past = Record("distill", name, {})
+    past.add(runs.distill(name))
+    for n, curve in enumerate(past.curves.values()):  # weights that differ much from seed to seed
+        for column in [column for column in curve if "~" in column]:
+            curve[column][-1] = 0.9 if column.endswith(f"~stage{n + 1}") else 0.05
+    students = runs.place / "students" / name
+    result = analysed(runs, name, past, initial=runs.place / "initial" / name, students=students, images=0)
+    context, scores = context_of(runs), []
+    teacher, rows = context.load_network(runs.place / "big"), context.validation.rows
+    assert len(rows) < BATCH
+    for seed in (0, 1):
+        answers = []
+        for net in (context.load_network(students / f"seed-{seed}"), teacher):
+            with torch.no_grad():
+                answer = net(context.images(rows, net.input))
+            answers.append(replace(answer, maps=answer.preactivations) if name == "pre" else answer)
+        scores.append(np.log(mismatch(*answers, associations.learned(past)[seed])))
+    assert result.metrics["sm_score"] == pytest.approx(np.mean(scores))
+    assert result.metrics["sm_score_spread"] == pytest.approx(np.std(scores, ddof=1))
+    assert result.details["sm_score"] == {
+        "split": "validation",
+        "images": len(rows),
+        "batch": BATCH,
+        "before_activation": name == "pre",
+    }
+    assert f"batches of {BATCH} validation images" in (ROOT / "pipeline/report/report.html").read_text()
+
+
 def test_dictionaries_of_a_partner_are_analysed(runs: SmallRuns) -> None:
     assert "dictionaries.png" in trained_and_analysed(runs, "mixed", images=0).details["pictures"]
 
@@ -195,6 +232,7 @@ def test_before_and_after_are_not_mixed_up(runs: SmallRuns) -> None:
         (embeddings(teacher, store.images, part.rows), part.labels)
         for part in (context.subset, context.validation)
     )
-    assert metrics["probe_before"] == linear_probe(*train, *validation, *validation).accuracy
+    assert metrics["probe_before"] == cross_probe(*train, *validation)
+    assert metrics["layer_before"] == layer_probe(*train, *validation)
     assert metrics["whole_network"] == 0.25
     assert "whole_network_spread" not in metrics  # one seed

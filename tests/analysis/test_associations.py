@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.analysis.associations import Weights, draw, fixed, learned, warnings
+from pipeline.analysis.associations import Weights, draw, fixed, learned, mean, warnings
 from pipeline.records.record import Record
 
 
@@ -11,7 +11,7 @@ def distilled(**content: Any) -> Record:
     return Record("distill", "r", {}, **content)
 
 
-def test_learned_weights_are_means_over_seeds_of_the_last_notes() -> None:
+def test_learned_weights_are_the_last_notes_of_each_seed() -> None:
     curves = {
         f"distill/seed-{seed}": {
             "epoch": [1.0, 2.0],
@@ -19,10 +19,14 @@ def test_learned_weights_are_means_over_seeds_of_the_last_notes() -> None:
             "note/dead": [0.0, 0.0],
             "loss": [1.0, 1.0],
         }
-        for seed, value in enumerate((0.2, 0.4))
+        for seed, value in ((0, 0.2), (12, 0.4))
     }
-    assert learned(distilled(curves=curves)) == {("stage1", "stage2"): pytest.approx(0.3)}
+    pair = ("stage1", "stage2")
+    found = learned(distilled(curves=curves))
+    assert found == {0: {pair: 0.2}, 12: {pair: 0.4}}
+    assert mean(found) == {pair: pytest.approx(0.3)}
     assert learned(distilled(curves={"distill/seed-0": {"loss": [1.0]}})) == {}
+    assert mean({}) == {}
 
 
 def test_fixed_pairs_are_pairs_of_maps_only() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline import nets
-from pipeline.analysis.linear_probe import STRENGTHS, embeddings, linear_probe
+from pipeline.analysis.linear_probe import STRENGTHS, cross_probe, embeddings, layer_probe, linear_probe
 from pipeline.functional import Input, normalise
 from pipeline.taps import Tapped
 
@@ -64,6 +64,49 @@ def test_the_regularisation_is_chosen_on_validation_only() -> None:
     assert first.strength != second.strength
     assert first.accuracy < second.val_accuracy  # on the same rows, where another strength is better
     assert linear_probe(*train, *val, *val) == replace(first, accuracy=first.val_accuracy, per_class=ANY)
+
+
+def test_no_row_is_scored_with_a_strength_that_it_helped_to_choose() -> None:
+    """Each half of the validation rows is the test of a probe that chooses on the other half."""
+    train, (x, y) = blobs(60, noise=2.5), blobs(45, noise=2.5, seed=10)
+    by_class = np.argsort(y, kind="stable")
+    first, second = by_class[::2], by_class[1::2]
+    right = sum(
+        len(tested) * linear_probe(*train, x[chosen], y[chosen], x[tested], y[tested]).accuracy
+        for tested, chosen in ((first, second), (second, first))
+    )
+    assert cross_probe(*train, x, y) == pytest.approx(right / 45)
+    assert cross_probe(*train, x, y) < linear_probe(*train, x, y, x, y).accuracy
+    with pytest.raises(ValueError, match=r"two rows or more\. Raise data\.val"):
+        cross_probe(*train, x[:1], y[:1])
+
+
+def test_a_linear_layer_learns_for_60_epochs_as_in_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[tuple[float, float]] = []
+    step = torch.optim.Adam.step
+
+    def noted(self: torch.optim.Adam) -> None:
+        rates.append((self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]))
+        step(self)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    layer_probe(*blobs(70, noise=0.5), *blobs(30, noise=0.5, seed=1))  # two batches an epoch
+    assert rates == [(pytest.approx(1e-3), 1e-4)] * 2 * 31 + [(pytest.approx(1e-4), 1e-4)] * 2 * 29
+
+
+def test_a_linear_layer_tells_classes_apart_and_leaves_random_numbers_alone() -> None:
+    train, val = blobs(300, noise=0.05), blobs(60, noise=0.05, seed=1)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    assert layer_probe(*train, *val) == 1
+    assert torch.equal(torch.rand(3), expected)
+    shuffled = np.random.default_rng(0).permutation(train[1])
+    assert layer_probe(train[0], shuffled, *val) < 0.7
+    noisy = blobs(90, noise=2.0), blobs(90, noise=2.0, seed=1)
+    assert layer_probe(*noisy[0], *noisy[1]) == layer_probe(*noisy[0], *noisy[1])
+    with pytest.raises(ValueError, match=r"val: .*at least one row"):
+        layer_probe(*train, val[0][:0], val[1][:0])
 
 
 def test_of_equal_strengths_the_strongest_regularisation_is_chosen() -> None:

@@ -73,13 +73,13 @@ def slow_pool(x: Map, height: int, width: int) -> Map:
     ]
 
 
-def slow_conv(x: Map, conv: nn.Conv2d) -> Map:
-    weight, reach = conv.weight.tolist(), conv.weight.shape[2] // 2
-    bias = [0.0] * len(weight) if conv.bias is None else conv.bias.tolist()
+def slow_conv(x: Map, weight: Map) -> Map:
+    """Of the same size, and without a bias."""
+    reach = len(weight[0][0]) // 2
     height, width = len(x[0][0]), len(x[0][0][0])
 
     def at(image: list[Rows], o: int, i: int, j: int) -> float:
-        total = bias[o]
+        total = 0.0
         for c, plane in enumerate(image):
             for y in range(max(0, i - reach), min(height, i + reach + 1)):
                 for z in range(max(0, j - reach), min(width, j + reach + 1)):
@@ -92,23 +92,25 @@ def slow_conv(x: Map, conv: nn.Conv2d) -> Map:
     ]
 
 
-def slow_norm_relu(x: Map, norm: nn.BatchNorm2d) -> Map:
-    for c, (scale, shift) in enumerate(zip(norm.weight.tolist(), norm.bias.tolist(), strict=True)):
+def slow_norm_relu(x: Map, scales: list[float], shifts: list[float]) -> Map:
+    for c, (scale, shift) in enumerate(zip(scales, shifts, strict=True)):
         values = [v for image in x for row in image[c] for v in row]
         mean = sum(values) / len(values)
-        spread = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values) + norm.eps)
+        spread = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values) + 1e-5)
         for image in x:
             image[c] = [[max(0.0, (v - mean) / spread * scale + shift) for v in row] for row in image[c]]
     return x
 
 
-def slow_map_errors(projection: nn.Module, student: Tensor, teacher: Tensor) -> list[float]:
-    """MSE(T[i], P(S)[i]) of each image."""
-    convs = [layer for layer in projection.children() if isinstance(layer, nn.Conv2d)]
-    norms = [layer for layer in projection.children() if isinstance(layer, nn.BatchNorm2d)]
+def slow_map_errors(projection: nn.Module, student: Tensor, teacher: Tensor, inside: int) -> list[float]:
+    """MSE(T[i], P(S)[i]) of each image: convolutions of 1x1, 3x3 and 1x1 (Eq. 6), as wide as `inside`."""
+    parameters = list(projection.parameters())
+    shapes = [(inside, student.shape[1], 1, 1), (inside, inside, 3, 3), (teacher.shape[1], inside, 1, 1)]
+    assert [tuple(p.shape) for p in parameters if p.ndim == 4] == shapes
+    first, scale1, shift1, middle, scale2, shift2, last = (p.tolist() for p in parameters)
     size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
-    x = slow_norm_relu(slow_conv(slow_pool(student.tolist(), *size), convs[0]), norms[0])
-    x = slow_conv(slow_norm_relu(slow_conv(x, convs[1]), norms[1]), convs[2])
+    x = slow_norm_relu(slow_conv(slow_pool(student.tolist(), *size), first), scale1, shift1)
+    x = slow_conv(slow_norm_relu(slow_conv(x, middle), scale2, shift2), last)
     errors = []
     for image, target in zip(x, slow_pool(teacher.tolist(), *size), strict=True):
         squares = [
@@ -130,19 +132,21 @@ def slow_rows(features: Tensor) -> Rows:
     return [[v for plane in image for row in plane for v in row] for image in features.tolist()]
 
 
-def slow_linear(row: list[float], layer: nn.Linear) -> list[float]:
+def slow_linear(row: list[float], weight: Tensor, bias: Tensor) -> list[float]:
     """The layer of a row, which may be shorter than the layer is wide."""
     return [
         b + sum(w * v for w, v in zip(weights, row, strict=False))
-        for weights, b in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+        for weights, b in zip(weight.tolist(), bias.tolist(), strict=True)
     ]
 
 
-def slow_embedding(row: list[float], embed: Any) -> list[float]:
-    first, *rest = [layer for layer in embed if isinstance(layer, nn.Linear)]
-    x = slow_linear(row, first)
-    for layer in rest:  # one, or none in the ablation no_mlp
-        x = slow_linear([max(0.0, v) for v in x], layer)
+def slow_embedding(row: list[float], embed: nn.Module, *, is_mlp: bool = True) -> list[float]:
+    """Linear-ReLU-Linear (Eq. 9) or, in the ablation no_mlp, linear; then length one."""
+    parameters = list(embed.parameters())
+    assert [len(p) for p in parameters] == [32] * (4 if is_mlp else 2)
+    x = slow_linear(row, *parameters[:2])
+    if is_mlp:
+        x = slow_linear([max(0.0, v) for v in x], *parameters[2:])
     length = math.sqrt(sum(v * v for v in x))
     return [v / length for v in x]
 
@@ -156,16 +160,15 @@ def slow_attention(
     method: SemanticCalibration, student: Maps, teacher: Maps, *, rows: Callable[[Tensor], Rows]
 ) -> list[list[list[float]]]:
     """The weights a[i][s][t]."""
-    attention = method.weights
+    attention, is_mlp = method.weights, method.cfg.ablation != "no_mlp"
     assert isinstance(attention, Attention)
-    queries = [
-        [slow_embedding(row, layer) for row in rows(x)]
-        for x, layer in zip(student.values(), attention.queries, strict=True)
-    ]
-    keys = [
-        [slow_embedding(row, layer) for row in rows(x)]
-        for x, layer in zip(teacher.values(), attention.keys, strict=True)
-    ]
+    queries, keys = (
+        [
+            [slow_embedding(row, layer, is_mlp=is_mlp) for row in rows(x)]
+            for x, layer in zip(shown.values(), layers, strict=True)
+        ]
+        for shown, layers in ((student, attention.queries), (teacher, attention.keys))
+    )
     count = len(queries[0])
     return [
         [
@@ -189,7 +192,7 @@ def slow_row_errors(row_errors: RowErrors, student: Tensor, teacher: Tensor) -> 
 
 
 def slow_term(method: SemanticCalibration, student: Maps, teacher: Maps) -> float:
-    """Eq. 6-10 and 16, and the ablations of table 6."""
+    """Eq. 6-10 and 16, and the ablations of table 6, divided by the number of the student's maps."""
     count = len(student["stage1"])
     match method.cfg.ablation:
         case "equal":
@@ -214,16 +217,20 @@ def slow_term(method: SemanticCalibration, student: Maps, teacher: Maps) -> floa
             else:
                 assert isinstance(method.errors, MapErrors)
                 projection = method.errors.projections[s * len(teacher) + t]
-                errors = slow_map_errors(projection, student_map, teacher_map)
+                s_width, t_width = student_map.shape[1], teacher_map.shape[1]
+                inside = min(s_width, t_width) if method.cfg.inside == "slim" else 2 * t_width
+                errors = slow_map_errors(projection, student_map, teacher_map, inside)
             total += sum(weights[i][s][t] * errors[i] for i in range(count)) / count
-    return total
+    return total / len(student)
 
 
-@pytest.mark.parametrize("ablation", ABLATIONS)
-def test_the_term_equals_the_slow_loop(ablation: str) -> None:
+@pytest.mark.parametrize(
+    "settings", [*({"ablation": ablation} for ablation in ABLATIONS), {"inside": "slim"}], ids=str
+)
+def test_the_term_equals_the_slow_loop(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     student, teacher = different()
-    method = made(student, teacher, ablation=ablation, attention_temperature=1.5)
+    method = made(student, teacher, attention_temperature=1.5, **settings)
     assert term(method, student, teacher).item() == pytest.approx(
         slow_term(method, student, teacher), rel=1e-9
     )
@@ -251,12 +258,44 @@ def test_the_gradient_equals_finite_differences(ablation: str) -> None:
     student, teacher = random_maps(2, (2, 2, 2), (1, 1, 1)), random_maps(2, (2, 1, 2), (1, 2, 2))
     method = made(student, teacher, ablation=ablation)
     inputs = [x.requires_grad_() for x in student.values()]
-    small = [parameter for parameter in method.parameters() if parameter.numel() <= 8]
+    small = [parameter for parameter in method.parameters() if parameter.numel() <= 16]
 
     def features(first: Tensor, second: Tensor, *_: Tensor) -> Tensor:
         return term(method, {"stage1": first, "stage2": second}, teacher)
 
     assert torch.autograd.gradcheck(features, (*inputs, *small))
+
+
+# --- the values of the paper and of its authors' program
+
+
+def test_the_defaults_are_those_of_the_paper() -> None:
+    """Section 4.1.4: beta 400 and T 4; Eq. 1 and 3: labels, KD and term are added; Eq. 10: no temperature."""
+    cfg = Config(name="semckd")
+    assert (cfg.ce_weight, cfg.kd_weight, cfg.term_weight, cfg.temperature) == (1, 1, 400, 4)
+    assert (cfg.attention_temperature, cfg.preactivation, cfg.inside, cfg.ablation) == (
+        1,
+        False,
+        "published",
+        "",
+    )
+
+
+@pytest.mark.parametrize(("inside", "millions"), [("published", 10.2), ("slim", 1.56)])
+def test_projections_are_as_large_as_published(inside: str, millions: float) -> None:
+    """From resnet32x4 to resnet8x4. Both have maps of 64, 128 and 256 channels."""
+    with torch.device("meta"):
+        maps = [torch.empty(1, width, 1, 1) for width in (64, 128, 256)]
+        errors = MapErrors(maps, maps, slim=inside == "slim")
+    assert sum(p.numel() for p in errors.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_a_column_starts_as_if_there_were_one_for_each_of_64_images() -> None:
+    """As torch initialises a linear layer of 64 inputs: evenly between -1/8 and 1/8."""
+    torch.manual_seed(0)
+    weight = Places().weight
+    assert 0.12 < weight.abs().max() <= 1 / 8
+    assert weight.std().item() == pytest.approx(1 / 8 / math.sqrt(3), rel=0.02)
 
 
 # --- weights
@@ -421,7 +460,9 @@ def test_each_map_of_the_student_is_matched_with_each_of_the_teacher() -> None:
         assert method.pairs == [(s, t) for s in expected for t in ("stage1", "stage2", "stage3")]
 
 
-@pytest.mark.parametrize("settings", [{"ablation": "none"}, {"attention_temperature": 0}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"ablation": "none"}, {"attention_temperature": 0}, {"inside": "wide"}], ids=str
+)
 def test_illegal_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         World.make().method("semckd", **settings)

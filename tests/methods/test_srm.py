@@ -16,7 +16,7 @@ from pipeline.methods.srm import (
     SparseRepresentationMatching,
     dictionary_of,
 )
-from pipeline.taps import Answer, Step
+from pipeline.taps import Answer, Step, Tapped
 from pipeline.training import state
 
 PAPERS_FORM: dict[str, Any] = {"centre": False}
@@ -66,7 +66,7 @@ def test_the_reconstruction_equals_the_slow_loop(kernel: Kernel) -> None:
     torch.manual_seed(0)
     teacher = maps((2, 3, 2, 2), (2, 4, 1, 2))
     method, step = made(
-        maps((2, 2, 2, 2), (2, 3, 1, 2)), teacher, kernel=kernel, image=False, mu=2.0, sparsity=0.25
+        maps((2, 2, 2, 2), (2, 3, 1, 2)), teacher, kernel=kernel, image=False, mu=2.0, sparsity=0.34
     )
     for dictionary in (dictionary_of(method.dictionary, name) for name in teacher):
         dictionary.mean, dictionary.scale = torch.randn_like(dictionary.mean), torch.tensor(1.7).double()
@@ -75,7 +75,7 @@ def test_the_reconstruction_equals_the_slow_loop(kernel: Kernel) -> None:
         dictionary, errors = dictionary_of(method.dictionary, name), []
         for image in teacher_map.permute(0, 2, 3, 1).tolist():
             for x in (x for row in image for x in row):
-                code = slow_code(dictionary, x, 2)  # a quarter of 6 and of 8 atoms
+                code = slow_code(dictionary, x, 2)  # a third of 6 and of 8 atoms
                 assert sum(k != 0 for k in code) == 2
                 target, back = slow_prepared(dictionary, x), slow_reconstruction(dictionary, code)
                 errors += [(p - q) ** 2 for p, q in zip(target, back, strict=True)]
@@ -87,7 +87,7 @@ def test_the_reconstruction_equals_the_slow_loop(kernel: Kernel) -> None:
 def test_the_loss_of_phase_match_equals_the_slow_loop(kernel: Kernel, image: bool, labels_on: str) -> None:
     torch.manual_seed(0)
     student, teacher = maps((2, 2, 2, 2), (2, 3, 1, 2)), maps((2, 3, 2, 2), (2, 4, 1, 2))
-    method, step = made(student, teacher, kernel=kernel, image=image, labels_on=labels_on, sparsity=0.25)
+    method, step = made(student, teacher, kernel=kernel, image=image, labels_on=labels_on, sparsity=0.34)
     expected_pixel = expected_image = 0.0
     for name in student:
         of_student = dictionary_of(method.student_dictionary, name)
@@ -122,13 +122,94 @@ def test_the_loss_of_phase_match_equals_the_slow_loop(kernel: Kernel, image: boo
         assert loss["image"].value.item() == pytest.approx(expected_image, rel=1e-9)
 
 
-@pytest.mark.parametrize(("sparsity", "size"), [(0.005, 1), (0.02, 1), (0.03, 2), (0.5, 32), (1.0, 64)])
+def test_the_defaults_are_those_of_the_paper() -> None:
+    """Appendix B: lambda .02, mu 2, tau 4 (or 8), alpha .75 (or .5), which weighs KD."""
+    cfg = Config(name="srm")
+    assert (cfg.sparsity, cfg.mu, cfg.temperature) == (0.02, 2, 4)
+    assert (cfg.ce_weight, cfg.kd_weight) == (0.25, 0.75)
+    assert (cfg.kernel, cfg.pixel, cfg.image, cfg.labels_on, cfg.reseed) == (
+        "sigmoid",
+        True,
+        True,
+        "similarities",
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "sparsity", "size"),
+    [
+        # transitions and last block of the DenseNet-121 of the paper's CIFAR-100 tables: k 5, 10 and 40
+        *((128, 0.02, 5), (256, 0.02, 10), (1024, 0.02, 40)),
+        (64, 0.03, 3),  # 3.84
+        (50, 0.29, 29),  # 28.999999999999996 in floating point
+    ],
+)
+def test_k_is_rounded_down(width: int, sparsity: float, size: int) -> None:
+    method, _ = made(maps((1, 2, 1, 1)), maps((1, width, 1, 1)), sparsity=sparsity)
+    assert method.code_sizes == {"stage1": size}
+
+
+@pytest.mark.parametrize(("sparsity", "size"), [(0.005, 1), (0.02, 1), (0.03, 1), (0.5, 32), (1.0, 64)])
 def test_a_code_uses_its_share_of_the_atoms_and_at_least_one(sparsity: float, size: int) -> None:
     method, step = made(maps((2, 3, 2, 2)), maps((2, 32, 2, 2)), sparsity=sparsity)
     codes, labels, _ = method.targets(step, "stage1", "stage1")
     assert codes.shape == (2, 4, 64)
     assert ((codes > 0).sum(2) == size).all()
     assert torch.equal(codes.argmax(2), labels)
+
+
+@pytest.mark.parametrize("kernel", ["sigmoid", "rbf"])
+def test_atoms_are_told_apart_where_similarities_in_float32_are_not(kernel: Kernel) -> None:
+    """Each of the three largest scores has the similarity 1 or 0 in float32."""
+    dictionary = Dictionary(1, 4, kernel)
+    scores = {"sigmoid": [30.0, 50.0, 10.0, 40.0], "rbf": [-300.0, -200.0, -900.0, -250.0]}[kernel]
+    with torch.no_grad():
+        atoms = torch.tensor(scores)[:, None]
+        dictionary.atoms.copy_(atoms if kernel == "sigmoid" else (-atoms).sqrt())
+        code, winners = dictionary.code(torch.full((1, 1, 1), 1.0 if kernel == "sigmoid" else 0.0), 2)
+    kept = dictionary.similarities(torch.tensor([50.0, 40.0] if kernel == "sigmoid" else [-200.0, -250.0]))
+    assert kept[0] == kept[1]  # so the order can only come from the scores
+    assert winners.item() == 1
+    assert code[0, 0].tolist() == [0, kept[0].item(), 0, kept[1].item()]
+
+
+def test_maps_before_the_activation_are_used_with_preactivation() -> None:
+    """By every phase and by the health of the dictionaries, where a map ends in an activation."""
+    torch.manual_seed(0)
+    student, teacher = maps((2, 2, 2, 2), (2, 3, 1, 2)), maps((2, 3, 2, 2), (2, 4, 1, 2))
+    method, plain = made(student, teacher, preactivation=True, sparsity=0.3)
+    others = step_of_maps(maps((2, 2, 2, 2), (2, 3, 1, 2)), maps((2, 3, 2, 2), (2, 4, 1, 2)))
+    first, second = (
+        Answer(a.logits, b.maps | {"stage2": a.maps["stage2"]}, a.pooled, {"stage1": a.maps["stage1"]})
+        for a, b in ((plain.student, others.student), (plain.teacher, others.teacher))
+    )
+    mixed = Step.of(student=first, teacher=second, labels=plain.labels, index=plain.index)
+    assert not torch.equal(second.maps["stage1"], plain.teacher.maps["stage1"])
+    for phase in (method.dictionary_loss, method.match_loss):
+        values, expected = (
+            {name: w.value.item() for name, w in phase(step).items()} for step in (mixed, plain)
+        )
+        assert values == expected
+    assert method.health([mixed.teacher]) == method.health([plain.teacher])
+    without, _ = made(student, teacher, sparsity=0.3)
+    without.load_state_dict(method.state_dict())
+    assert without.match_loss(mixed)["pixel"].value != without.match_loss(plain)["pixel"].value
+
+
+def test_a_layer_that_pools_can_be_tapped_for_a_map_of_one_pixel() -> None:
+    taps = {"stage3": "stage3.0.relu2", "pooled map": "pool"}
+    world = World.make(teacher="resnet8")
+    images = world.step().images
+    student, teacher = (Tapped(each.net, images[:2], taps=taps) for each in (world.student, world.teacher))
+    assert student(images).maps["pooled map"].shape == (8, 64, 1, 1)
+    world.student, world.teacher = student, teacher
+    method = world.method("srm", preactivation=True)
+    assert set(method.phases(student)[0].loss(world.step())) == {"stage3", "pooled map"}
+    before = snapshot(student.net)
+    world.fit(method, 1)
+    still = {name for name in before if "num_batches" not in name} - moved(before, snapshot(student.net))
+    assert still == {"0.fc.weight", "0.fc.bias"}
 
 
 def test_a_perfect_dictionary_has_no_error() -> None:
@@ -194,7 +275,7 @@ def test_the_gradient_equals_finite_differences(settings: dict[str, Any]) -> Non
 def test_codes_and_pixels_of_the_student_are_averaged_if_sizes_differ() -> None:
     torch.manual_seed(0)
     student, teacher = maps((2, 2, 2, 2), (2, 3, 4, 4)), maps((2, 3, 4, 4), (2, 4, 2, 2))
-    method, step = made(student, teacher, sparsity=0.3)
+    method, step = made(student, teacher, sparsity=0.34)
     codes, labels, pixels = method.targets(step, "stage1", "stage1")
     for b in range(2):
         # these four pixels of the teacher are averaged to one at the lower left

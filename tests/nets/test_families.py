@@ -22,6 +22,7 @@ MAPS = {
     "efficientnet_lite0": ["32x16", "24x8", "40x4", "112x2", "320x1"],
     "efficientnet_lite2": ["32x16", "24x8", "48x4", "120x2", "352x1"],
     "allcnn_x0.66": ["63x32", "63x16", "126x8", "168x4", "253x4"],
+    "allcnn_stem7_x0.66": ["63x16", "63x4", "126x2", "168x1", "253x1"],
 }
 
 
@@ -77,6 +78,16 @@ def test_the_tap_of_a_part_reads_the_end_of_that_part(name: str) -> None:
 )
 def test_mobilenets_multiply_as_often_as_published(name: str, millions: int) -> None:
     """Howard et al., 2017, table 6, at 224 pixels. Their stem halves the image; ours does not, so 112."""
+    assert round(multiplications(name, 1000, 112) / 1e6) == millions
+
+
+def test_allcnn_for_images_of_224_multiplies_about_as_often_as_srm_says() -> None:
+    """Section 4.2: 1.35 GFLOPs. The text names no layers; without the large stem it would be 18."""
+    assert multiplications("allcnn_stem7", 200, 224) / 1e9 == pytest.approx(1.304, abs=0.001)
+    assert multiplications("allcnn", 200, 224) / 1e9 > 17
+
+
+def multiplications(name: str, classes: int, size: int) -> int:
     total = 0
 
     def count(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
@@ -85,12 +96,12 @@ def test_mobilenets_multiply_as_often_as_published(name: str, millions: int) -> 
         total += output.shape[2:].numel() * module.weight.numel()
 
     with torch.device("meta"):
-        net = own(name, 1000)
+        net = own(name, classes)
         for module in net.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.register_forward_hook(count)
-        net(torch.empty(1, 3, 112, 112))
-    assert round(total / 1e6) == millions
+        net(torch.empty(1, 3, size, size))
+    return total
 
 
 STEMS = {"shufflenetv2_x0.5": (24, ("conv1.",)), "densenet121": (64, ("features.conv0.", "features.norm0."))}

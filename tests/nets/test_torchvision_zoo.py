@@ -6,6 +6,7 @@ from torch import nn
 
 from pipeline.nets import build
 from pipeline.nets.torchvision_zoo import available
+from pipeline.taps import Tapped
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -28,6 +29,24 @@ def test_another_number_of_channels_changes_the_first_layer_only() -> None:
     assert isinstance(first, nn.Conv2d)
     assert isinstance(other, nn.Conv2d)
     assert (first.stride, first.padding, first.bias) == (other.stride, other.padding, other.bias)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
+def test_the_maps_of_a_resnet_are_its_stem_and_the_ends_of_its_stages(name: str) -> None:
+    net = build(f"torchvision:{name}", 7, 3)
+    images = torch.randn(2, 3, 64, 64)
+    answer = Tapped(net.eval(), images)(images)
+    assert [(key, value.shape[2]) for key, value in answer.maps.items()] == [
+        *(("stem", 32), ("stage1", 16), ("stage2", 8), ("stage3", 4), ("stage4", 2)),
+    ]
+    assert answer.body == ["stage1", "stage2", "stage3", "stage4"]
+    for key, value in answer.maps.items():
+        assert torch.equal(value, answer.preactivations[key].relu())
+    assert torch.allclose(answer.maps["stage4"].mean((2, 3)), answer.pooled)
+    found: list[torch.Tensor] = []
+    net.get_submodule("layer1").register_forward_hook(lambda module, args, output: found.append(output))
+    net(images)
+    assert torch.equal(found[0], answer.maps["stage1"])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
