@@ -83,18 +83,23 @@ def stored_answers(
         part: AnswerFile(own, part, shape, rows=len(context.store.images), views=views)
         for part, shape in sorted(read.shapes.items())
     }
-    begun = time.perf_counter()
+    begun, making = time.perf_counter(), _Making(files, batches, teacher, autocast, own)
     try:
-        made = _Making(files, batches, teacher, autocast, own).make(views, label, shown=context.is_main)
+        made = making.make(views, label, shown=context.is_main)
     except BeyondPrecision as error:
         why = f"{error} has numbers that half precision cannot hold"
         return None, facts | _live(why, label, shown=context.is_main)
-    facts |= {"folder": own.name, "made": made, "seconds": round(time.perf_counter() - begun, 3)}
+    seconds = round(time.perf_counter() - begun, 3)
     if context.is_main:
-        of = f"{len(rows)} images in {views} view{'s' * (views > 1)} ({', '.join(files)})"
-        how = f"{made} of them made in {facts['seconds']:.1f} s" if made else "all of them found"
-        print(f"{label}: the teacher's answers to {of} are stored, {how}", flush=True)
+        print(f"{label}: {_told(list(files), len(rows), views, made, seconds)}", flush=True)
+    facts |= {"folder": own.name, "made": made, "seconds": seconds}
     return Stored(files, read, rows, context.device), facts
+
+
+def _told(parts: list[str], images: int, views: int, made: int, seconds: float) -> str:
+    of = f"{images} images in {views} view{'s' * (views > 1)} ({', '.join(parts)})"
+    how = f"{made} of them made in {seconds:.1f} s" if made else "all of them found"
+    return f"the teacher's answers to {of} are stored, {how}"
 
 
 def _live(why: str, label: str, *, shown: bool) -> dict[str, str]:

@@ -164,12 +164,31 @@ READ: dict[str, dict[str, list[str] | str]] = {
 }
 
 
+def without_a_trace(*args: Any, **kwargs: Any) -> parts_read.PartsRead:
+    """What is read, found by a trial after which nothing has changed."""
+    student, method = kwargs["student"].net, kwargs["method"]
+
+    def plain() -> list[dict[str, str]]:
+        return [
+            {key: str(value) for key, value in vars(module).items() if isinstance(value, int | float | list)}
+            for module in method.modules()
+        ]
+
+    before, flags = snapshot(student, method), plain()
+    read = parts_read.parts_read(*args, **kwargs)
+    after = snapshot(student, method)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert flags == plain()
+    return read
+
+
 @pytest.mark.parametrize(
     "name", [name if name in READ else pytest.param(name, marks=pytest.mark.slow) for name in methods.names()]
 )
 def test_each_method_learns_the_same_from_stored_answers(
-    name: str, small: SmallRuns, tmp_path: Path, in_float32: None
+    name: str, small: SmallRuns, tmp_path: Path, in_float32: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(answers, "parts_read", without_a_trace)
     live = train(small, name, tmp_path, views_gb=0.0)
     stored = train(small, name, tmp_path)
     found = {phase: facts.get("live", facts["read"]) for phase, facts in stored.facts.items()}
@@ -371,6 +390,17 @@ def test_what_is_half_written_is_no_answer(tmp_path: Path, monkeypatch: pytest.M
     assert file.lacks(1, np.arange(5)).tolist() == [True, False, True, True, False]
     assert file.lacks(0, np.arange(5)).all()
     assert file.read(1, np.array([4, 1])).tolist() == [[3, 4, 5], [0, 1, 2]]
+
+
+def test_a_disk_that_takes_less_than_asked_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, place: pwrite(file, data[:5], place))
+    file = AnswerFile(tmp_path, "map layer1.0/relu", (2, 4), rows=3, views=1)
+    file.write(0, np.array([2]), torch.arange(8.0).view(1, 2, 4))
+    assert file.read(0, np.array([2])).tolist() == [[[0, 1, 2, 3], [4, 5, 6, 7]]]
+    assert sorted(content(tmp_path)) == ["map-layer1.0%2frelu.answers", "map-layer1.0%2frelu.there"]
 
 
 def train_at(small: SmallRuns, folder: Path, seed: int) -> None:
