@@ -386,8 +386,10 @@ def test_the_teachers_images_of_a_view_are_those_of_a_batch() -> None:
     data = batches(20, 6, augmented=fixed, teacher_input=Input(12, STD, MEAN))
     for batch in data.epoch(4):
         assert batch.for_teacher is not None
-        expected = batch.for_teacher(batch.images, batch.index)
+        pictures = data.views.pictures(Rows(batch.index, batch.index), 1, 12)
+        expected = Input(12, STD, MEAN).normalise_(pictures)
         assert torch.equal(data.teacher_images(batch.index, 1), expected)
+        assert torch.equal(batch.for_teacher(batch.images, batch.index), expected)
 
 
 def test_stored_answers_are_asked_for_the_places_and_the_view() -> None:

@@ -249,7 +249,7 @@ def test_a_larger_subset_asks_only_for_its_new_images(small: SmallRuns, tmp_path
         teacher = context.load_network(small.place / "big")
         student, method = build_student(context, each, 0, teacher)
         batches = context.batches(each.train, 0, student, teacher)
-        networks = {"student": student, "teacher": teacher, "method": method}
+        networks: dict[str, Any] = {"student": student, "teacher": teacher, "method": method}
         phase = method.phases(student)[-1]
         _, facts = answers.stored_answers(
             context, phase, batches, each.train, **networks, folder=tmp_path, label="kd"
@@ -380,16 +380,32 @@ def stop_after(patched: pytest.MonkeyPatch, writes: int) -> None:
 
 def test_what_is_half_written_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer counts only after the file that it is in is on the disk."""
-    file, done = AnswerFile(tmp_path, "logits", (3,), rows=5, views=2), []
+    done: list[int | str] = []
     put, fsync = answer_file._put, os.fsync
-    monkeypatch.setattr(answer_file, "_put", lambda *args: (done.append(len(args[1])), put(*args)))
-    monkeypatch.setattr(os, "fsync", lambda file: (done.append("on disk"), fsync(file)))
-    rows = np.array([1, 4])
+
+    def noted_put(file: int, content: bytes, position: int) -> None:
+        done.append(len(content))
+        put(file, content, position)
+
+    def noted_fsync(file: int) -> None:
+        done.append("on disk")
+        fsync(file)
+
+    monkeypatch.setattr(answer_file, "_put", noted_put)
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    file, rows = AnswerFile(tmp_path, "logits", (3,), rows=5, views=2), np.array([1, 4])
     file.write(1, rows, torch.arange(6.0).view(2, 3))
     assert done == [6, 6, "on disk", 1, 1, "on disk"]
     assert file.lacks(1, np.arange(5)).tolist() == [True, False, True, True, False]
     assert file.lacks(0, np.arange(5)).all()
     assert file.read(1, np.array([4, 1])).tolist() == [[3, 4, 5], [0, 1, 2]]
+
+
+def test_who_needs_fewer_views_takes_none_away(tmp_path: Path) -> None:
+    AnswerFile(tmp_path, "logits", (3,), rows=5, views=2).write(1, np.array([3]), torch.ones(1, 3))
+    before = content(tmp_path)
+    AnswerFile(tmp_path, "logits", (3,), rows=5, views=1)
+    assert content(tmp_path) == before
 
 
 def test_a_disk_that_takes_less_than_asked_is_asked_again(
@@ -553,7 +569,7 @@ def test_too_little_disk_makes_the_teacher_live_and_it_is_said(
 def test_numbers_beyond_half_precision_are_not_stored(small: SmallRuns, tmp_path: Path) -> None:
     def loud(net: nn.Module) -> None:
         with torch.no_grad():
-            net.get_submodule("fc").bias += 1e5
+            net.get_parameter("fc.bias").add_(1e5)
 
     done = train(small, "kd", tmp_path, change=loud)
     assert done.facts["distill"]["live"] == "logits has numbers that half precision cannot hold"
