@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from pipeline import methods, nets
 from pipeline.benchmark.speed import BenchmarkConfig
-from pipeline.data.augment import AugmentConfig
+from pipeline.data.augment import KEPT, AugmentConfig
 from pipeline.data.protocol import ProtocolConfig
 from pipeline.data.sources import DataConfig
 from pipeline.export.build_bundle import ExportConfig
@@ -176,9 +176,9 @@ class Params(Settings):
         return _method(given, f"runs.{run}.method")
 
     def _augment(self, run: str) -> AugmentConfig:
-        """A run's own preset starts anew; other settings of its own change the common ones."""
+        """A run's own preset starts anew but for the fixed views; other settings change the common ones."""
         own = self.runs[run].augment
-        common = {} if "preset" in own else self.augment.model_dump()
+        common = self.augment.model_dump(include=KEPT if "preset" in own else None)
         return _check(AugmentConfig, common | own, f"runs.{run}.augment")
 
     def _protocol(self, run: str) -> ProtocolConfig:

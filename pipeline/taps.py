@@ -1,10 +1,10 @@
 """What a network answers to a batch: logits, pooled embedding and maps. The only hook code."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import NoReturn
 
 import torch
@@ -24,14 +24,23 @@ class Answer:
     """The answer of one network to one batch, in float32."""
 
     logits: Tensor  # B x classes
-    maps: dict[str, Tensor]  # name of a tap -> B x C x H x W, from shallow to deep
+    maps: Mapping[str, Tensor]  # name of a tap -> B x C x H x W, from shallow to deep
     pooled: Tensor  # B x D, the input of the classifier
-    preactivations: dict[str, Tensor]  # of each map that ends in an activation: its input
+    preactivations: Mapping[str, Tensor]  # of each map that ends in an activation: its input
 
     @property
-    def everything(self) -> dict[str, Tensor]:
+    def everything(self) -> Mapping[str, Tensor]:
         """Maps, pooled embedding and logits by name."""
-        return self.maps | {"pooled": self.pooled, "logits": self.logits}
+        return {**self.maps, "pooled": self.pooled, "logits": self.logits}
+
+    def part(self, name: str) -> Tensor:
+        """One of: `logits`, `pooled`, `map <name>`, `preactivation <name>`."""
+        match name.split(" ", 1):
+            case ["map", tap]:
+                return self.maps[tap]
+            case ["preactivation", tap]:
+                return self.preactivations[tap]
+        return self.pooled if name == "pooled" else self.logits
 
     def of(self, places: Tensor) -> "Answer":
         """The answer to some images of the batch."""
@@ -72,6 +81,74 @@ class LogitsOnly(Answer):
             "The teacher is an ONNX file, which gives logits alone, without maps and gradients. Choose a "
             "method that reads logits, such as kd, or a teacher with weights."
         )
+
+
+class InParts(Answer):
+    """An answer whose parts come one by one, each when it is first read.
+
+    `give` returns a part by its name (see Answer.part). `maps` and `preactivations` are the names that exist.
+    """
+
+    _give: Callable[[str], Tensor]
+    _all: Mapping[str, Tensor]
+
+    def __init__(
+        self, give: Callable[[str], Tensor], maps: Iterable[str], preactivations: Iterable[str]
+    ) -> None:
+        give = cache(give)
+        maps = {name: f"map {name}" for name in maps}
+        before = {name: f"preactivation {name}" for name in preactivations}
+        for field, value in {
+            "_give": give,
+            "maps": _OnDemand(maps, give),
+            "preactivations": _OnDemand(before, give),
+            "_all": _OnDemand({**maps, "pooled": "pooled", "logits": "logits"}, give),
+        }.items():
+            object.__setattr__(self, field, value)  # answers are frozen
+
+    @classmethod
+    def like(cls, answer: Answer, give: Callable[[str], Tensor]) -> "InParts":
+        """With the parts that `answer` has."""
+        if isinstance(answer, LogitsOnly):
+            return cls(give, (), ())
+        return cls(give, answer.maps, answer.preactivations)
+
+    def part(self, name: str) -> Tensor:
+        return self._give(name)
+
+    @property
+    def logits(self) -> Tensor:
+        return self._give("logits")
+
+    @property
+    def pooled(self) -> Tensor:
+        return self._give("pooled")
+
+    @property
+    def everything(self) -> Mapping[str, Tensor]:
+        return self._all
+
+    def of(self, places: Tensor) -> "InParts":
+        return InParts(lambda name: self._give(name)[places], self.maps, self.preactivations)
+
+
+class _OnDemand(Mapping[str, Tensor]):
+    """Tensors by name, each fetched when it is read."""
+
+    def __init__(self, parts: Mapping[str, str], give: Callable[[str], Tensor]) -> None:
+        self.parts, self.give = parts, give
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.give(self.parts[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+
+Live = Callable[[], Answer]  # asks the network
 
 
 class Tapped:
@@ -209,6 +286,7 @@ class Step:
     label_smoothing: float = 0.0
     labelled: Labelled | None = None  # None: all images have labels
     class_weights: Tensor | None = None  # of cross-entropy; None: all 1
+    stored: Callable[[Live], Answer] | None = None  # stands in for the teacher; it may ask the network, too
 
     @classmethod
     def of(
@@ -230,15 +308,16 @@ class Step:
     def teacher(self) -> Answer:
         """The teacher's answer, without gradients unless the images require them."""
         assert self.teacher_net is not None, "this step has no teacher"
-        assert not self.teacher_net.net.training, "the teacher must be in eval mode"
-        # a method that needs gradients of the images (jacobian) sets requires_grad before it reads an answer
-        with torch.set_grad_enabled(self.images.requires_grad), self.autocast():
-            return self.teacher_net(self.teacher_images)
+        if self.stored is None:
+            return _ask(self.teacher_net, self.images, lambda: self.teacher_images, self.autocast)
+        # a reference to the step itself would keep its memory until Python looks for circles
+        images = partial(_for_teacher, self.images, self.index, self.for_teacher)
+        return self.stored(partial(_ask, self.teacher_net, self.images, images, self.autocast))
 
     @cached_property
     def teacher_images(self) -> Tensor:
         """The same views as the teacher takes them."""
-        return self.images if self.for_teacher is None else self.for_teacher(self.images, self.index)
+        return _for_teacher(self.images, self.index, self.for_teacher)
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
         """With the labels, smoothed, mixed and weighted as asked; mean over the images that have labels."""
@@ -257,6 +336,24 @@ class Step:
     def labelled_part(self) -> "Step":
         """The images that have labels, and what both networks answered to them."""
         return self if self.labelled is None else _LabelledPart.of_step(self, self.labelled.places)
+
+
+def _ask(
+    teacher: Tapped,
+    images: Tensor,
+    teacher_images: Callable[[], Tensor],
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> Answer:
+    assert not teacher.net.training, "the teacher must be in eval mode"
+    # a method that needs gradients of the images (jacobian) sets requires_grad before it reads an answer
+    with torch.set_grad_enabled(images.requires_grad), autocast():
+        return teacher(teacher_images())
+
+
+def _for_teacher(
+    images: Tensor, index: Tensor, for_teacher: Callable[[Tensor, Tensor], Tensor] | None
+) -> Tensor:
+    return images if for_teacher is None else for_teacher(images, index)
 
 
 class _LabelledPart(Step):

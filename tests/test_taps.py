@@ -1,4 +1,5 @@
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from world import World, moved, snapshot
 
 from pipeline.settings import InputError
-from pipeline.taps import Answer, Labelled, Step, Tapped, in_eval_mode
+from pipeline.taps import Answer, InParts, Labelled, Live, LogitsOnly, Step, Tapped, in_eval_mode
 
 
 class Plain(nn.Module):
@@ -310,3 +311,65 @@ def test_the_labelled_part_has_the_answers_of_the_whole_step() -> None:
         assert torch.equal(own.pooled, whole.pooled[[0, 2]])
         assert torch.equal(own.maps["a"], whole.maps["a"][[0, 2]])
     assert part.labelled_part is few
+
+
+def whole_answer() -> Answer:
+    maps = {name: torch.randn(4, 2, 3, 3) for name in ("stem", "a", "b")}
+    return Answer(torch.randn(4, 3), maps, torch.randn(4, 5), {"a": torch.randn(4, 2, 3, 3)})
+
+
+def test_an_answer_in_parts_is_the_whole_answer_and_gives_only_what_is_read() -> None:
+    whole, read = whole_answer(), []
+
+    def give(part: str) -> Tensor:
+        read.append(part)
+        return whole.part(part)
+
+    answer = InParts.like(whole, give)
+    assert (list(answer.maps), list(answer.preactivations), answer.body) == (
+        ["stem", "a", "b"],
+        ["a"],
+        ["a", "b"],
+    )
+    assert read == []
+    few = answer.of(torch.tensor([2, 0]))
+    assert torch.equal(few.maps["b"], whole.maps["b"][[2, 0]])
+    assert torch.equal(answer.everything["pooled"], whole.pooled)
+    assert torch.equal(answer.preactivations["a"], whole.preactivations["a"])
+    assert torch.equal(answer.logits, whole.logits)
+    assert torch.equal(few.logits, answer.logits[[2, 0]])
+    assert read == ["map b", "pooled", "preactivation a", "logits"]
+    assert answer.everything.keys() == whole.everything.keys()
+
+
+def test_of_a_network_that_gives_logits_alone_there_are_no_other_parts() -> None:
+    answer = InParts.like(LogitsOnly(torch.ones(2, 3)), lambda part: torch.ones(2, 3))
+    assert dict(answer.maps) == {}
+    assert torch.equal(answer.logits, torch.ones(2, 3))
+
+
+def test_a_stored_answer_stands_in_for_the_network() -> None:
+    world, whole = World.make(), whole_answer()
+    asked: list[Live] = []
+
+    def stored(live: Live) -> Answer:
+        asked.append(live)
+        return whole
+
+    usual = world.step()
+    step = dataclasses.replace(usual, stored=stored)
+    assert step.teacher is whole
+    assert step.teacher is whole
+    (live,) = asked
+    assert torch.equal(live().logits, usual.teacher.logits)
+
+
+def test_a_step_with_a_stored_answer_is_freed_at_once() -> None:
+    """A circle of references would keep its memory until Python looks for circles."""
+    step = dataclasses.replace(
+        World.make().step(), stored=lambda live: InParts(lambda part: live().part(part), ["a"], [])
+    )
+    assert len(step.teacher.logits) == 8
+    gone = weakref.ref(step)
+    del step
+    assert gone() is None

@@ -22,6 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "erase": 0.1,
     },
 }
+KEPT = {"views", "seed", "views_gb"}  # by a run that names a preset of its own
 
 
 class AugmentConfig(Settings):
@@ -67,6 +68,14 @@ class AugmentConfig(Settings):
         0.0, ge=0, le=100, description="alpha of the share of another image that is pasted in; 0: none"
     )
 
+    views: int = Field(
+        0, ge=0, description="fixed views of each image, the same for all runs; 0: new ones in every epoch"
+    )
+    seed: int = Field(0, ge=0, description="which fixed views")
+    views_gb: float = Field(
+        10.0, ge=0, description="disk for the teacher's answers to fixed views that a phase reads"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _with_preset(cls, given: Any) -> Any:
@@ -92,6 +101,11 @@ class AugmentConfig(Settings):
         if self.is_cropped and self.pad:
             raise ValueError(f"pad is {self.pad}, but a random crop moves the image already. Set pad to 0")
         return self
+
+    @property
+    def of_views(self) -> dict[str, Any]:
+        """The settings that change a fixed view."""
+        return self.model_dump(mode="json", exclude={"preset", "views", "views_gb"})
 
     @property
     def is_cropped(self) -> bool:

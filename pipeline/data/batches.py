@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from pipeline.data.protocol import Subset
 from pipeline.data.views import Rows, Views
 from pipeline.functional import Input, class_weights
 from pipeline.settings import InputError
-from pipeline.taps import Labelled
+from pipeline.taps import Answer, Labelled, Live
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,25 @@ class Batch:
         return Labelled(places, self.labelled_share)
 
     class_weights: Tensor | None = None  # in cross-entropy; None: all 1
+    places: Tensor | None = None  # `index` on the host
+    answers: Callable[[Tensor, Live], Answer] | None = None  # places -> the teacher's stored answer
+
+    @property
+    def stored(self) -> Callable[[Live], Answer] | None:
+        """Stands in for the teacher; None if there is nothing stored."""
+        if self.answers is None:
+            return None
+        assert self.places is not None
+        return partial(self.answers, self.places)
 
     def split(self, parts: int) -> "list[Batch]":
         """At most `parts` parts of nearly equal size, each with two images or more (for batch norm)."""
         count = len(self.index)
         wanted = max(1, min(parts, count // 2))
+        maybe = (self.targets, self.is_labelled, self.places)
         pieces = zip(
             *(each.tensor_split(wanted) for each in (self.images, self.labels, self.index)),
-            [None] * wanted if self.targets is None else self.targets.tensor_split(wanted),
-            [None] * wanted if self.is_labelled is None else self.is_labelled.tensor_split(wanted),
+            *([None] * wanted if each is None else each.tensor_split(wanted) for each in maybe),
             strict=True,
         )
         return [
@@ -64,17 +75,21 @@ class Batch:
                 share=self.share * len(index) / count,
                 targets=targets,
                 is_labelled=is_labelled,
+                places=places,
             )
-            for images, labels, index, targets, is_labelled in pieces
+            for images, labels, index, targets, is_labelled, places in pieces
         ]
 
 
 class Batches:
     """The images of a train subset in batches. Each epoch has a new random order and new views.
 
-    A view depends on (seed, row of the store, epoch), so an image has the same views in every subset. `input`
-    is how the student takes its images, `teacher_input` how the teacher takes the same views. Images without
-    labels have the share `unlabelled_share` of each batch (see Mixture); at 0 they are not seen.
+    A view depends on (seed, row of the store, epoch), so an image has the same views in every subset. With
+    `augment.views` K it depends on (`augment.seed`, row, epoch mod K) instead. Then the seed decides only
+    about the order, and `answers` may be set to what a teacher answered to these views.
+
+    `input` is how the student takes its images, `teacher_input` how the teacher takes the same views. Images
+    without labels have the share `unlabelled_share` of each batch (see Mixture); at 0 they are not seen.
 
     With images without labels, and with `class_balance` sampler, an image may come several times in an epoch.
     So that it does not look the same each time, its views are then numbered by batch instead of by epoch.
@@ -120,7 +135,10 @@ class Batches:
             self.mixture.check(world * parts)
         rows = np.concatenate([subset.rows, others])
         fill = torch.tensor(mean, device=self.device)
-        self.views = Views(images, rows, augment, seed=seed, mean=fill, device=self.device, labelled=count)
+        self.fixed_views = augment.views if augment else 0
+        seen = augment.seed if augment and self.fixed_views else seed
+        self.views = Views(images, rows, augment, seed=seen, mean=fill, device=self.device, labelled=count)
+        self.answers: Callable[[int, Tensor, Live], Answer] | None = None  # number of the view, places
         labels = np.concatenate([subset.labels, np.full(len(others), -1)])
         self.labels = torch.as_tensor(labels, dtype=torch.int64).to(self.device)
         self.classes, self.labelled, self.unlabelled = len(subset.classes), count, len(others)
@@ -153,7 +171,18 @@ class Batches:
             )
             share = world * len(index) / (end - step * self.batch_size)
             number = n * len(self) + step if self.repeats else n
-            yield self._batch(Rows(chosen, index), number, share)
+            yield self._batch(Rows(chosen, index), number % (self.fixed_views or number + 1), share)
+
+    def numbers(self, steps: int) -> int:
+        """How many different views of an image so many steps show, at most."""
+        numbers = steps if self.repeats else -(-steps // len(self))
+        return min(self.fixed_views or numbers, numbers)
+
+    def teacher_images(self, places: Tensor, number: int) -> Tensor:
+        """View `number` of the images at `places` (on the host), as the teacher takes it."""
+        size = self.teacher_input.size
+        pictures = self.views.pictures(Rows(places, places.to(self.device)), number, size)
+        return self.teacher_input.normalise_(pictures)
 
     @property
     def repeats(self) -> bool:
@@ -179,6 +208,8 @@ class Batches:
             None if self.mixture is None else places.on_host < self.labelled,
             1.0 if self.mixture is None else self.mixture.share,
             self.class_weights,
+            places.on_host,
+            None if self.answers is None else partial(self.answers, number),
         )
 
     def _for_teacher(self, number: int) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -188,6 +219,4 @@ class Batches:
             return None
         if own.size == other.size:
             return lambda images, index: other.renormalise(images, own)
-        return lambda images, index: other.normalise_(
-            self.views.pictures(Rows(index.cpu(), index), number, other.size)
-        )
+        return lambda images, index: self.teacher_images(index.cpu(), number)

@@ -76,6 +76,7 @@ class Phase:
     """One training of a method."""
 
     name: str  # key under runs.<run>.phases in params.yaml
+    # a method of the Method or of a module in it: copies of both make a trial step (runs/parts_read.py)
     loss: Callable[[Step], Loss]
     trains: tuple[nn.Module, ...]  # exactly what the optimizer moves; everything else is frozen
     needs_labels: bool = False  # True if images without labels would teach it nothing

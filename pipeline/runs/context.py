@@ -53,12 +53,18 @@ class Context:
 
     @classmethod
     def of_teacher(cls, data: Path | Store, protocol: ProtocolConfig, augment: AugmentConfig) -> "Context":
-        """A teacher learns from the whole training split of its classes, with the labels of the store."""
+        """A teacher learns from the whole training split of its classes, with the labels of the store.
+
+        In every epoch it sees new views, also where students see fixed ones.
+        """
         store = data if isinstance(data, Store) else Store.open(data)
         teacher_classes, student_classes = class_sets(store.classes, protocol)
         everything = ProtocolConfig(class_overlap=protocol.class_overlap, class_seed=protocol.class_seed)
-        subset = _train_subset(store, everything, teacher_classes)
-        return cls(store, subset, augment, is_cross_task=teacher_classes != student_classes)
+        subset, fresh = (
+            _train_subset(store, everything, teacher_classes),
+            augment.model_copy(update={"views": 0}),
+        )
+        return cls(store, subset, fresh, is_cross_task=teacher_classes != student_classes)
 
     @classmethod
     def of_students(cls, data: Path | Store, protocol: ProtocolConfig, augment: AugmentConfig) -> "Context":

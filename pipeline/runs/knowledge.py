@@ -15,7 +15,7 @@ from pipeline.records.record import Result
 from pipeline.runs.context import Context
 from pipeline.runs.phase import Trainee, check_phases, train_phase
 from pipeline.runs.run import KnowledgeRun
-from pipeline.runs.work_folder import work_folder
+from pipeline.runs.work_folder import ANSWERS, work_folder
 from pipeline.settings import InputError
 
 KNOWLEDGE = "knowledge.safetensors"
@@ -42,17 +42,19 @@ def learn_knowledge(
         learned: dict[str, Tensor] = {}
         for phase in phases:
             curve = f"{phase.name}/seed-{run.seed}"
-            result.curves[curve] = train_phase(
+            trained = train_phase(
                 context,
                 trainee,
                 phase,
                 run.training(phase.name),
                 validate=None,
                 folder=folder,
+                answers=work / ANSWERS,
                 curve=curve,
                 label=f"knowledge {run.name} {phase.name}",
                 on_point=on_point,
             )
+            trained.add_to(result, curve)
             learned |= _trained_by(phase, method)
         if context.is_main:
             _save(out, teacher, method, phases, learned)

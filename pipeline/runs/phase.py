@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.methods import Method, Phase
 from pipeline.records.progress import OnPoint
-from pipeline.records.record import Curves
+from pipeline.records.record import Curves, Result
+from pipeline.runs.answers import stored_answers
 from pipeline.runs.context import Context
 from pipeline.settings import unknown
 from pipeline.taps import Tapped
@@ -28,6 +29,19 @@ class Trainee:
     method: Method[Any]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What came of one phase."""
+
+    curves: Curves
+    teacher: dict[str, Any]  # with fixed views: what was read of the teacher, and whether it ran live
+
+    def add_to(self, result: Result, curve: str) -> None:
+        result.curves[curve] = self.curves
+        if self.teacher:
+            result.details.setdefault("answers", {})[curve] = self.teacher
+
+
 def train_phase(
     context: Context,
     trainee: Trainee,
@@ -36,20 +50,35 @@ def train_phase(
     *,
     validate: Validate | None,
     folder: Path,
+    answers: Path,
     curve: str,
     label: str,
     on_point: OnPoint,
-) -> Curves:
+) -> Trained:
     """Train one phase and print one line about it. With `validate`, the student ends with its best weights.
 
-    `label` says in this line what is trained. `folder` holds the state of an unfinished training. `on_point`
-    gets the name `curve` and the curves so far. The order of the images, their views and all random numbers
-    depend only on the seed and the phase's name.
+    `label` says in this line what is trained. `folder` holds the state of an unfinished training. `answers`
+    holds what teachers answered to fixed views (`augment.views`). `on_point` gets the name `curve` and the
+    curves so far. The order of the images, all other views and all random numbers depend only on the seed and
+    the phase's name.
     """
     own_seed = zlib.crc32(f"{trainee.seed}/{phase.name}".encode())
     batches = context.batches(
         cfg, own_seed, trainee.student, trainee.teacher, needs_labels=phase.needs_labels
     )
+    facts: dict[str, Any] = {}
+    if trainee.teacher is not None and batches.fixed_views:
+        batches.answers, facts = stored_answers(
+            context,
+            phase,
+            batches,
+            cfg,
+            student=trainee.student,
+            teacher=trainee.teacher,
+            method=trainee.method,
+            folder=answers,
+            label=label,
+        )
     curves = fit(
         phase,
         batches,
@@ -68,7 +97,7 @@ def train_phase(
         planned = cfg.total_steps(len(batches)) / len(batches)
         told = _told(curves, planned, labelled=batches.labelled, unlabelled=batches.unlabelled)
         print(f"{label}: {told}", flush=True)
-    return curves
+    return Trained(curves, facts)
 
 
 def _told(curves: Curves, planned: float, *, labelled: int, unlabelled: int) -> str:

@@ -13,15 +13,15 @@ from pipeline.data.protocol import class_sets
 from pipeline.files import atomic_folder, sha256
 from pipeline.methods import Method, Phase
 from pipeline.records.progress import OnPoint
-from pipeline.records.record import Curves, Result
+from pipeline.records.record import Result
 from pipeline.runs.context import Context
 from pipeline.runs.embedding import image_weights, nearest_mean
 from pipeline.runs.knowledge import recall_knowledge
 from pipeline.runs.overview import overview, table
-from pipeline.runs.phase import Trainee, check_phases, train_phase
+from pipeline.runs.phase import Trained, Trainee, check_phases, train_phase
 from pipeline.runs.run import Run
 from pipeline.runs.start_network import start_network
-from pipeline.runs.work_folder import work_folder
+from pipeline.runs.work_folder import ANSWERS, work_folder
 from pipeline.settings import InputError
 from pipeline.taps import Tapped, in_eval_mode
 from pipeline.training.loop import Validate
@@ -43,7 +43,9 @@ def pretrain(
             for phase in early:
                 judge = partial(nearest_mean, context, trainee.student)
                 validate = judge if phase.embedding == "chosen" else None
-                result.curves |= _train(context, run, trainee, phase, folder, on_point, validate=validate)
+                _train(context, run, trainee, phase, folder, on_point, validate=validate).add_to(
+                    result, _curve(trainee, phase)
+                )
                 if phase.embedding:
                     _add_scores(result, trainee.seed, judge(trainee.student.net))
             if trainee.seed == run.seeds[0]:
@@ -75,7 +77,9 @@ def distill(
             if seed == run.seeds[0]:
                 result.details |= {"overview": _overview(context, trainee), "select": select}
             validate = partial(context.validate, input=student.input)
-            result.curves |= _train(context, run, trainee, last, folder, on_point, validate=validate)
+            _train(context, run, trainee, last, folder, on_point, validate=validate).add_to(
+                result, _curve(trainee, last)
+            )
             scores = validate(student.net)
             _add_scores(result, seed, scores)
             if context.is_main:
@@ -182,22 +186,25 @@ def _train(
     on_point: OnPoint,
     *,
     validate: Validate | None,
-) -> dict[str, Curves]:
-    """The curves of one phase under their name."""
-    seed, curve = trainee.seed, f"{phase.name}/seed-{trainee.seed}"
+) -> Trained:
+    seed = trainee.seed
     which = f" ({run.seeds.index(seed) + 1} of {len(run.seeds)})" if len(run.seeds) > 1 else ""
-    curves = train_phase(
+    return train_phase(
         context,
         trainee,
         phase,
         run.training(phase.name),
         validate=validate,
         folder=folder / f"seed-{seed}",
-        curve=curve,
+        answers=folder.parent / ANSWERS,
+        curve=_curve(trainee, phase),
         label=f"{run.name} seed {seed}{which} {phase.name}",
         on_point=on_point,
     )
-    return {curve: curves}
+
+
+def _curve(trainee: Trainee, phase: Phase) -> str:
+    return f"{phase.name}/seed-{trainee.seed}"
 
 
 def _save(folder: Path, context: Context, run: Run, trainee: Trainee, **scores: Any) -> None:

@@ -17,7 +17,7 @@ from pipeline.runs.context import Context
 from pipeline.runs.phase import Trainee, train_phase
 from pipeline.runs.run import TeacherRun
 from pipeline.runs.start_network import start_network
-from pipeline.runs.work_folder import work_folder
+from pipeline.runs.work_folder import ANSWERS, work_folder
 from pipeline.settings import InputError
 from pipeline.taps import Tapped
 
@@ -91,17 +91,19 @@ def _classes_of_weights(run: TeacherRun, wanted: list[str]) -> list[str]:
 
 def _train(context: Context, run: TeacherRun, teacher: Tapped, folder: Path, on_point: OnPoint) -> Curves:
     method = context.build_method(methods.load("ce").Config(name="ce"), teacher, None)
-    return train_phase(
+    trained = train_phase(
         context,
         Trainee(SEED, teacher, None, method),
         teacher_phase(run, teacher, method),
         run.cfg.train,
         folder=folder,
+        answers=folder.parent / ANSWERS,
         curve="teacher",
         label=f"teacher {run.name}",
         on_point=on_point,
         validate=partial(context.validate, input=teacher.input),
     )
+    return trained.curves
 
 
 def teacher_phase(run: TeacherRun, teacher: Tapped, method: Method[Any]) -> Phase:

@@ -11,6 +11,8 @@ from typing import Any
 from pipeline.files import locked
 from pipeline.settings import InputError
 
+ANSWERS = "answers"  # what teachers answered to fixed views, beside the work folders
+
 
 @contextmanager
 def work_folder(

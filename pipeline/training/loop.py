@@ -168,6 +168,7 @@ def step_of(
         labelled=batch.labelled,
         label_smoothing=cfg.label_smoothing,
         class_weights=batch.class_weights,
+        stored=batch.stored,
     )
 
 

@@ -11,6 +11,7 @@ from pipeline.data.protocol import Subset
 from pipeline.data.views import Rows
 from pipeline.functional import Input, normalise
 from pipeline.settings import InputError
+from pipeline.taps import Answer, Live
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -318,3 +319,93 @@ def test_weights_of_classes_go_with_the_batch_and_its_parts() -> None:
     assert weighted.class_weights is not None
     assert weighted.class_weights[weighted.labels].mean().item() == pytest.approx(1)
     assert len(set(weighted.class_weights.tolist())) > 1
+
+
+SHIFTED = AugmentConfig(pad=2, flip=0.5, brightness=0.4)
+
+
+def by_row(data: Batches, epoch: int) -> dict[int, torch.Tensor]:
+    """What an epoch shows, by the row of the store."""
+    return {
+        int(data.views.rows[place]): image
+        for batch in data.epoch(epoch)
+        for place, image in zip(batch.index, batch.images, strict=True)
+    }
+
+
+def test_fixed_views_come_again_and_are_the_same_for_every_seed_and_subset() -> None:
+    fixed = SHIFTED.model_copy(update={"views": 3})
+    one, other = batches(20, 6, augmented=fixed), batches(12, 5, seed=9, augmented=fixed)
+    first = [by_row(one, n) for n in range(4)]
+    assert all(torch.equal(first[0][row], image) for row, image in first[3].items())
+    for n, seen in ((1, by_row(other, 1)), (2, by_row(other, 5))):
+        assert all(torch.equal(first[n][row], image) for row, image in seen.items())
+    assert not any(torch.equal(first[0][row], first[1][row]) for row in first[0])
+    orders = [[batch.index.tolist() for batch in one.epoch(n)] for n in (0, 3)]
+    assert orders[0] != orders[1]
+
+
+def test_the_seed_of_fixed_views_changes_them_alone() -> None:
+    one, other = (
+        batches(20, 6, augmented=SHIFTED.model_copy(update={"views": 3, "seed": seed})) for seed in (0, 1)
+    )
+    for a, b in zip(one.epoch(0), other.epoch(0), strict=True):
+        assert torch.equal(a.index, b.index)
+        assert not torch.equal(a.images, b.images)
+
+
+def test_without_fixed_views_the_runs_seed_and_the_epoch_make_them() -> None:
+    """As it was before there were fixed views."""
+    data = batches(20, 6, seed=4, augmented=SHIFTED.model_copy(update={"seed": 7}))
+    plain = batches(20, 6, seed=4, augmented=SHIFTED)
+    for batch, same in zip(data.epoch(5), plain.epoch(5), strict=True):
+        pictures = plain.views.pictures(Rows(batch.index, batch.index), 5, 8)
+        assert torch.equal(batch.images, INPUT.normalise_(pictures))
+        assert torch.equal(batch.images, same.images)
+    assert plain.views.seed == 4
+
+
+def test_a_mixed_fixed_view_has_one_partner() -> None:
+    fixed = AugmentConfig(pad=0, flip=0.0, mixup=1.0, views=1)
+    one, other = batches(20, 6, augmented=fixed), batches(20, 7, seed=3, augmented=fixed)
+    first, again = by_row(one, 0), by_row(other, 8)
+    assert all(torch.equal(first[row], image) for row, image in again.items())
+
+
+@pytest.mark.parametrize(("steps", "plain", "repeated"), [(1, 1, 1), (4, 1, 4), (5, 2, 5), (400, 6, 6)])
+def test_so_many_fixed_views_are_shown(steps: int, plain: int, repeated: int) -> None:
+    fixed = SHIFTED.model_copy(update={"views": 6})
+    assert batches(20, 5, augmented=fixed).numbers(steps) == plain
+    sampled = batches(20, 5, augmented=fixed, class_balance="sampler")
+    assert sampled.numbers(steps) == repeated
+    assert len(sampled) == 4
+
+
+def test_the_teachers_images_of_a_view_are_those_of_a_batch() -> None:
+    fixed = SHIFTED.model_copy(update={"views": 3})
+    data = batches(20, 6, augmented=fixed, teacher_input=Input(12, STD, MEAN))
+    for batch in data.epoch(4):
+        assert batch.for_teacher is not None
+        pictures = data.views.pictures(Rows(batch.index, batch.index), 1, 12)
+        expected = Input(12, STD, MEAN).normalise_(pictures)
+        assert torch.equal(data.teacher_images(batch.index, 1), expected)
+        assert torch.equal(batch.for_teacher(batch.images, batch.index), expected)
+
+
+def test_stored_answers_are_asked_for_the_places_and_the_view() -> None:
+    asked: list[tuple[int, list[int]]] = []
+    answer = Answer(torch.zeros(1), {}, torch.zeros(1), {})
+
+    def answers(number: int, places: torch.Tensor, live: Live) -> Answer:
+        asked.append((number, places.tolist()))
+        return answer
+
+    data = batches(20, 6, augmented=SHIFTED.model_copy(update={"views": 3}))
+    assert next(data.epoch(0)).stored is None
+    data.answers = answers
+    batch = next(data.epoch(7))
+    for part in (batch, *batch.split(2)):
+        assert part.stored is not None
+        assert part.stored(lambda: answer) is answer
+    index = batch.index.tolist()
+    assert asked == [(1, index), (1, index[:3]), (1, index[3:])]

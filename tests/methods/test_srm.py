@@ -320,7 +320,9 @@ def test_pixels_are_centred_by_the_first_batch() -> None:
     assert prepared.square().mean().item() == pytest.approx(1)
     mean = dictionary.mean.clone()
     for epoch in (0, 1):
-        method.dictionary_loss(step_of_maps(first.student.maps, {"stage1": teacher["stage1"] + 9}, epoch))
+        method.dictionary_loss(
+            step_of_maps(dict(first.student.maps), {"stage1": teacher["stage1"] + 9}, epoch)
+        )
     assert torch.equal(dictionary.mean, mean)
 
 

@@ -1,0 +1,175 @@
+"""A teacher's answers to fixed views: stored once, and read by all runs, seeds and phases.
+
+They are a cache in the work folder, `answers/<key>`, not an output of a stage. A stage would have to know all
+runs before it starts, and every new run would make it stale. The key is a hash of all that the answers depend
+on (see answer_key.py), so the folder can be deleted whenever nothing trains.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.batches import Batches
+from pipeline.data.seen import images_at_once
+from pipeline.files import atomic_file, locked
+from pipeline.methods import Method, Phase
+from pipeline.records.ticker import Ticker
+from pipeline.runs.answer_file import AnswerFile, BeyondPrecision, bytes_of
+from pipeline.runs.answer_key import depends_on, key_of
+from pipeline.runs.context import Context
+from pipeline.runs.parts_read import PartsRead, parts_read
+from pipeline.taps import Answer, InParts, Live, Tapped
+from pipeline.training.recipe import TrainConfig
+
+AT_ONCE = 256  # images that the teacher answers to, at most
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a teacher answers to views of a train subset. It gives parts that are not stored by asking it."""
+
+    files: Mapping[str, AnswerFile]
+    read: PartsRead
+    rows: Tensor  # of the store, by place in the subset
+    device: torch.device
+
+    def __call__(self, view: int, places: Tensor, live: Live) -> Answer:
+        rows, live = self.rows[places].numpy(), cache(live)
+
+        def give(part: str) -> Tensor:
+            if part not in self.files:
+                return live().part(part)
+            return self.files[part].read(view, rows).to(self.device)
+
+        return InParts(give, self.read.maps, self.read.preactivations)
+
+
+def stored_answers(
+    context: Context,
+    phase: Phase,
+    batches: Batches,
+    cfg: TrainConfig,
+    *,
+    student: Tapped,
+    teacher: Tapped,
+    method: Method[Any],
+    folder: Path,
+    label: str,
+) -> tuple[Stored | None, dict[str, Any]]:
+    """The answers that the phase reads, made if they aren't there yet; None if the teacher runs live.
+
+    Also returned is what to put on record: what is read, and why the teacher runs live.
+    """
+    autocast = partial(cfg.autocast, context.device.type)
+    batch = next(batches.epoch(0)).split(cfg.accumulate)[0]
+    read = parts_read(phase, batch, cfg, student=student, teacher=teacher, method=method, autocast=autocast)
+    views, rows = batches.numbers(cfg.total_steps(len(batches))), batches.views.rows
+    facts: dict[str, Any] = {"views": context.augment.views, "read": sorted(read.shapes)}
+    if why := read.why_live or _too_large(read, views * len(rows), context.augment.views_gb):
+        return None, facts | _live(why, label, shown=context.is_main)
+    if not read.shapes:
+        return None, facts
+    own = _folder(folder, depends_on(context, teacher, batches, cfg.amp))
+    files = {
+        part: AnswerFile(own, part, shape, rows=len(context.store.images), views=views)
+        for part, shape in sorted(read.shapes.items())
+    }
+    begun, making = time.perf_counter(), _Making(files, batches, teacher, autocast, own)
+    try:
+        made = making.make(views, label, shown=context.is_main)
+    except BeyondPrecision as error:
+        why = f"{error} has numbers that half precision cannot hold"
+        return None, facts | _live(why, label, shown=context.is_main)
+    seconds = round(time.perf_counter() - begun, 3)
+    if context.is_main:
+        print(f"{label}: {_told(list(files), len(rows), views, made, seconds)}", flush=True)
+    facts |= {"folder": own.name, "made": made, "seconds": seconds}
+    return Stored(files, read, rows, context.device), facts
+
+
+def _told(parts: list[str], images: int, views: int, made: int, seconds: float) -> str:
+    of = f"{images} images in {views} view{'s' * (views > 1)} ({', '.join(parts)})"
+    how = f"{made} of them made in {seconds:.1f} s" if made else "all of them found"
+    return f"the teacher's answers to {of} are stored, {how}"
+
+
+def _live(why: str, label: str, *, shown: bool) -> dict[str, str]:
+    if shown:
+        print(f"{label}: the teacher runs live: {why}", flush=True)
+    return {"live": why}
+
+
+def _too_large(read: PartsRead, answers: int, limit_gb: float) -> str:
+    """Why the answers cannot be stored; "" if there is room for all parts."""
+    sizes = {part: answers * bytes_of(shape) / 1e9 for part, shape in read.shapes.items()}
+    if sum(sizes.values()) <= limit_gb:
+        return ""
+    listed = ", ".join(f"{part} {size:.3g} GB" for part, size in sorted(sizes.items()))
+    return f"its answers would take more than augment.views_gb ({limit_gb:g}): {listed}"
+
+
+def _folder(answers: Path, depends: dict[str, Any]) -> Path:
+    own = answers / key_of(depends)
+    with atomic_file(own / "depends_on.json") as file:
+        file.write_text(json.dumps(depends, indent=1) + "\n")
+    return own
+
+
+@dataclass(frozen=True)
+class _Making:
+    """Asks the teacher for the answers that aren't there.
+
+    A view is made by one process at a time. Others, of this run or of another, take other views meanwhile.
+    """
+
+    files: Mapping[str, AnswerFile]
+    batches: Batches
+    teacher: Tapped
+    autocast: Callable[[], AbstractContextManager[object]]
+    folder: Path
+
+    def make(self, views: int, label: str, *, shown: bool) -> int:
+        """All answers to so many views; returned is how many this process has made."""
+        rank, world = self.batches.shard
+        first = rank * views // world
+        total = sum(len(self._lacking(view)) for view in range(views))
+        if not total:
+            return 0
+        busy = []
+        with closing(Ticker(f"{label}, the teacher's answers", total, shown=shown)) as ticker:
+            for view in (*range(first, views), *range(first)):
+                try:
+                    with locked(self.folder / f"view-{view}.lock", wait=False):
+                        self._fill(view, ticker)
+                except BlockingIOError:
+                    busy.append(view)
+            for view in busy:
+                with locked(self.folder / f"view-{view}.lock"):
+                    self._fill(view, ticker)
+            return ticker.done
+
+    def _fill(self, view: int, ticker: Ticker) -> None:
+        lacking = self._lacking(view)
+        for places in torch.split(lacking, images_at_once(self.batches.teacher_input.size, most=AT_ONCE)):
+            with torch.no_grad(), self.autocast():
+                answer = self.teacher(self.batches.teacher_images(places, view))
+            rows = self.batches.views.rows[places].numpy()
+            for part, file in self.files.items():
+                if (lacks := file.lacks(view, rows)).any():
+                    file.write(view, rows[lacks], answer.part(part)[torch.from_numpy(lacks)])
+            ticker.advance(len(places), images=len(places))
+
+    def _lacking(self, view: int) -> Tensor:
+        """Places in the train subset where a part of the answer isn't there."""
+        rows = self.batches.views.rows.numpy()
+        lacks = np.stack([file.lacks(view, rows) for file in self.files.values()])
+        return torch.from_numpy(np.flatnonzero(lacks.any(0)))

@@ -1,0 +1,87 @@
+"""Which parts of the teacher's answer a phase reads: found by a trial step with copies of what it trains."""
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.data.batches import Batch
+from pipeline.methods import Method, Phase
+from pipeline.taps import Answer, InParts, Live, Tapped
+from pipeline.training.loop import set_trainable, step_of
+from pipeline.training.recipe import TrainConfig
+
+
+@dataclass
+class PartsRead:
+    """What a phase reads of its teacher."""
+
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # by part, for one image
+    maps: tuple[str, ...] = ()  # names of all maps that the teacher has
+    preactivations: tuple[str, ...] = ()
+    why_live: str = ""  # why stored answers cannot stand in for the network; "": they can
+
+
+def parts_read(
+    phase: Phase,
+    batch: Batch,
+    cfg: TrainConfig,
+    *,
+    student: Tapped,
+    teacher: Tapped,
+    method: Method[Any],
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> PartsRead:
+    """Make one step on `batch` as the training loop does, without an optimizer, and watch the teacher.
+
+    The student and the method are copied, so that what they remember of the step is not kept.
+    """
+    same = {id(each): each for each in (teacher, teacher.net)}  # not copied
+    phase, student, method = copy.deepcopy((phase, student, method), same)
+    set_trainable(phase, student, method)
+    watched = _Watched(teacher)
+    with watched:
+        step = replace(step_of(batch, cfg, student, teacher, autocast=autocast), stored=watched.answer)
+        terms = [term.weight * term.value for term in phase.loss(step).values()]
+        if with_gradient := [term for term in terms if term.requires_grad]:
+            torch.autograd.backward(torch.stack(with_gradient).sum())
+        method.after_backward(step, student)
+    if step.images.requires_grad:
+        watched.found.why_live = "this phase differentiates through it"
+    elif watched.calls > watched.asked:
+        watched.found.why_live = "this phase runs more of it than its answer needs"
+    return watched.found
+
+
+class _Watched:
+    """The answers of a teacher, and what was read of them."""
+
+    def __init__(self, teacher: Tapped) -> None:
+        self.teacher, self.found = teacher, PartsRead()
+        self.asked = self.calls = 0  # answers; runs of the network, by anybody
+
+    def __enter__(self) -> None:
+        self.hook = self.teacher.net.register_forward_pre_hook(self._count)
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()
+
+    def answer(self, live: Live) -> Answer:
+        self.asked += 1
+        answer = live()
+
+        def give(part: str) -> Tensor:
+            value = answer.part(part)
+            self.found.shapes[part] = tuple(value.shape[1:])
+            return value
+
+        noted = InParts.like(answer, give)
+        self.found.maps, self.found.preactivations = tuple(noted.maps), tuple(noted.preactivations)
+        return noted
+
+    def _count(self, *_: object) -> None:
+        self.calls += 1
