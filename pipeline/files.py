@@ -51,7 +51,7 @@ def _partial(path: Path) -> Path:
 
 
 def _is_another(process: int) -> bool:
-    """Whether another process has this number. What has the own one is left of a process that had it before."""
+    """Whether another process has this number. A name with our own is from a process that had it before."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

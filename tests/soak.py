@@ -56,7 +56,9 @@ PARAMS: dict[str, Any] = {
     "augment": {"pad": 1, "flip": 0.5, "mixup": 0.2},
     "protocol": {"shots": 4},
     "train": {"epochs": 30, "batch_size": 4, "lr": 0.01, "ema": 0.9},
-    "teachers": {"big": {"net": "resnet8", "train": {"epochs": 8, "batch_size": 8, "lr": 0.01}}},
+    "teachers": {
+        "big": {"net": "resnet8", "min_accuracy": 0, "train": {"epochs": 8, "batch_size": 8, "lr": 0.01}}
+    },
     "knowledge": {},
     "students": {"small": {"net": "wrn_10_1"}},
     "runs": {
@@ -79,8 +81,9 @@ STAGES = {  # of the run {run}: the options that dvc.yaml gives
     "evaluate": f"{PREPARED} {OF_RUN} --teacher models/teachers/big --students models/students/{{run}} "
     "--metrics metrics/evaluate/{run}.json --predictions records/evaluate/{run}.npz "
     "--record records/evaluate/{run}.json",
-    "export": f"{PREPARED} {OF_RUN} --students models/students/{{run}} --distilled records/distill/{{run}}.json "
-    "--evaluated records/evaluate/{run}.json --out models/export/{run} --record records/export/{run}.json",
+    "export": f"{PREPARED} {OF_RUN} --students models/students/{{run}} --distilled records/distill/"
+    "{run}.json --evaluated records/evaluate/{run}.json --out models/export/{run} "
+    "--record records/export/{run}.json",
     "benchmark": f"{PREPARED} {OF_RUN} --teacher models/teachers/big --students models/students/{{run}} "
     "--bundle models/export/{run} --metrics metrics/benchmark/{run}.json "
     "--record records/benchmark/{run}.json",
@@ -173,6 +176,7 @@ def _become(place: Path, stage: str, options: str, write: int, largest: int, sav
         sys.stdout = os.fdopen(1, "w", buffering=1)
         sys.stderr = os.fdopen(2, "w", buffering=1)
         os.chdir(place)
+        os.environ["DVC_ROOT"] = str(place)  # where the rows of stage track go
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         if largest:
@@ -381,7 +385,7 @@ class Server:
 
     def __init__(self, bundle: Path) -> None:
         options = ["--port", "0", "--max-seconds", "1", "--max-bytes", "100000"]
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.deploy", "serve", str(bundle), *options],
             cwd=ROOT,
@@ -525,7 +529,7 @@ class Kind:
         begun = time.monotonic()
         self.tried += 1
         try:
-            self.attempt(random.Random(f"{seed}/{self.name}/{number}"))  # noqa: S311
+            self.attempt(random.Random(f"{seed}/{self.name}/{number}"))
         except Exception as error:
             self.broke += 1
             said = str(error) if isinstance(error, BrokenError) else traceback.format_exc(limit=-6)
@@ -577,14 +581,18 @@ def soak(seed: str, *, minutes: float, rounds: int, only: str) -> int:
 def table(chosen: list[Kind], seconds: float) -> str:
     lines = ["| cases | tried | held | broke |", "|---|--:|--:|--:|"]
     for kind in chosen:
-        lines.append(f"| {kind.what} (`{kind.name}`) | {kind.tried} | {kind.tried - kind.broke} | {kind.broke} |")
+        lines.append(
+            f"| {kind.what} (`{kind.name}`) | {kind.tried} | {kind.tried - kind.broke} | {kind.broke} |"
+        )
     return "\n".join([*lines, f"\n{seconds / 60:.1f} minutes"])
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--minutes", type=float, default=0.0)
-    parser.add_argument("--rounds", type=int, default=1, help="without --minutes: how often each kind is tried")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="without --minutes: how often each kind is tried"
+    )
     parser.add_argument("--seed", default="", help="default: a new one")
     parser.add_argument("--only", default="", metavar="KIND:NUMBER", help="one case of this seed again")
     args = parser.parse_args()

@@ -61,7 +61,8 @@ def _behind(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        is_of_library = isinstance(error, RuntimeError | OSError)  # which often forget to name the cause
+        error = error.__cause__ or (error.__context__ if is_of_library else None)
 
 
 def _number(error: BaseException) -> int | None:

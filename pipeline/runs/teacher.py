@@ -73,13 +73,11 @@ def start_teacher(context: Context, run: TeacherRun) -> Tapped:
     return context.tap(net, cfg.taps, input, loaded)
 
 
-def check_accuracy(
-    run: TeacherRun, scores: Mapping[str, float], labels: np.ndarray, *, sheet: Path
-) -> None:
+def check_accuracy(run: TeacherRun, scores: Mapping[str, float], labels: np.ndarray, *, sheet: Path) -> None:
     """Refuse a teacher that is worse than wanted, or that may be no better than a guess.
 
-    A guess names the most frequent class. With `train.select` balanced_accuracy or macro_f1 it is the balanced
-    accuracy that must be better than that of a guess. Too few images tell nothing: then nothing is refused.
+    A guess names the most frequent class. With `train.select` balanced_accuracy or macro_f1 the balanced
+    accuracy must be better than that of a guess. Too few images tell nothing: then nothing is refused.
     """
     cfg, counts = run.cfg, np.unique_counts(labels).counts
     is_balanced = cfg.train.select in ("balanced_accuracy", "macro_f1")
@@ -95,9 +93,9 @@ def check_accuracy(
         what = f"{accuracy:.1%} on {len(labels)} images, hardly better than a guess ({guess:.1%})"
     raise InputError(
         f"teachers.{run.name}: its {name.removeprefix('val_').replace('_', ' ')} on validation is {what}, so "
-        f"students would learn little from it. Look at the pictures and their classes ({sheet}), at the curve "
-        "of its training (train.lr, train.epochs), at its weights and their classes (start, classes), and at "
-        f"augment. To go on with it as it is, set teachers.{run.name}.min_accuracy to 0."
+        f"students would learn little from it. Look at the pictures and their classes ({sheet}), at the "
+        "curve of its training (train.lr, train.epochs), at its weights and their classes (start, classes), "
+        f"and at augment. To go on with it as it is, set teachers.{run.name}.min_accuracy to 0."
     )
 
 

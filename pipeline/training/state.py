@@ -154,7 +154,7 @@ class State:
 
 @dataclass
 class Asks:
-    """How processes agree on what to do after a step. They ask one another seldom, as each time costs time."""
+    """How processes agree on what to do after a step. They ask one another seldom: each time costs time."""
 
     every: int = 1  # steps from one time to the next
     left: int = 1

@@ -30,7 +30,7 @@ def test_a_full_disk_says_how_much_room_there_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        ('Error while serializing: I/O error: No space left on device (os error 28)', errno.ENOSPC),
+        ("Error while serializing: I/O error: No space left on device (os error 28)", errno.ENOSPC),
         ('IoError(Os { code: 13, kind: PermissionDenied, message: "Permission denied" })', errno.EACCES),
         ("(sqlite3.OperationalError) database or disk is full [SQL: ...]", errno.ENOSPC),
         ("attempt to write a readonly database", errno.EROFS),
@@ -54,6 +54,9 @@ def test_an_error_behind_another_one_is_found_and_a_mistake_of_ours_is_not() -> 
         wrapped()
     assert (in_words(raised.value) or "").startswith("The quota of this user is used up: f")
     assert in_words(ValueError("a mistake")) is None
+    mistake = AttributeError("a mistake while a missing file is dealt with")
+    mistake.__context__ = FileNotFoundError(errno.ENOENT, "No such file or directory", "f")
+    assert in_words(mistake) is None
     assert in_words(OSError("what a library says of its own")) is None
 
 

@@ -17,7 +17,6 @@ from pipeline.methods.srm import (
     dictionary_of,
 )
 from pipeline.taps import Answer, Step
-from pipeline.training import state
 
 PAPERS_FORM: dict[str, Any] = {"centre": False}
 
