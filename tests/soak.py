@@ -6,6 +6,7 @@ breaks is printed with its number: `python tests/soak.py --seed SEED --only KIND
 
 import argparse
 import contextlib
+import faulthandler
 import hashlib
 import http.client
 import io
@@ -48,7 +49,7 @@ from pipeline.params import load_params  # noqa: E402
 from pipeline.project.check import check_data_root  # noqa: E402
 from pipeline.settings import InputError  # noqa: E402
 
-SLOWEST = 300.0  # seconds; a stage that takes longer hangs
+SLOWEST = 900.0  # seconds; a stage that takes longer hangs
 RUN = {"teacher": "big", "student": "small", "seeds": [0]}
 PARAMS: dict[str, Any] = {
     "launcher": "python",
@@ -175,6 +176,7 @@ def _become(place: Path, stage: str, options: str, write: int, largest: int, sav
         os.dup2(write, 2)
         sys.stdout = os.fdopen(1, "w", buffering=1)
         sys.stderr = os.fdopen(2, "w", buffering=1)
+        faulthandler.dump_traceback_later(SLOWEST - 30)
         os.chdir(place)
         os.environ["DVC_ROOT"] = str(place)  # where the rows of stage track go
         signal.signal(signal.SIGINT, signal.default_int_handler)
