@@ -234,7 +234,7 @@ class _Loader(yaml.SafeLoader):
     """Without numbers to the base 60: `1:30` is a text here, and so refused where a number is needed."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
-        tag: str = super().resolve(kind, value, implicit)
+        tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
         is_clock = tag.endswith((":int", ":float")) and ":" in str(value)
         return "tag:yaml.org,2002:str" if is_clock else tag
 

@@ -204,7 +204,7 @@ class Graph:
     """A small project whose stages all ended well, once; cases work on copies of it."""
 
     def __init__(self, place: Path) -> None:
-        self.place, self.seconds = place / "whole", {}
+        self.place = place / "whole"
         self.seconds: dict[str, float] = {}
         self.place.mkdir()
         save_pictures(self.place / "pictures", 90, size=10)

@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -50,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _say_no_more() -> None:
     """Without this, Python would write the rest of the output when it ends, and fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError):  # an output that is no file needs nothing
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _predict(args: argparse.Namespace) -> int:

@@ -35,7 +35,7 @@ def train_teacher(
     result = Result(
         inputs={"data": context.store.content, "code": code}, details={"subset": context.describe_subset()}
     )
-    trained_by = run.settings | {"teacher": run.cfg.model_dump(mode="json", exclude={"min_accuracy"})}
+    trained_by = {**run.settings, "teacher": run.cfg.model_dump(mode="json", exclude={"min_accuracy"})}
     depends = {"settings": trained_by, "inputs": result.inputs, "classes": context.subset.classes}
     with work_folder(work, "teacher", run.name, depends, is_main=context.is_main) as folder:
         torch.manual_seed(SEED)

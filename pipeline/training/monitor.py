@@ -58,8 +58,8 @@ class Means:
 
     def as_sums(self) -> dict[str, dict[str, float]]:
         """All that was collected since the last point, as plain numbers."""
-        values = [value for step in self.steps for value in step.values.values()]
-        numbers = iter(torch.stack(values).tolist() if values else ())  # one transfer from the device
+        measured = [value for step in self.steps for value in step.values.values()]
+        numbers = iter(torch.stack(measured).tolist() if measured else ())  # one transfer from the device
         for place, fraction, values in self.steps:
             for name in values:
                 number = next(numbers)
