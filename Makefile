@@ -14,8 +14,10 @@ export UV_SYSTEM_CERTS := 1
 TESTS ?= tests
 PORT ?= 5000
 MODEL ?= folder-to-student
+MINUTES ?= 60
+SEED ?=
 
-.PHONY: help setup plan run tries track ui live promote balance test test-all test-oldest docs check format lock
+.PHONY: help setup plan run tries track ui live promote balance test test-all soak test-oldest docs check format lock
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -74,6 +76,9 @@ test-oldest: $(UV_STAMP)  ## the tests on the oldest versions that pyproject.tom
 
 docs: setup  ## write docs/methods.md from the docstrings and settings of the methods
 	$(BIN)/python -m experiments.method_docs --write docs/methods.md
+
+soak: setup  ## generated cases: kills, full disks, changed files, hostile requests (MINUTES=60 SEED=...)
+	$(IN_VENV) OMP_NUM_THREADS=1 python tests/soak.py --minutes $(MINUTES) --seed "$(SEED)"
 
 test-all: setup  ## the tests, the slow ones too
 	$(IN_VENV) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)

@@ -1,5 +1,7 @@
 """Networks and the state of a training, saved and loaded. Nothing is unpickled."""
 
+import hashlib
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -103,18 +105,29 @@ def _seed_of(folder: Path) -> int:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors, numbers, strings and containers of them: nothing that needs unpickling."""
-    with atomic_file(path) as file:
-        torch.save(state, file)
+    """Write tensors, numbers, strings and containers of them: nothing that needs unpickling.
+
+    The hash at the end is checked by `load_state`, as torch does not notice a changed byte.
+    """
+    content = io.BytesIO()
+    torch.save(state, content)
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        file.write(content.getbuffer())
+        file.write(hashlib.sha256(content.getbuffer()).digest())
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
     """What `save_state` wrote, or None if there is no usable file."""
+    size = hashlib.sha256().digest_size
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        whole = path.read_bytes()
+        if hashlib.sha256(whole[:-size]).digest() != whole[-size:]:
+            raise ValueError
+        content = io.BytesIO(whole[:-size])
+        state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
     except Exception as error:  # a damaged file fails in any way
-        print(f"{path} cannot be read ({type(error).__name__}); this phase starts again.")
+        print(f"{path} is damaged ({type(error).__name__}); this phase starts again.")
         return None
     return state

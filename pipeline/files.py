@@ -1,6 +1,7 @@
 """Files and folders that are either complete or not there; locks; hashes."""
 
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -12,10 +13,10 @@ from pathlib import Path
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A path to write to. It becomes `path` if the block succeeds, and is removed if the block fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:
-        yield partial
+        with naming(path):
+            yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -24,11 +25,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A new folder to fill. It replaces `path` if the block succeeds, and is removed if the block fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     partial.mkdir()
     try:
-        yield partial
+        with naming(path):
+            yield partial
         if path.exists():
             shutil.rmtree(path)
         os.replace(partial, path)
@@ -37,8 +38,49 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _partial(path: Path) -> Path:
-    """Beside `path`, so that a rename is enough; the name differs from process to process."""
+    """Beside `path`, so that a rename is enough; the name differs from process to process.
+
+    What killed processes left there is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for other in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        process = other.name.removeprefix(f"{path.name}.").removesuffix(".partial")
+        if process.isdecimal() and not _is_another(int(process)):
+            remove(other)
     return path.with_name(f"{path.name}.{os.getpid()}.partial")
+
+
+def _is_another(process: int) -> bool:
+    """Whether another process has this number. A name with our own is from a process that had it before."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is somebody else's
+        return True
+    return process != os.getpid()
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the system that names no file, as when a disk is full, gets the name `path`."""
+    try:
+        yield
+    except Exception as error:
+        behind: BaseException | None = error
+        while behind is not None:
+            if isinstance(behind, OSError) and behind.errno is not None and behind.filename is None:
+                behind.filename = str(path)
+            behind = behind.__context__
+        raise
 
 
 @contextmanager

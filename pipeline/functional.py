@@ -1,5 +1,6 @@
 """Pure maths on tensors: no state, no networks."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -99,6 +100,14 @@ def weighted_cross_entropy(logits: Tensor, shares: Tensor, weights: Tensor, smoo
     """
     weighted = shares * weights
     return F.cross_entropy(logits, weighted.lerp(weighted.mean(1, keepdim=True), smoothing))
+
+
+def lowest_rate(rate: float, count: int) -> float:
+    """Lower end of the 95 % interval (Wilson's) of a rate that was found in `count` tries."""
+    z = 1.959964
+    centre = rate + z**2 / (2 * count)
+    half = z * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
+    return (centre - half) / (1 + z**2 / count)
 
 
 class ClassMeans(NamedTuple):

@@ -47,6 +47,8 @@ class RunConfig(Settings):
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError("seeds must be different from one another and not negative")
+        if max(seeds) >= 2**63:
+            raise ValueError("a seed must be below 2 to the power of 63")
         return seeds
 
 
@@ -113,6 +115,7 @@ class Params(Settings):
             seeds=cfg.seeds,
             settings={},
         )
+        self._check_run(run)
         for section in ("protocol", "augment"):
             if cfg.teacher in self.knowledge and getattr(cfg, section):
                 raise InputError(
@@ -120,6 +123,19 @@ class Params(Settings):
                     f"common `{section}`. Leave it out."
                 )
         return run.with_settings(self._run_settings(cfg, run))
+
+    def _check_run(self, run: Run) -> None:
+        method, where = run.method, f"params.yaml: runs.{run.name}"
+        terms = method.term_weight and methods.load(method.name).terms_of != "none"
+        if not (method.ce_weight or method.kd_weight or terms or run.partner):
+            raise InputError(
+                f"{where}.method: all weights are 0, so nothing is learned. Raise ce_weight or kd_weight."
+            )
+        if run.augment.pad >= self.data.size:
+            raise InputError(
+                f"{where}: augment.pad is {run.augment.pad}, so an image could be shifted out of its square "
+                f"of {self.data.size} pixels (data.size). Lower it."
+            )
 
     def teacher_run(self, name: str) -> TeacherRun:
         """Everything about the training of one teacher."""
@@ -214,9 +230,18 @@ class Params(Settings):
         }
 
 
+class _Loader(yaml.SafeLoader):
+    """Without numbers to the base 60: `1:30` is a text here, and so refused where a number is needed."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        is_clock = tag.endswith((":int", ":float")) and ":" in str(value)
+        return "tag:yaml.org,2002:str" if is_clock else tag
+
+
 def load_params(path: Path = Path("params.yaml")) -> Params:
     try:
-        given = yaml.safe_load(path.read_text())
+        given = yaml.load(path.read_text(), _Loader)  # noqa: S506 - it is a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     except RecursionError:

@@ -2,15 +2,29 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationInfo, field_validator
 
 
 class Settings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """Base of every Config: an unknown key is refused, and nothing changes after validation."""
 
     RENAMED: ClassVar[dict[str, str]] = {}  # old key -> new key; the error for an old key names the new one
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_flag(cls, given: Any, info: ValidationInfo) -> Any:
+        """Pydantic takes `true` for 1; and in YAML `yes` and `on` are true."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        takes_numbers = {*(get_args(kind) or [kind])} <= {int, float, type(None), ...}
+        if takes_numbers and any(isinstance(each, bool) for each in [given, *_items(given)]):
+            raise ValueError(f"a number is needed, not {str(given).lower()}")
+        return given
+
+
+def _items(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else []
 
 
 class InputError(ValueError):

@@ -286,6 +286,7 @@ class Step:
     label_smoothing: float = 0.0
     labelled: Labelled | None = None  # None: all images have labels
     class_weights: Tensor | None = None  # of cross-entropy; None: all 1
+    starts_epoch: bool = False  # whether it is the first step of the epoch, or the first part of it
     stored: Callable[[Live], Answer] | None = None  # stands in for the teacher; it may ask the network, too
 
     @classmethod
@@ -370,6 +371,7 @@ class _LabelledPart(Step):
             whole.index[places],
             epoch=whole.epoch,
             progress=whole.progress,
+            starts_epoch=whole.starts_epoch,
             autocast=whole.autocast,
             targets=None if whole.targets is None else whole.targets[places],
             label_smoothing=whole.label_smoothing,

@@ -1,13 +1,20 @@
 from pathlib import Path
 
 from pipeline.params import load_params
-from pipeline.project.check import check_data_root, write_class_split, write_code_lists, write_names
+from pipeline.project.check import (
+    check_data_root,
+    check_launcher,
+    write_class_split,
+    write_code_lists,
+    write_names,
+)
 from pipeline.project.command import command
 
 
 def stage(code: Path, classes: Path, analysed: Path, learned: Path) -> None:
     """Check params.yaml as a whole before anything runs, and list the code of every stage."""
     params = load_params()
+    check_launcher(params.launcher)
     check_data_root(params)
     write_code_lists(params, code)
     write_class_split(params, classes)

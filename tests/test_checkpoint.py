@@ -124,6 +124,6 @@ def test_a_state_file_runs_no_code(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return Path.touch, (tmp_path / "ran",)
 
-    torch.save({"epoch": Evil()}, tmp_path / "s")
+    checkpoint.save_state(tmp_path / "s", {"epoch": Evil()})
     assert checkpoint.load_state(tmp_path / "s") is None
     assert not (tmp_path / "ran").exists()

@@ -1,6 +1,10 @@
+import errno
 import hashlib
+import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -47,6 +51,46 @@ def test_a_folder_keeps_its_old_content_until_the_new_is_whole(tmp_path: Path) -
         (folder / "new").touch()
         assert [path.name for path in target.iterdir()] == ["old"]
     assert [path.name for path in target.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("make", [atomic_file, atomic_folder])
+def test_what_killed_processes_left_half_written_is_removed(
+    make: Callable[[Path], AbstractContextManager[Path]], tmp_path: Path
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    target = tmp_path / "data [1]"
+    for process in (ended.pid, os.getpid(), os.getppid()):
+        (tmp_path / f"{target.name}.{process}.partial").mkdir()
+        (tmp_path / f"{target.name}.{process}.partial" / "half").touch()
+    (tmp_path / f"other.{ended.pid}.partial").touch()
+    (tmp_path / f"{target.name}.old.partial").touch()
+    with make(target) as partial:
+        if make is atomic_file:
+            partial.touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [
+            target.name,
+            f"{target.name}.{os.getppid()}.partial",  # this process lives
+            f"other.{ended.pid}.partial",
+            f"{target.name}.old.partial",
+        ]
+    )
+
+
+@pytest.mark.parametrize("make", [atomic_file, atomic_folder])
+def test_a_full_disk_names_the_path_and_leaves_nothing(
+    make: Callable[[Path], AbstractContextManager[Path]], tmp_path: Path
+) -> None:
+    target = tmp_path / "a"
+    with pytest.raises(RuntimeError, match="behind") as raised, make(target):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("an error of the system is behind this") from error
+    assert isinstance(raised.value.__cause__, OSError)
+    assert raised.value.__cause__.filename == str(target)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lock_is_held_by_one_at_a_time_and_is_free_afterwards(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
         "settings",
         "training",
     },
-    "project": {"data", "files", "functional", "params", "records", "runs", "settings", "track"},
+    "project": {"data", "deploy", "files", "functional", "params", "records", "runs", "settings", "track"},
 }
 KNOW_MLFLOW, KNOW_DVC = {"track"}, {"project"}
 # module -> packages that importing it must not bring in

@@ -29,6 +29,18 @@ def write_params(folder: Path, change: Change) -> Path:
     return file
 
 
+@pytest.mark.parametrize(("given", "taken"), [("1:30", None), ("90", 90), ("on", None)])
+def test_a_number_of_epochs_is_what_it_looks_like(given: str, taken: int | None, tmp_path: Path) -> None:
+    """YAML 1.1 reads 1:30 as 90."""
+    file = tmp_path / "params.yaml"
+    file.write_text((ROOT / "params.yaml").read_text().replace("  epochs: 80\n", f"  epochs: {given}\n"))
+    if taken:
+        assert load_params(file).train.epochs == taken
+    else:
+        with pytest.raises(InputError, match=r"train\.epochs: "):
+            load_params(file)
+
+
 def method_of(p: Any) -> Any:
     return p["runs"]["kd"]["method"]
 
@@ -70,6 +82,15 @@ def test_no_line_of_a_params_file_is_over_110_columns() -> None:
             lambda p: p["runs"]["kd"].update(teacher="bg"),
             r"runs\.kd\.teacher: there is no 'bg'. Did you mean 'big'",
         ),
+        (lambda p: method_of(p).update(temperature=True), r"temperature: a number is needed, not true"),
+        (lambda p: p["runs"]["kd"].update(seeds=[0, True]), r"kd\.seeds: a number is needed"),
+        (lambda p: p["augment"].update(crop=[True, 1.0]), r"augment\.crop: a number is needed"),
+        (lambda p: p["train"].update(lr=1e9), r"train\.lr: .*less than or equal to 100 "),
+        (lambda p: p["train"].update(weight_decay=1e9), r"train\.weight_decay: .*less than or equal"),
+        (lambda p: p["augment"].update(pad=8), r"runs\.alone: augment\.pad is 8, .*of 8 pixels .*Lower it"),
+        (lambda p: p["runs"]["kd"].update(augment={"pad": 9}), r"runs\.kd: augment\.pad is 9"),
+        (lambda p: method_of(p).update(ce_weight=0, kd_weight=0), r"runs\.kd\.method: all weights are 0"),
+        (lambda p: p["runs"]["kd"].update(seeds=[2**63]), r"a seed must be below"),
         (lambda p: p["runs"]["kd"].update(seeds=[]), r"runs\.kd\.seeds: .*at least 1"),
         (lambda p: p["runs"]["kd"].update(seeds=[1, 1]), r"runs\.kd\.seeds: seeds must be different"),
         (lambda p: p["runs"]["kd"].update(seeds=[-1]), r"runs\.kd\.seeds: seeds must be .*not negative"),

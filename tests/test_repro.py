@@ -26,7 +26,9 @@ PARAMS: dict[str, Any] = {
     "augment": {"pad": 1, "flip": 0.5},
     "protocol": {"shots": 4},
     "train": {"epochs": 15, "batch_size": 16, "lr": 0.01},
-    "teachers": {"big": {"net": "resnet8", "train": {"epochs": 6, "batch_size": 32, "lr": 0.01}}},
+    "teachers": {
+        "big": {"net": "resnet8", "min_accuracy": 0, "train": {"epochs": 6, "batch_size": 32, "lr": 0.01}}
+    },
     "knowledge": {},
     "students": {"small": {"net": "wrn_10_1"}, "smaller": {"net": "allcnn"}},
     "runs": {

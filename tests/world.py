@@ -1,5 +1,7 @@
 """A world that trains in a moment: striped pictures of a few classes, a tiny student and a small teacher."""
 
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline import methods, nets
 from pipeline.data.augment import AugmentConfig
-from pipeline.data.batches import Batches
+from pipeline.data.batches import Batch, Batches
 from pipeline.data.protocol import Subset
 from pipeline.functional import Input, normalise
 from pipeline.methods import Method
@@ -72,7 +74,7 @@ class World:
 
     def batches(self, batch_size: int = 8, **options: Any) -> Batches:
         """Augmented batches of all images; `options` are those of Batches."""
-        subset = Subset(np.arange(len(self.labels)), self.labels)
+        subset = Subset(np.arange(len(self.labels)), self.labels, tuple(range(CLASSES)))
         fixed: dict[str, Any] = {
             "seed": 0,
             "mean": MEAN,
@@ -85,7 +87,8 @@ class World:
     def step(self, n: int = 8) -> Step:
         """A step with the first n images, without augmentation."""
         images = normalise(torch.as_tensor(self.images[:n]), MEAN, STD)
-        return Step(images, torch.as_tensor(self.labels[:n]), torch.arange(n), self.student, self.teacher)
+        labels = torch.as_tensor(self.labels[:n])
+        return Step(images, labels, torch.arange(n), self.student, self.teacher, starts_epoch=True)
 
     def method(self, name: str, **settings: Any) -> Method[Any]:
         """The method called `name`, for these two networks; with `combine`, also its partner."""
@@ -96,7 +99,10 @@ class World:
         return build_method(cfg, partner, self.step(4), torch.as_tensor(self.labels))
 
     def fit(self, method: Method[Any], phase: int = -1, cfg: TrainConfig = QUICK, **options: Any) -> Curves:
-        """Train a phase of the method, the last one by default; `options` are those of the training loop."""
+        """Train a phase of the method, the last one by default; `options` are those of the training loop.
+
+        With `stop`, an epoch and a step in it, Ctrl-C comes while this step runs.
+        """
         fixed: dict[str, Any] = {
             "student": self.student,
             "teacher": self.teacher,
@@ -104,7 +110,22 @@ class World:
             "seed": 0,
         }
         batches = options.pop("batches", None) or self.batches(cfg.batch_size)
+        if stop := options.pop("stop", None):
+            interrupt(batches, *stop)
         return fit(method.phases(self.student)[phase], batches, cfg, method=method, **fixed | options)
+
+
+def interrupt(batches: Batches, epoch: int, step: int) -> None:
+    """Send Ctrl-C to this process when that batch is made."""
+    usual = batches.epoch
+
+    def batches_of(n: int, first: int = 0) -> Iterator[Batch]:
+        for k, batch in enumerate(usual(n, first), start=first):
+            if (n, k) == (epoch, step):
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+    batches.epoch = batches_of  # type: ignore[method-assign]
 
 
 def snapshot(*modules: nn.Module) -> dict[str, Tensor]:
@@ -131,7 +152,9 @@ def maps(*shapes: tuple[int, ...]) -> dict[str, Tensor]:
     return {f"stage{n}": noise(*shape) for n, shape in enumerate(shapes, start=1)}
 
 
-def step_of_maps(student: dict[str, Tensor], teacher: dict[str, Tensor], epoch: int = 0) -> Step:
+def step_of_maps(
+    student: dict[str, Tensor], teacher: dict[str, Tensor], epoch: int = 0, *, starts_epoch: bool = True
+) -> Step:
     """A step whose answers have these maps, the same before and after activation; all else in them is 0."""
     size = len(next(iter(student.values())))
     answers = [
@@ -140,7 +163,7 @@ def step_of_maps(student: dict[str, Tensor], teacher: dict[str, Tensor], epoch: 
     step = Step.of(
         student=answers[0], teacher=answers[1], labels=torch.zeros(size).long(), index=torch.arange(size)
     )
-    step.epoch = epoch
+    step.epoch, step.starts_epoch = epoch, starts_epoch
     return step
 
 

@@ -158,12 +158,12 @@ class Batches:
         """How many images an epoch shows, over all processes; an image that comes twice counts twice."""
         return len(self.labels) if self.mixture is None else len(self) * self.batch_size
 
-    def epoch(self, n: int) -> Iterator[Batch]:
-        """The batches of epoch `n`: of each batch, the slice of this process."""
+    def epoch(self, n: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of epoch `n` from the batch `first` on: of each batch, the slice of this process."""
         rank, world = self.shard
         order = torch.from_numpy(self._order(n))
         on_device = order.to(self.device)  # once an epoch, so that no step waits for the device
-        for step in range(len(self)):
+        for step in range(first, len(self)):
             end = (step + 1) * self.batch_size if step < len(self) - 1 else len(order)
             chosen, index = (
                 torch.tensor_split(each[step * self.batch_size : end], world)[rank]

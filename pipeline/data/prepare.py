@@ -167,7 +167,7 @@ def _decode_all(
     def decode_chunk(start: int) -> list[Entry | LeftOut]:
         pixels = np.zeros((min(chunk, count - start), cfg.size, cfg.size, cfg.channels), dtype=np.uint8)
         results = [_decode_one(source, cfg, i, place) for i, place in enumerate(pixels, start)]
-        os.pwrite(handle, pixels.tobytes(), start * stride)
+        _write_at(handle, pixels.tobytes(), start * stride)
         return results
 
     decoded: list[Entry | LeftOut] = []
@@ -185,6 +185,13 @@ def _decode_all(
     finally:
         os.close(handle)
     return decoded
+
+
+def _write_at(handle: int, content: bytes, place: int) -> None:
+    """Write all of it: one call may write a part, as when the disk is nearly full."""
+    while content:
+        written = os.pwrite(handle, content, place)
+        content, place = content[written:], place + written
 
 
 def _decode_one(source: Source, cfg: DataConfig, i: int, place: np.ndarray) -> Entry | LeftOut:

@@ -5,10 +5,12 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from pipeline.deploy import trouble
 from pipeline.deploy.access import origin_of
 from pipeline.deploy.limits import Limits
 from pipeline.deploy.program import IS_PACKED, PROGRAM, missing
@@ -25,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     run: Run = args.run
     try:
-        return run(args)
+        code = run(args)
+        sys.stdout.flush()
+        return code
     except BundleError as error:
         print(error, file=sys.stderr)
         return 2
@@ -33,10 +37,22 @@ def main(arguments: list[str] | None = None) -> int:
         print(missing(error), file=sys.stderr)
         return 2
     except BrokenPipeError:  # `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _say_no_more()
         return 0
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if (said := trouble.in_words(error)) is None:
+            raise
+        print(said, file=sys.stderr)
+        _say_no_more()  # if it was the output that cannot be written
+        return 2
+
+
+def _say_no_more() -> None:
+    """Without this, Python would write the rest of the output when it ends, and fail again."""
+    with suppress(OSError):  # an output that is no file needs nothing
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _predict(args: argparse.Namespace) -> int:

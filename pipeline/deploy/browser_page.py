@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.deploy.read_bundle import Bundle, BundleError, Format
+from pipeline.deploy.trouble import write_whole
 
 RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 PACKAGE = "onnxruntime-web@1.30.0"  # the version that the page is tested with
@@ -32,7 +33,7 @@ def write(facts: Mapping[str, Any], out: Path, *, inside: Mapping[str, bytes] | 
     scripts = "\n".join(_script(name, content) for name, content in (inside or {}).items())
     head, rest = page.split("{{facts}}")
     middle, tail = rest.split("{{inside}}")
-    out.write_text(head + shown + middle + scripts + tail, encoding="utf-8", newline="\n")
+    write_whole(out, (head + shown + middle + scripts + tail).encode())
 
 
 def command(bundle: Bundle, *, runtime: Path, out: Path, format: Format) -> int:

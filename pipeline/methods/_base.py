@@ -105,8 +105,8 @@ class Method(nn.Module, ABC, Generic[C]):
     `__init__` from the shapes of the probe. As sub-modules they are trained, moved and saved with the method.
 
     What a method may keep between calls:
-    - from step to step, only what `state_dict()` saves (parameters and buffers), and plain numbers that a
-      phase sets again at the start of an epoch, where reading a buffer would make the device wait;
+    - from step to step, only what `state_dict()` saves (parameters and buffers), and what can be read from
+      it again, where reading it each time would make the device wait;
     - within a step, values that `after_backward` uses and drops.
 
     Everything else would be lost when a training stops and goes on in a new process.

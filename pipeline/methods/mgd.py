@@ -56,11 +56,10 @@ class MatchingGuided(MarginMethod[Config]):
         super().__init__(cfg, probe, labels)
         self.norms = nn.ModuleList(nn.BatchNorm2d(s) for s, _ in self.widths)
         self.matchings = nn.ModuleList(Matching(s, t, cfg.reducer) for s, t in self.widths)
-        self.solved_in = -1  # the epoch; not saved, because a stopped phase goes on at the start of an epoch
 
     def terms(self, step: Step) -> Terms:
         student, teacher = step.student.preactivations, step.teacher.preactivations
-        due = self.training and step.epoch % self.cfg.solve_every == 0 and step.epoch != self.solved_in
+        due = self.training and step.starts_epoch and step.epoch % self.cfg.solve_every == 0
         total = torch.zeros((), device=step.student.logits.device)
         for (s, t), margin, norm, matching in zip(
             self.pairs, self.margins, self.norms, self.matchings, strict=True
@@ -71,8 +70,6 @@ class MatchingGuided(MarginMethod[Config]):
                 assert isinstance(matching, Matching)
                 matching.solve(student_map.detach(), target)
             total = total / 2 + partial_distance(*matching(student_map, target))
-        if due:
-            self.solved_in = step.epoch
         return {"channels": total}
 
 

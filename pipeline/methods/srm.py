@@ -134,7 +134,7 @@ class SparseRepresentationMatching(MapMethod[Config]):
         loss, shown = {}, self.shown(step.teacher)
         for name, size in self.code_sizes.items():
             dictionary, pixels = dictionary_of(self.dictionary, name), pixels_of(shown[name])
-            if dictionary.training:
+            if dictionary.training and step.starts_epoch:
                 dictionary.start_epoch(pixels, size, step, centre=self.cfg.centre, reseed=self.cfg.reseed)
             prepared = dictionary.prepared(pixels)
             code, winners = dictionary.code(prepared, size)
@@ -232,7 +232,6 @@ class Dictionary(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("wins", torch.zeros(atoms, dtype=torch.int64))  # pixels won in this epoch
-        self.epoch = -1  # not saved, because a stopped phase goes on at the start of an epoch
 
     def prepared(self, pixels: Tensor) -> Tensor:
         """The pixels without their mean and with unit power; as they are in the paper's form."""
@@ -266,9 +265,6 @@ class Dictionary(nn.Module):
     @torch.no_grad()
     def start_epoch(self, pixels: Tensor, size: int, step: Step, *, centre: bool, reseed: int) -> None:
         """At the first step of an epoch: set what comes from the pixels and is not trained."""
-        if self.epoch == step.epoch:
-            return
-        self.epoch = step.epoch
         if step.epoch == 0 and centre:
             self.mean.copy_(pixels.mean((0, 1)))
             self.scale.copy_((pixels - self.mean).square().mean().sqrt().clamp_min(TINY))

@@ -3,10 +3,13 @@
 import argparse
 import inspect
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from types import FrameType
 
+from pipeline.deploy import trouble
 from pipeline.records.place import here
 from pipeline.settings import InputError
 
@@ -29,15 +32,26 @@ def command(
         parser.add_argument(f"--{name}", type=parameter.annotation, required=not has_default, default=default)
     if FIRST and (place := here()):
         print(f"[{place.at(0.0)}]", flush=True)
+    usual = signal.signal(signal.SIGTERM, _end)
     try:
         function(**vars(parser.parse_args(arguments)))
-    except InputError as error:  # printed by every process, since it may concern one alone
-        text = textwrap.fill(f"Error: {error}", WIDTH, break_long_words=False, break_on_hyphens=False)
-        print(f"\n{text}\n", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        sys.stdout.flush()
+    except KeyboardInterrupt as error:
         if FIRST:
             print(
                 "\nStopped. What was trained so far is kept: `dvc repro` goes on from there.", file=sys.stderr
             )
-        sys.exit(130)
+        sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))
+    except Exception as error:  # printed by every process, since it may concern one alone
+        said = str(error) if isinstance(error, InputError) else trouble.in_words(error)
+        if said is None:
+            raise
+        text = textwrap.fill(f"Error: {said}", WIDTH, break_long_words=False, break_on_hyphens=False)
+        print(f"\n{text}\n", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)

@@ -1,8 +1,11 @@
 """DVC, called as a program."""
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.settings import InputError
@@ -16,8 +19,23 @@ def dvc(*arguments: str) -> int:
         while True:
             try:
                 return process.wait()
-            except KeyboardInterrupt:  # the terminal sent it to dvc too, which stops in its own way
-                continue
+            except KeyboardInterrupt as error:  # the terminal sent it to dvc too, which stops in its own way
+                if error.args:  # SIGTERM came to this process alone
+                    _send_ctrl_c(process.pid)
+
+
+def _send_ctrl_c(process: int) -> None:
+    """To a process and all that it has started, as a terminal does."""
+    for each in (process, *_started_by(process)):
+        with suppress(ProcessLookupError):
+            os.kill(each, signal.SIGINT)
+
+
+def _started_by(process: int) -> Iterator[int]:
+    for listed in Path(f"/proc/{process}/task").glob("*/children"):
+        for child in map(int, listed.read_text().split()):
+            yield child
+            yield from _started_by(child)
 
 
 def printed_by_dvc(*arguments: str) -> str:

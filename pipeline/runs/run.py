@@ -32,6 +32,12 @@ class TeacherConfig(NetConfig):
         (), description="names of its outputs in their order; those that the data lacks are cut off"
     )
     train: TeacherTrainConfig = TeacherTrainConfig()
+    min_accuracy: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="on validation; a worse teacher stops the graph. By default: surely above chance",
+    )
 
     @model_validator(mode="after")
     def _has_weights_to_keep(self) -> "TeacherConfig":

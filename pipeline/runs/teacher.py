@@ -1,14 +1,17 @@
 """A teacher: fine-tuned on the whole training split, or taken as it is."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline import methods
 from pipeline.checkpoint import save_network
 from pipeline.files import atomic_folder, sha256
+from pipeline.functional import lowest_rate
 from pipeline.methods import Method, Phase
 from pipeline.nets.start import keep_outputs, known_classes
 from pipeline.records.progress import OnPoint
@@ -32,13 +35,15 @@ def train_teacher(
     result = Result(
         inputs={"data": context.store.content, "code": code}, details={"subset": context.describe_subset()}
     )
-    depends = {"settings": run.settings, "inputs": result.inputs, "classes": context.subset.classes}
+    trained_by = {**run.settings, "teacher": run.cfg.model_dump(mode="json", exclude={"min_accuracy"})}
+    depends = {"settings": trained_by, "inputs": result.inputs, "classes": context.subset.classes}
     with work_folder(work, "teacher", run.name, depends, is_main=context.is_main) as folder:
         torch.manual_seed(SEED)
         teacher = start_teacher(context, run)
         if run.cfg.train.is_trained:
             result.curves["teacher"] = _train(context, run, teacher, folder, on_point)
         result.metrics = context.validate(teacher.net, teacher.input)
+        check_accuracy(run, result.metrics, context.validation.labels, sheet=data / "sheet.png")
         if context.is_main:
             if not run.cfg.train.is_trained:
                 accuracy = result.metrics["val_accuracy"]
@@ -66,6 +71,32 @@ def start_teacher(context: Context, run: TeacherRun) -> Tapped:
             )
         keep_outputs(net, [named.index(name) for name in context.classes])
     return context.tap(net, cfg.taps, input, loaded)
+
+
+def check_accuracy(run: TeacherRun, scores: Mapping[str, float], labels: np.ndarray, *, sheet: Path) -> None:
+    """Refuse a teacher that is worse than wanted, or that may be no better than a guess.
+
+    A guess names the most frequent class. With `train.select` balanced_accuracy or macro_f1 the balanced
+    accuracy must be better than that of a guess. Too few images tell nothing: then nothing is refused.
+    """
+    cfg, counts = run.cfg, np.unique_counts(labels).counts
+    is_balanced = cfg.train.select in ("balanced_accuracy", "macro_f1")
+    name = "val_balanced_accuracy" if is_balanced else "val_accuracy"
+    accuracy, guess = scores[name], 1 / len(counts) if is_balanced else counts.max() / len(labels)
+    if cfg.min_accuracy is not None:
+        if scores["val_accuracy"] >= cfg.min_accuracy:
+            return
+        what = f"{scores['val_accuracy']:.1%}, below min_accuracy ({cfg.min_accuracy:.1%})"
+    elif lowest_rate(accuracy, len(labels)) > guess or lowest_rate(1.0, len(labels)) <= guess:
+        return
+    else:
+        what = f"{accuracy:.1%} on {len(labels)} images, hardly better than a guess ({guess:.1%})"
+    raise InputError(
+        f"teachers.{run.name}: its {name.removeprefix('val_').replace('_', ' ')} on validation is {what}, so "
+        f"students would learn little from it. Look at the pictures and their classes ({sheet}), at the "
+        "curve of its training (train.lr, train.epochs), at its weights and their classes (start, classes), "
+        f"and at augment. To go on with it as it is, set teachers.{run.name}.min_accuracy to 0."
+    )
 
 
 def _classes_of_weights(run: TeacherRun, wanted: list[str]) -> list[str]:

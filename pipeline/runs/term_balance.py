@@ -68,8 +68,8 @@ def balance(
     optimizer = cfg.build_optimizer(parameters, pretrained(student))
     weights: list[float] = []
     shares: list[float] = []
-    for batch in batches:
-        step = step_of(batch, cfg, student, teacher, progress=PROGRESS)
+    for n, batch in enumerate(batches):
+        step = step_of(batch, cfg, student, teacher, progress=PROGRESS, starts_epoch=n == 0)
         base, terms, current = _sides(phase.loss(step))
         of_terms, of_base = gradient_norm(terms, trained), gradient_norm(base, trained)
         if of_terms > 0 and of_base > 0:

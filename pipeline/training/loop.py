@@ -1,6 +1,5 @@
 """The one training loop, for every phase of every method. It knows no method and no network by name."""
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -23,6 +22,7 @@ from pipeline.taps import Step, Tapped
 from pipeline.training.monitor import Means, Shares, gradient_shares
 from pipeline.training.recipe import TrainConfig
 from pipeline.training.state import State
+from pipeline.training.stop import Stop
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -47,9 +47,9 @@ def fit(
 
     The student ends with its best weights on validation, or with its last ones without `validate`, which
     returns at least `val_accuracy`, `val_loss` and what `cfg.select` names, or `val_nearest_mean` alone.
-    `on_point` gets the curves so far at each point. With a `state_file`, a phase that was stopped continues
-    from there and ends with the same weights. `epoch` in the curves has a fraction where `cfg.steps` cuts the
-    last epoch.
+    `on_point` gets the curves so far at each point. With a `state_file`, a phase that was stopped at any step
+    continues from there, and ends with the same weights and curves. `epoch` in the curves has a fraction where
+    `cfg.steps` cuts the last epoch.
     """
     torch.manual_seed(seed)
     parameters = set_trainable(phase, student, method)
@@ -60,59 +60,67 @@ def fit(
     schedule = cfg.build_scheduler(optimizer, steps)
     scaler = torch.amp.GradScaler(enabled=cfg.amp == "fp16" and accelerator.device.type == "cuda")
     average = _averaged(student.net, cfg)
-    means, shares, started = Means(), Shares(phase.name), time.perf_counter()
-    parts = (student.net, method, optimizer, schedule, scaler, average, shares)
-    state = State(*parts, epochs, cfg.patience, cfg.select)
+    means, shares = Means(), Shares(phase.name)
+    parts = (student.net, method, optimizer, schedule, scaler, average, means, shares)
+    state = State(*parts, accelerator, epochs, cfg.patience, cfg.select)
     state.load(state_file)
     autocast = partial(cfg.autocast, accelerator.device.type)
     epochs_per_point = -(-epochs // cfg.points)
-    ticker = Ticker(label, steps, done=state.epoch * per_epoch, shown=accelerator.is_main_process)
+    is_main, done = accelerator.is_main_process, state.epoch * per_epoch + state.step
+    ticker = Ticker(label, steps, done=done, shown=is_main)
 
-    for epoch in range(state.epoch, epochs):
-        if state.is_over:
-            break
-        for n, batch in enumerate(islice(batches.epoch(epoch), steps - epoch * per_epoch)):
-            progress = (epoch + n / per_epoch) / (steps / per_epoch)
-            optimizer.zero_grad(set_to_none=True)
-            for part in batch.split(cfg.accumulate):
-                step = step_of(part, cfg, student, teacher, epoch, progress, autocast)
-                loss = phase.loss(step)
-                total = _weighted_sum(loss, phase)
-                if shares_are_due(epoch * per_epoch + n):
-                    shares.add(gradient_shares(loss, student.net))
-                torch.autograd.backward(scaler.scale(total * part.share))
+    with Stop(shown=is_main) as stop:
+        for epoch in range(state.epoch, epochs):
+            if state.is_over:
+                break
+            left = steps - epoch * per_epoch - state.step
+            rest = islice(batches.epoch(epoch, state.step), left)
+            for n, batch in enumerate(rest, start=state.step):
                 place = f"{phase.name}, epoch {epoch}, step {n}"
-                means.add(place, loss, total, part.share, method.take_notes())
-            _average_gradients(parameters, accelerator)
-            scaler.unscale_(optimizer)
-            method.after_backward(step, student)
-            cfg.clip_gradients(parameters)  # last, as the method may have changed the gradients
-            scaler.step(optimizer)
-            scaler.update()
-            schedule.step()
-            if average is not None:
-                average.update_parameters(student.net)
-            ticker.advance(images=len(batch.index) * accelerator.num_processes)
-        if (epoch + 1) % epochs_per_point and epoch + 1 < epochs:
-            continue
-        _average_buffers(student.net, accelerator)
-        net = student.net if average is None else average.module
-        trained = min(epoch + 1, steps / per_epoch)
-        shown = round(trained * batches.images_per_epoch)
-        point = (
-            {"epoch": trained, "images": shown, "lr": optimizer.param_groups[0]["lr"]}
-            | means.take()
-            | shares.take()
-        )
-        if validate is not None:
-            point |= _of_main(validate(net), accelerator)
-        point["seconds"] = time.perf_counter() - started
-        state.add_point(epoch + 1, point, net)
-        ticker.tell(_facts(point, steps / per_epoch))
-        if on_point is not None:
-            on_point(state.curves)
-        if accelerator.is_main_process and (state.is_over or state.is_due()):
-            state.save(state_file)
+                progress = (epoch + n / per_epoch) / (steps / per_epoch)
+                optimizer.zero_grad(set_to_none=True)
+                for k, part in enumerate(batch.split(cfg.accumulate)):
+                    is_first = n == k == 0
+                    step = step_of(part, cfg, student, teacher, epoch, progress, autocast, is_first)
+                    loss = phase.loss(step)
+                    total = _weighted_sum(loss, phase)
+                    if shares_are_due(epoch * per_epoch + n):
+                        shares.add(gradient_shares(loss, student.net))
+                    torch.autograd.backward(scaler.scale(total * part.share))
+                    means.add(place, loss, total, part.share, method.take_notes())
+                _average_gradients(parameters, accelerator)
+                scaler.unscale_(optimizer)
+                method.after_backward(step, student)
+                means.add_notes(place, 1.0, method.take_notes())
+                cfg.clip_gradients(parameters)  # last, as the method may have changed the gradients
+                scaler.step(optimizer)
+                scaler.update()
+                schedule.step()
+                if average is not None:
+                    average.update_parameters(student.net)
+                ticker.advance(images=len(batch.index) * accelerator.num_processes)
+                state.step = n + 1
+                state.keep(state_file, stop)
+            if (epoch + 1) % epochs_per_point and epoch + 1 < epochs:
+                state.epoch, state.step = epoch + 1, 0
+                continue
+            _average_buffers(student.net, accelerator)
+            net = student.net if average is None else average.module
+            trained = min(epoch + 1, steps / per_epoch)
+            shown = round(trained * batches.images_per_epoch)
+            point = (
+                {"epoch": trained, "images": shown, "lr": optimizer.param_groups[0]["lr"]}
+                | means.take()
+                | shares.take()
+            )
+            if validate is not None:
+                point |= _of_main(validate(net), accelerator)
+            point["seconds"] = state.seconds
+            state.add_point(epoch + 1, point, net)
+            ticker.tell(_facts(point, steps / per_epoch))
+            if on_point is not None:
+                on_point(state.curves)
+            state.keep(state_file, stop)
     ticker.close()
     student.net.load_state_dict(state.best)
     return state.curves
@@ -152,6 +160,7 @@ def step_of(
     epoch: int = 0,
     progress: float = 0.0,
     autocast: Autocast = nullcontext,
+    starts_epoch: bool = False,
 ) -> Step:
     """The step of a batch, or of a part of one."""
     return Step(
@@ -163,6 +172,7 @@ def step_of(
         epoch,
         progress,
         autocast,
+        starts_epoch=starts_epoch,
         for_teacher=batch.for_teacher,
         targets=batch.targets,
         labelled=batch.labelled,

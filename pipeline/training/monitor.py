@@ -34,21 +34,32 @@ class Means:
     """
 
     steps: list[Values] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    weights: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(
         self, place: str, loss: Loss, total: Tensor, fraction: float, notes: Mapping[str, Tensor]
     ) -> None:
         """`fraction` is the part of the batch that the values are means of; `place` is named in an error."""
         values = {name: term.value.detach() for name, term in loss.items()} | {"loss": total.detach()}
-        values |= {f"note/{name}": value.detach() for name, value in notes.items()}
+        self.steps.append(Values(place, fraction, values))
+        self.add_notes(place, fraction, notes)
+
+    def add_notes(self, place: str, fraction: float, notes: Mapping[str, Tensor]) -> None:
+        values = {f"note/{name}": value.detach() for name, value in notes.items()}
         self.steps.append(Values(place, fraction, values))
 
     def take(self) -> dict[str, float]:
         """The means since the last call."""
-        every_value = torch.stack([value for step in self.steps for value in step.values.values()])
-        numbers = iter(every_value.tolist())  # one transfer from the device for all of them
-        sums: dict[str, float] = defaultdict(float)
-        weights: dict[str, float] = defaultdict(float)
+        means = {name: total / self.weights[name] for name, total in self.as_sums()["sums"].items()}
+        self.sums.clear()
+        self.weights.clear()
+        return means
+
+    def as_sums(self) -> dict[str, dict[str, float]]:
+        """All that was collected since the last point, as plain numbers."""
+        measured = [value for step in self.steps for value in step.values.values()]
+        numbers = iter(torch.stack(measured).tolist() if measured else ())  # one transfer from the device
         for place, fraction, values in self.steps:
             for name in values:
                 number = next(numbers)
@@ -58,10 +69,15 @@ class Means:
                         "or phases.<phase>.lr of the run) or the term's weight, or check the teacher and the "
                         "images."
                     )
-                sums[name] += fraction * number
-                weights[name] += fraction
+                self.sums[name] += fraction * number
+                self.weights[name] += fraction
         self.steps.clear()
-        return {name: total / weights[name] for name, total in sums.items()}
+        return {"sums": dict(self.sums), "weights": dict(self.weights)}
+
+    def go_on(self, saved: Mapping[str, Mapping[str, float]]) -> None:
+        """From what `as_sums` returned."""
+        self.sums.update(saved["sums"])
+        self.weights.update(saved["weights"])
 
 
 def gradient_shares(loss: Loss, student: nn.Module) -> dict[str, float]:

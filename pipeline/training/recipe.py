@@ -39,12 +39,12 @@ class TrainConfig(Settings):
         description="of each batch, if there are images without labels; 0: they are not seen",
     )
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(1e-3, gt=0, le=100)
     pretrained_lr: float = Field(
         1.0, gt=0, le=1, description="factor of the rate for what comes from pretrained weights"
     )
     momentum: float = Field(0.9, gt=0, lt=1, description="Nesterov momentum of sgd")
-    weight_decay: float = Field(5e-4, ge=0)
+    weight_decay: float = Field(5e-4, ge=0, le=10)
     decay: Literal["all", "weights"] = Field(
         "all",
         description="what decays; weights: tensors of two dimensions or more, so no norms and no biases",

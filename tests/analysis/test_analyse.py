@@ -28,7 +28,9 @@ SETTINGS: dict[str, Any] = {
     "data": {"source": "folder", "size": 8, "val": 0.3, "test": 0.2},
     "protocol": {"shots": 5},
     "train": {"epochs": 1, "batch_size": 8, "lr": 0.01},
-    "teachers": {"big": {"net": "resnet8", "train": {"epochs": 3, "batch_size": 8, "lr": 0.01}}},
+    "teachers": {
+        "big": {"net": "resnet8", "min_accuracy": 0, "train": {"epochs": 3, "batch_size": 8, "lr": 0.01}}
+    },
     "knowledge": {
         "atoms": {"teacher": "big", "method": {"name": "srm"}, "phases": {"dictionary": {"epochs": 2}}}
     },

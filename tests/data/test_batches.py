@@ -67,6 +67,35 @@ def test_an_epoch_has_every_image_once(count: int, batch_size: int) -> None:
     assert all(batch.share == 1 for batch in found)
 
 
+@pytest.mark.parametrize(
+    ("class_balance", "unlabelled", "mixup"),
+    [("none", 0, 0.0), ("none", 0, 0.4), ("sampler", 0, 0.0), ("none", 20, 0.4), ("sampler", 20, 0.0)],
+)
+def test_an_epoch_can_go_on_at_any_batch(
+    class_balance: ClassBalance, unlabelled: int, mixup: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = batches(
+        20,
+        6,
+        augmented=AugmentConfig(pad=1, flip=0.5, mixup=mixup),
+        class_balance=class_balance,
+        unlabelled=unlabelled,
+        unlabelled_share=0.5 if unlabelled else 0.0,
+    )
+    whole = list(data.epoch(3))
+    assert len(whole) > 2
+    for first in range(len(whole) + 1):
+        rest = list(data.epoch(3, first))
+        assert len(rest) == len(whole) - first
+        for one, other in zip(whole[first:], rest, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.labels, other.labels)
+            assert (one.targets is None) == (other.targets is None) == (not mixup)
+            assert one.targets is None or torch.equal(one.targets, other.targets)
+    monkeypatch.setattr(data.views, "pictures", lambda *_: pytest.fail("a skipped batch was made"))
+    assert not list(data.epoch(3, len(whole)))
+
+
 def test_images_and_labels_belong_to_the_index() -> None:
     data = batches(20, 6)
     for batch in data.epoch(3):

@@ -9,7 +9,7 @@ import torch
 import yaml
 from owning import HEAD, owning, up_to
 from torch import Tensor
-from world import CLASSES, World, moved, snapshot
+from world import CLASSES, QUICK, World, moved, snapshot
 
 from pipeline import checkpoint, methods
 from pipeline.methods import Method
@@ -121,6 +121,30 @@ def test_a_new_process_goes_on_to_the_same_student(name: str, settings: Settings
     method.load_state_dict(checkpoint.load_weights(tmp_path / "method.safetensors"))
     second.fit(method)
     assert not moved(snapshot(whole.student.net), snapshot(second.student.net))
+
+
+@every_method
+def test_a_phase_stopped_inside_an_epoch_goes_on_to_the_same_student(
+    name: str, settings: Settings, tmp_path: Path
+) -> None:
+    """Each phase of the second training is stopped at a step, and goes on in a world that knows nothing."""
+    whole = World.make()
+    method, cfg = whole.method(name, **settings), QUICK.model_copy(update={"accumulate": 2})
+    other = World.make()
+    own = other.method(name, **settings)
+    for n in range(len(method.phases(whole.student))):
+        curves = whole.fit(method, n, cfg)
+        file = tmp_path / f"{n}.state"
+        with pytest.raises(KeyboardInterrupt):
+            other.fit(own, n, cfg, stop=(n % 2, 1), state_file=file)
+        other = World.make(seed=9)
+        other.teacher = World.make().teacher
+        own = other.method(name, **settings)
+        resumed = other.fit(own, n, cfg, state_file=file)
+        assert {key: resumed[key] for key in curves if key != "seconds"} == {
+            key: curves[key] for key in curves if key != "seconds"
+        }
+        assert not moved(snapshot(whole.student.net, method), snapshot(other.student.net, own))
 
 
 @every_method

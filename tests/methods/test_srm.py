@@ -17,7 +17,6 @@ from pipeline.methods.srm import (
     dictionary_of,
 )
 from pipeline.taps import Answer, Step, Tapped
-from pipeline.training import state
 
 PAPERS_FORM: dict[str, Any] = {"centre": False}
 
@@ -347,7 +346,6 @@ def test_dead_atoms_are_moved_to_pixels_in_the_first_half_of_the_phase() -> None
     dead = dictionary.wins == 0
     assert 0 < int(dead.sum()) < 8
     for epoch, progress, expected in ((1, 0.1, False), (2, 0.6, False), (2, 0.2, True)):
-        dictionary.epoch = -1
         dictionary.wins.copy_((~dead).long())
         before = dictionary.atoms.clone()
         later = step_of_maps(student, teacher, epoch)
@@ -443,13 +441,9 @@ def test_a_stopped_phase_dictionary_continues_to_the_same_dictionaries(
     method = whole.method("srm", reseed=1)
     whole.fit(method, 0, cfg)
 
-    monkeypatch.setattr(state, "SAVE_EVERY", 0.0)
     stopped = World.make()
-    batches = stopped.batches(cfg.batch_size)
-    epoch = batches.epoch
-    monkeypatch.setattr(batches, "epoch", lambda n: epoch(n) if n < 2 else pytest.fail("stopped"))
-    with pytest.raises(pytest.fail.Exception):
-        stopped.fit(stopped.method("srm", reseed=1), 0, cfg, batches=batches, state_file=file)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(stopped.method("srm", reseed=1), 0, cfg, stop=(2, 1), state_file=file)
     assert file.exists()
 
     continued = World.make(seed=1)  # another student, as if in a new process: all must come from the file

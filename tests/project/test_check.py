@@ -7,7 +7,7 @@ from data.folders import tree
 
 from pipeline.data.sources import DataConfig
 from pipeline.params import Params, load_params
-from pipeline.project.check import check_data_root, write_names
+from pipeline.project.check import check_data_root, check_launcher, write_names
 from pipeline.settings import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +39,20 @@ def test_the_folder_of_a_torchvision_set_may_hold_links(tmp_path: Path) -> None:
     (tmp_path / "cifar").symlink_to(ROOT)
     check_data_root(params(tmp_path, source="torchvision:CIFAR10"))
     check_data_root(params(tmp_path, source="digits"))
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    ["", "pythn", "torchrunn --nproc-per-node 2", "A=1", "'python", "/usr/bin/nothing -u"],
+)
+def test_a_launcher_that_is_no_program_is_refused(launcher: str) -> None:
+    with pytest.raises(InputError, match=r"^launcher: .*Write python"):
+        check_launcher(launcher)
+
+
+@pytest.mark.parametrize("launcher", ["sh", "A=1 sh -c", "/bin/sh", "$(which python) -u"])
+def test_other_launchers_are_taken(launcher: str) -> None:
+    check_launcher(launcher)
 
 
 @pytest.mark.parametrize("names", [[], ["hints", "kd"]])

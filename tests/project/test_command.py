@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,19 @@ OF_TEACHER = [
     "--record",
     "t.json",
 ]
-SAVING_OFTEN = """
+NOT_SAVING_BY_ITSELF = """
 import runpy
-from pipeline.training import state
+from pipeline.training import loop, state
 
-state.SAVE_EVERY = 0.0
+state.SAVE_EVERY = 1e9
+keep = state.State.keep
+
+def told(self, *args):
+    if self.step == 1:
+        print("training", flush=True)
+    keep(self, *args)
+
+state.State.keep = told
 runpy.run_module("stages.teacher", run_name="__main__")
 """
 
@@ -83,7 +90,46 @@ def test_a_missing_input_says_which_command_makes_it(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_keeps_what_was_trained(tmp_path: Path) -> None:
+LIMITED = """
+import resource, runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+module = sys.argv.pop(2)
+del sys.argv[1]
+runpy.run_module(module, run_name="__main__")
+"""
+
+
+def test_a_disk_that_cannot_be_written_is_a_paragraph_and_leaves_nothing(tmp_path: Path) -> None:
+    """No file may be larger than 20,000 bytes here; a full disk gives the same kind of error."""
+    cwd = with_params(tmp_path, size=16)
+    arguments = ["--data", "d", "--work", "w", "--record", "r.json"]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, "20000", "stages.prepare", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().startswith("Error: The file would be larger than this user may make it: d.")
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in cwd.iterdir()] == ["params.yaml"]
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder where nobody may write")
+def test_a_folder_without_the_right_to_write_is_named(tmp_path: Path) -> None:
+    cwd = with_params(tmp_path, size=16)
+    done = stage("prepare", "--data", "/sys/prepared", "--work", "w", "--record", "r.json", cwd=cwd)
+    assert done.returncode == 2
+    assert "Error: This user has no right to do that: /sys/prepared" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_was_trained(number: signal.Signals, tmp_path: Path) -> None:
+    """Even in the first epoch, and if the state was never saved before."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["data"] |= {"size": 8}
     params["teachers"]["big"] = {"net": "resnet8", "train": {"epochs": 500, "batch_size": 256}}
@@ -93,26 +139,28 @@ def test_ctrl_c_keeps_what_was_trained(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-c",
-        SAVING_OFTEN,
+        NOT_SAVING_BY_ITSELF,
     ]
     running = subprocess.Popen(
         [*command, *OF_TEACHER],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=heeding_ctrl_c,
     )
     try:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("w/*/distill.state")) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        running.send_signal(signal.SIGINT)
+        assert running.stdout is not None
+        while "training" not in running.stdout.readline():
+            assert running.poll() is None
+        running.send_signal(number)
         _, printed = running.communicate(timeout=60)
     finally:
         running.kill()
         running.wait()
-    assert running.returncode == 130
+    assert running.returncode == 128 + number
+    assert printed.startswith("\nStopping as soon as the state is saved ...\n")
     assert "`dvc repro` goes on from there" in printed
     assert list(tmp_path.glob("w/teacher-big-*/distill.state"))
     assert not (tmp_path / "o").exists()
@@ -131,7 +179,7 @@ def test_ctrl_c_keeps_what_was_trained(tmp_path: Path) -> None:
 def test_stages_run_under_every_launcher(launcher: str, tmp_path: Path) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["train"] |= {"epochs": 2}
-    params["teachers"]["big"] = {"net": "resnet8", "train": {"epochs": 2}}
+    params["teachers"]["big"] = {"net": "resnet8", "min_accuracy": 0, "train": {"epochs": 2}}
     params["runs"] = {"fitnet": params["runs"]["fitnet"] | {"seeds": [0], "phases": {"hint": {"epochs": 2}}}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     assert stage("prepare", "--data", "d", "--work", "w", "--record", "r.json", cwd=tmp_path).returncode == 0

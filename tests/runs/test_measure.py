@@ -28,7 +28,9 @@ SETTINGS: dict[str, Any] = {
     "data": {"source": "folder", "size": 8, "val": 0.2, "test": 0.2},
     "protocol": {"shots": 5},
     "train": {"epochs": 7, "batch_size": 8, "points": 3},
-    "teachers": {"big": {"net": "resnet8", "train": {"epochs": 4, "batch_size": 16, "points": 2}}},
+    "teachers": {
+        "big": {"net": "resnet8", "min_accuracy": 0, "train": {"epochs": 4, "batch_size": 16, "points": 2}}
+    },
     "runs": {
         "kd": RUN | {"method": {"name": "kd"}},
         "hints": RUN | {"method": {"name": "fitnet"}, "phases": {"hint": {"steps": 11}}},

@@ -1,5 +1,10 @@
 """A phase that is stopped and continued."""
 
+import math
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,9 +14,15 @@ import pytest
 from torch import nn
 from world import QUICK, World, moved, snapshot
 
+from pipeline.checkpoint import load_state, save_state
+from pipeline.data.augment import AugmentConfig
+from pipeline.data.batches import Batches
+from pipeline.project.dependencies import ROOT
+from pipeline.records import ticker
 from pipeline.records.selection import Select
-from pipeline.training import state
+from pipeline.training import state, stop
 from pipeline.training.recipe import TrainConfig
+from pipeline.training.stop import Stop
 
 
 class StoppedError(Exception):
@@ -39,6 +50,12 @@ def world_of(seed: int = 0) -> World:
     return world
 
 
+def always_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state is saved after every step."""
+    monkeypatch.setattr(state, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(state, "SAVE_SHARE", math.inf)
+
+
 GROUPS = {"pretrained_lr": 0.1, "decay": "weights", "weight_decay": 0.1}
 
 
@@ -58,32 +75,45 @@ GROUPS = {"pretrained_lr": 0.1, "decay": "weights", "weight_decay": 0.1}
         {"optimizer": "adamw", "schedule": "onecycle", **GROUPS},
         {"schedule": "cosine", "warmup": 0.8, **GROUPS},
         {"label_smoothing": 0.2},
+        {"accumulate": 2, "points": 2},
+        {"class_balance": "sampler"},
     ],
     ids=lambda extra: ",".join(map(str, extra.values())) or "sgd",
 )
-def test_a_stopped_phase_continues_to_the_same_weights(
-    extra: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_phase_that_is_stopped_at_any_step_continues_to_the_same_weights(
+    extra: dict[str, Any], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(state, "SAVE_EVERY", 0.0)
+    """It is stopped at its first step, inside an epoch, and at the last step of an epoch."""
     cfg = TrainConfig.model_validate({**QUICK.model_dump(), "epochs": 5, **extra})
-    straight = world_of()
-    curves = straight.fit(straight.method("kd"), cfg=cfg)
-    stopped, file = world_of(), tmp_path / "distill.state"
-    with pytest.raises(StoppedError):
-        stopped.fit(stopped.method("kd"), cfg=cfg, validate=stopped_after(3), state_file=file)
-    continued = world_of(seed=9)  # another start: everything must come from the file
-    continued.teacher = stopped.teacher
-    resumed = continued.fit(continued.method("kd"), cfg=cfg, state_file=file)
+
+    def batches(world: World) -> Batches:
+        return world.batches(
+            cfg.batch_size,
+            augment=AugmentConfig(pad=1, flip=0.5, mixup=0.4),
+            class_balance=cfg.class_balance,
+        )
+
+    straight, file = world_of(), tmp_path / "distill.state"
+    curves = straight.fit(straight.method("kd"), cfg=cfg, batches=batches(straight))
+    for seed, place in enumerate([(0, 0), (2, 1), (3, 2), None]):
+        world = world_of(seed)  # another start each time: everything must come from the file
+        world.teacher = straight.teacher
+        options = {"cfg": cfg, "batches": batches(world), "stop": place, "state_file": file}
+        if place:
+            with pytest.raises(KeyboardInterrupt):
+                world.fit(world.method("kd"), **options)
+        else:
+            resumed = world.fit(world.method("kd"), **options)
     for name in curves.keys() - {"seconds"}:
         assert resumed[name] == curves[name], name
-    assert not moved(snapshot(straight.student.net), snapshot(continued.student.net))
+    assert not moved(snapshot(straight.student.net), snapshot(world.student.net))
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
 def test_a_stopped_phase_ends_with_the_same_patience(
     stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "SAVE_EVERY", 0.0)
+    always_saved(monkeypatch)
     scores = [0.1, 0.6, 0.5, 0.4, 0.3, 0.9, 0.9]  # the best of the first five is the second
     cfg = QUICK.model_copy(update={"epochs": 9, "patience": 3, "schedule": "cosine"})
     straight, stopped, continued = world_of(), world_of(), world_of(seed=9)
@@ -98,6 +128,125 @@ def test_a_stopped_phase_ends_with_the_same_patience(
     for name in curves.keys() - {"seconds"}:
         assert resumed[name] == curves[name], name
     assert not moved(snapshot(straight.student.net), snapshot(continued.student.net))
+
+
+@pytest.mark.parametrize(("every", "share", "saves"), [(20.0, 0.02, 1), (0.0, 1.0, 3), (0.0, 0.1, 2)])
+def test_the_state_is_saved_now_and_then_and_for_a_small_share_of_the_time(
+    every: float, share: float, saves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes a second, a save two: saved after step 1, 4 and 7; with a share of 0.1 after step 1 only.
+    And at the end of each phase."""
+    clock = [0.0]
+    monkeypatch.setattr(state.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(state, "SAVE_EVERY", every)
+    monkeypatch.setattr(state, "SAVE_SHARE", share)
+    made = []
+
+    def save(file: Path, content: dict[str, Any]) -> None:
+        clock[0] += 2.0
+        made.append((content["epoch"], content["step"]))
+
+    monkeypatch.setattr(state, "save_state", save)
+    world = World.make()
+    world.student.net.register_forward_hook(lambda *_: clock.__setitem__(0, clock[0] + 1.0))
+    cfg = QUICK.model_copy(update={"epochs": 3})
+    world.fit(world.method("ce"), cfg=cfg, state_file=tmp_path / "s")
+    expected = {1: [(3, 0)], 3: [(0, 1), (1, 1), (2, 1), (3, 0)], 2: [(0, 1), (3, 0)]}
+    assert made == expected[saves]
+
+
+def test_the_seconds_and_the_place_go_on_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, places = tmp_path / "s", []
+    cfg = QUICK.model_copy(update={"epochs": 3})
+    made = ticker.Ticker.__init__
+
+    def noted(self: ticker.Ticker, *args: Any, **options: Any) -> None:
+        places.append(options["done"])
+        made(self, *args, **options)
+
+    monkeypatch.setattr(ticker.Ticker, "__init__", noted)
+    with pytest.raises(KeyboardInterrupt):
+        World.make().fit(World.make().method("ce"), cfg=cfg, stop=(1, 1), state_file=file)
+    saved = load_state(file)
+    assert saved is not None
+    save_state(file, saved | {"seconds": saved["seconds"] + 1000.0})
+    curves = World.make().fit(World.make().method("ce"), cfg=cfg, state_file=file)
+    assert curves["seconds"][0] < 1000 < curves["seconds"][1] < curves["seconds"][2] < 2000
+    assert places == [0, 5]
+
+
+@pytest.mark.parametrize("number", stop.SIGNALS)
+def test_a_signal_is_heeded_at_the_end_at_the_latest(number: signal.Signals) -> None:
+    usual = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt) as raised, Stop() as heeded:
+        signal.raise_signal(number)
+        assert heeded.asked == number
+    assert raised.value.args == (number,)
+    assert signal.getsignal(number) == usual
+
+
+def test_a_second_signal_ends_a_training_at_once_but_not_that_of_a_launcher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(KeyboardInterrupt, match="15"), Stop():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.01)
+        monkeypatch.setattr(stop, "AGAIN", 0.0)
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it went on")
+
+
+TWO = """
+import sys
+from pathlib import Path
+import torch
+from accelerate import Accelerator
+from pipeline.checkpoint import load_state
+from world import QUICK, World, moved, snapshot
+accelerator, file = Accelerator(cpu=True), Path(sys.argv[1])
+rank, cfg = accelerator.process_index, QUICK.model_copy(update={"epochs": 9})
+
+def train(seed, **options):
+    world = World.make(seed=seed)
+    world.teacher = World.make().teacher
+    shard = (rank, accelerator.num_processes)
+    method = world.method("crd")
+    batches = world.batches(8, shard=shard)
+    try:
+        curves = world.fit(method, cfg=cfg, batches=batches, accelerator=accelerator, **options)
+    except KeyboardInterrupt:  # the memories of crd differ, as each process has seen other images
+        return load_state(file), None
+    return {key: curves[key] for key in curves if key != "seconds"}, snapshot(world.student.net, method)
+
+curves, weights = train(0)
+saved, nothing = train(0, state_file=file, **({"stop": (1, 1)} if rank else {}))
+again, same = train(9, state_file=file)
+assert nothing is None and 3 < 3 * saved["epoch"] + saved["step"] < 27, (saved["epoch"], saved["step"])
+assert not moved(weights, same), moved(weights, same)
+assert rank or again == curves  # those of the main process are kept
+print(f"equal after {saved['epoch']}.{saved['step']};", end="", flush=True)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_and_they_go_on_alike(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(TWO)
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{ROOT}/tests", "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, tmp_path / "two.py", tmp_path / "state"],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("equal after") == 2
 
 
 @pytest.mark.parametrize(
@@ -120,7 +269,11 @@ def test_a_damaged_state_file_is_reported_and_not_used(
     world, other = World.make(), World.make()
     world.fit(world.method("ce"), state_file=tmp_path / "s")
     content = (tmp_path / "s").read_bytes()
-    (tmp_path / "s").write_bytes(content[: len(content) // 2])
+    middle = len(content) // 2
+    changed = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    for damaged in (content[:middle], changed, content[:-1], b""):
+        (tmp_path / "s").write_bytes(damaged)
+        assert load_state(tmp_path / "s") is None
     other.fit(other.method("ce"), state_file=tmp_path / "s")
     assert "this phase starts again" in capsys.readouterr().out
     assert not moved(snapshot(world.student.net), snapshot(other.student.net))
