@@ -26,6 +26,7 @@ from pipeline.report.words import (
     seeds_per_run,
     verdict,
     warnings,
+    why_this_seed,
 )
 
 HERE = Path(__file__).parent
@@ -114,7 +115,7 @@ def _key_figures(results: Results) -> list[KeyFigure]:
     of_teacher = (results.run_of_teacher(best.teacher) or best).records["benchmark"].details["teacher"]
     beside = ["one seed"]
     if scores["n"] > 1:
-        beside = [f"spread {percent(scores['spread'])} over {scores['n']:.0f} seeds"]
+        beside = [f"mean of {scores['n']:.0f} seeds, spread {percent(scores['spread'])}"]
     if best.baseline is not None:
         beside.append(f"baseline {percent(results.runs[best.baseline].mean_accuracy)} %")
     beside.append(f"teacher {percent(best.records['evaluate'].details['teacher']['accuracy'])} %")
@@ -122,13 +123,16 @@ def _key_figures(results: Results) -> list[KeyFigure]:
         beside += [
             f"{name}: {percent(scores.get(key))} %" for key, name in SELECTED.items() if key in BY_CLASS
         ]
-    found = [KeyFigure("Accuracy on the test images", f"{percent(scores['accuracy'])} %", " · ".join(beside))]
+    found = [
+        _file_figure(results),
+        KeyFigure("Accuracy of the method", f"{percent(scores['accuracy'])} %", " · ".join(beside)),
+    ]
     if gain is not None:
         interval = "one seed gives no interval"
         if gain.low is not None and gain.high is not None:
             pairs = "paired by seed" if gain.paired else "unpaired"
             interval = f"95 % interval {points(gain.low)} to {points(gain.high)}, {pairs}"
-        found.append(KeyFigure("Gain over the baseline", f"{points(gain.mean)} points", interval))
+        found.append(KeyFigure("Gain of the method", f"{points(gain.mean)} points", interval))
     size = f"{speed['parameters_m']:.3f} M parameters · teacher {of_teacher['size_mb']:.2f} MB"
     latency = f"exported ONNX · teacher {of_teacher['latency_ms']:.2f} ms in PyTorch"
     return [
@@ -136,6 +140,17 @@ def _key_figures(results: Results) -> list[KeyFigure]:
         KeyFigure("Size", f"{speed['size_mb']:.2f} MB", size),
         KeyFigure("One image on the CPU", f"{speed['latency_ms']:.2f} ms", latency),
     ]
+
+
+def _file_figure(results: Results) -> KeyFigure:
+    best = results.best
+    found = best.file_accuracy
+    beside = [
+        f"95 % interval {percent(found.low)} to {percent(found.high)} on {found.images:,} test images",
+        *([] if best.int8_accuracy is None else [f"int8 {percent(best.int8_accuracy)} %"]),
+        why_this_seed(results, best),
+    ]
+    return KeyFigure("Accuracy of the file", f"{percent(found.value)} %", " · ".join(beside))
 
 
 def _students(results: Results) -> dict[str, Any]:

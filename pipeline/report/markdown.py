@@ -13,6 +13,7 @@ from pipeline.report.words import (
     UNBALANCED,
     caveats,
     environments,
+    file_in_words,
     header,
     images_learned,
     left_out,
@@ -40,8 +41,9 @@ def markdown_report(results: Results, *, predictions: AllPredictions | None, she
         f"Students that learned from {teachers}, compared with the baseline: the same student, trained "
         f"without a teacher. **{_safe(best.name)}** is the best on validation "
         f"({on_validation(results, best)}): {_safe(verdict(results))}",
-        f"Its bundle is [{_safe(best.name)}]({bundles}/{best.name}). Use it for images like those below, "
-        "which belong to one of these classes.",
+        f"The file to deploy is in the bundle [{_safe(best.name)}]({bundles}/{best.name}): "
+        f"{_safe(file_in_words(results, best))} Use it for images like those below, which belong to one of "
+        "these classes.",
         "## Data",
         _data(results, sheet),
         "## Results",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 COSTS = (
     "MB and latency (one image, CPU): students as exported ONNX files, teachers as plain PyTorch networks."
 )
-HEADER = ["", "net", "accuracy %", "n", "gain, points", "agree %", "params M", "MB", "latency ms"]
+HEADER = ["", "net", "file %", "int8 %", "mean %", "n", "gain, points", "agree %", "params M", "MB", "ms"]
 BY_CLASS = {"balanced_accuracy": "balanced %", "macro_f1": "F1 %"}  # columns where the test is unbalanced
 UNBALANCED = (
     "The classes of the test images differ in size, so there are two means over classes: balanced accuracy, "
@@ -54,6 +54,32 @@ def accuracy_with_spread(run: RunResults) -> str:
     return percent(scores["accuracy"]) + (f" ± {percent(scores['spread'])}" if scores["n"] > 1 else "")
 
 
+def file_with_interval(run: RunResults) -> str:
+    """Accuracy of the exported file; the interval is about other test images."""
+    found = run.file_accuracy
+    return f"{percent(found.value)} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def why_this_seed(results: Results, run: RunResults) -> str:
+    """Which seed is in the bundle, and why."""
+    seeds = len(run.accuracy)
+    if seeds == 1:
+        return f"seed {run.exported_seed}, the only one"
+    value = results.file_value(run)
+    score = "" if value is None else f" ({score_in_words(results, value)})"
+    return f"seed {run.exported_seed}, the best of {seeds} on validation{score}"
+
+
+def file_in_words(results: Results, run: RunResults) -> str:
+    """How good the file in the bundle is, and which seed it is."""
+    found = run.file_accuracy
+    int8 = "" if run.int8_accuracy is None else f", its int8 file on {percent(run.int8_accuracy)} %"
+    return (
+        f"right on {percent(found.value)} % of {found.images:,} test images (95 % interval "
+        f"{percent(found.low)} to {percent(found.high)}){int8}; {why_this_seed(results, run)}."
+    )
+
+
 def gain_with_interval(gain: "Gain") -> str:
     if gain.low is None or gain.high is None:
         return points(gain.mean)
@@ -68,7 +94,11 @@ def cost_cells(speed: Mapping[str, float]) -> list[str]:
 
 def on_validation(results: Results, run: RunResults) -> str:
     """The score on validation by which the best run is chosen, named if it is not accuracy."""
-    select, value = results.select, results.value(run)
+    return score_in_words(results, results.value(run))
+
+
+def score_in_words(results: Results, value: float) -> str:
+    select = results.select
     if select == "accuracy":
         return f"{percent(value)} %"
     return f"{SELECTED[select]} {f'{-value:.4f}' if select == 'loss' else f'{percent(value)} %'}"
@@ -76,7 +106,7 @@ def on_validation(results: Results, run: RunResults) -> str:
 
 def header(results: Results) -> list[str]:
     """The columns of `result_rows`."""
-    place = HEADER.index("accuracy %") + 1
+    place = HEADER.index("mean %") + 1
     return [*HEADER[:place], *(BY_CLASS.values() if results.is_unbalanced else ()), *HEADER[place:]]
 
 
@@ -93,6 +123,8 @@ def result_rows(results: Results) -> list[list[str]]:
             [
                 f"{'*' if run is results.best else ' '} {name}",
                 run.student,
+                file_with_interval(run),
+                percent(run.int8_accuracy),
                 accuracy_with_spread(run),
                 *_cells_by_class(results, scores),
                 f"{scores['n']:.0f}",
@@ -113,7 +145,7 @@ def _teacher_row(results: Results, name: str, record: Record, run: RunResults | 
     speed = run.records["benchmark"].details["teacher"] if run else {}
     net, accuracy = record.params["teacher"]["net"], percent(scores.get("accuracy"))
     scored = [accuracy, *_cells_by_class(results, scores)]
-    return [f"  {name} (teacher)", net, *scored, "1", "", "", *cost_cells(speed)]
+    return [f"  {name} (teacher)", net, "", "", *scored, "1", "", "", *cost_cells(speed)]
 
 
 def verdict(results: Results) -> str:
@@ -141,12 +173,17 @@ def seeds_per_run(results: Results) -> list[int]:
 
 
 def legend(results: Results) -> str:
-    """What the spread and the gain in the table are."""
-    if seeds_per_run(results) == [1]:
-        return "The gain is over the baseline; with one seed it has no interval."
+    """What the columns of the table are."""
+    of_file = (
+        "file %: the exported file of the seed that is best on validation, with the 95 % interval for other "
+        "test images; int8 %: its int8 file. mean %: the method, as the mean over its n seeds."
+    )
+    counts = seeds_per_run(results)
+    if counts == [1]:
+        return f"{of_file} The gain over the baseline is that of the mean; one seed gives no interval."
     return (
-        "± is the sample standard deviation over n seeds; the gain is over the baseline, with its 95 % "
-        "interval."
+        f"{of_file} ± is the sample standard deviation over seeds; the gain over the baseline is that of "
+        f"the mean, with its 95 % interval for other seeds{' (none from one seed)' if 1 in counts else ''}."
     )
 
 
