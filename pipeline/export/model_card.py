@@ -174,9 +174,9 @@ def _use(bundle: Mapping[str, Any]) -> str:
         f"For pictures like those it learned from, each of which belongs to one of the "
         f"{len(bundle['classes'])} classes. It gives one of them to a picture of anything else, too, and a "
         f"high probability is no proof. It sees pictures at {size} x {size} pixels, so smaller details are "
-        f"lost. The figures hold for images like the {tested:,} test images; other cameras, places or times may "
-        "give other figures. Test it on images of your own before anything depends on it, and do not let it "
-        "decide alone about people."
+        f"lost. The figures hold for images like the {tested:,} test images; other cameras, places or times "
+        "may give other figures. Test it on images of your own before anything depends on it, and do not let "
+        "it decide alone about people."
     )
 
 
@@ -248,7 +248,7 @@ def _files(bundle: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
     formats, median = bundle["formats"], bundle["latency"]["median_ms"]
     rows = []
     for format, entry in formats.items():
-        took = f"{median[format]:.3g}" if format in median else ""
+        took = f"{median[format]:.3f}" if format in median else ""
         refused = "**refused, do not deploy it**: " if entry.get("accepted") is False else ""
         rows.append((entry["file"], took, f"{refused}{FILES[format]}"))
     rows.append(("golden.npz", "", "a few real images and the answers to expect"))

@@ -7,17 +7,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.evaluation.predictions import AllPredictions, load_predictions, missed, outcomes
+from pipeline.evaluation.predictions import AllPredictions, missed, outcomes
 from pipeline.records.results import Results, RunResults
 from pipeline.report import costs, exports, figures, pictures, tables
-from pipeline.report.run_gains import gains_over_baseline
+from pipeline.report.next_steps import next_steps
+from pipeline.report.run_gains import gains_on_images, gains_over_baseline, load_all_predictions
 from pipeline.report.words import (
     BY_CLASS,
-    COSTS,
+    GAINS,
     SELECTED,
     UNBALANCED,
     caveats,
+    costs_note,
     environments,
+    file_gain,
+    is_measured_as_file,
     left_out,
     legend,
     on_validation,
@@ -63,9 +67,10 @@ class Association(NamedTuple):
     cells: list[list[tuple[float | None, float]]]  # value, and share of the largest value
 
 
-def html_report(results: Results, *, records: Path, data: Path, bundles: Path) -> str:
+def html_report(results: Results, *, records: Path, data: Path, bundles: Path, views: Path) -> str:
     """`records` also holds files that stages wrote beside their records (predictions, pictures); `data` holds
-    the prepared images."""
+    the prepared images, and `views` is the picture of what training sees of some of them."""
+    predictions = load_all_predictions(results, records)
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -83,22 +88,34 @@ def html_report(results: Results, *, records: Path, data: Path, bundles: Path) -
         manifest=results.prepare.details["manifest"],
         made=max(record.finished for record in results.records)[:16].replace("T", " "),
         bundle=bundles / results.best.name,
-        **_answer(results),
-        **_students(results),
-        **_data(results, data),
-        **_errors(results, records, data),
+        next_steps=[_with_code(step) for step in next_steps(results, str(bundles / results.best.name))],
+        **_answer(results, predictions),
+        **_students(results, predictions),
+        **_data(results, data, views),
+        **_errors(results, predictions, data),
         **_training(results),
         **_methods(results, records),
         **_provenance(results),
     )
 
 
-def _answer(results: Results) -> dict[str, Any]:
+def _with_code(text: str) -> Markup:
+    """With what stands between backticks as code."""
+    parts = text.split("`")
+    return Markup().join(
+        Markup("<code>{}</code>").format(part) if i % 2 else Markup.escape(part)
+        for i, part in enumerate(parts)
+    )
+
+
+def _answer(results: Results, predictions: Mapping[str, AllPredictions]) -> dict[str, Any]:
     best, others = results.best, results.ranked[1:]
     why = f"It is the best of {len(results.runs)} runs on validation: {on_validation(results, best)}"
     why += f", ahead of {others[0].name} with {on_validation(results, others[0])}." if others else "."
     origin = "" if best.method == "ce" else f" that learned from {best.teacher} with method {best.method}"
     text = verdict(results)
+    if of_file := gains_on_images(results, best, predictions):
+        text += f" {file_gain(of_file[1])}"
     answer = {
         "name": best.name,
         "what": f"a {best.student}{origin}",
@@ -134,11 +151,12 @@ def _key_figures(results: Results) -> list[KeyFigure]:
             interval = f"95 % interval {points(gain.low)} to {points(gain.high)}, {pairs}"
         found.append(KeyFigure("Gain of the method", f"{points(gain.mean)} points", interval))
     size = f"{speed['parameters_m']:.3f} M parameters · teacher {of_teacher['size_mb']:.2f} MB"
-    latency = f"exported ONNX · teacher {of_teacher['latency_ms']:.2f} ms in PyTorch"
+    where = "" if is_measured_as_file(results, best.teacher) else " in PyTorch"
+    latency = f"one thread · teacher {of_teacher['latency_ms']:.3f} ms{where}"
     return [
         *found,
         KeyFigure("Size", f"{speed['size_mb']:.2f} MB", size),
-        KeyFigure("One image on the CPU", f"{speed['latency_ms']:.2f} ms", latency),
+        KeyFigure("One image on the CPU", f"{speed['latency_ms']:.3f} ms", latency),
     ]
 
 
@@ -153,15 +171,19 @@ def _file_figure(results: Results) -> KeyFigure:
     return KeyFigure("Accuracy of the file", f"{percent(found.value)} %", " · ".join(beside))
 
 
-def _students(results: Results) -> dict[str, Any]:
+def _students(results: Results, predictions: Mapping[str, AllPredictions]) -> dict[str, Any]:
     chart = figures.network_chart(results)
     return {
         "networks": chart,
         "beyond": any("→" in row.strip for row in chart.rows),
         "results_table": tables.all_networks(results),
-        "results_note": " ".join([legend(results), COSTS, *([UNBALANCED] if results.is_unbalanced else [])]),
+        "results_note": " ".join(
+            [legend(results), costs_note(results), *([UNBALANCED] if results.is_unbalanced else [])]
+        ),
         "has_intervals": seeds_per_run(results) != [1],
         "selected": SELECTED[results.select],
+        "gains": tables.gains(results, predictions),
+        "gains_note": GAINS,
         "relative": tables.relative_improvements(results),
         "trade_offs": figures.trade_offs(results),
         "bars": figures.class_bars(results),
@@ -169,8 +191,9 @@ def _students(results: Results) -> dict[str, Any]:
     }
 
 
-def _data(results: Results, data: Path) -> dict[str, Any]:
+def _data(results: Results, data: Path, views: Path) -> dict[str, Any]:
     return {
+        "views": pictures.sheet_file(views),
         "left_out": left_out(results.prepare.details["manifest"]),
         "sheet": _sheet(results, data),
         "counts": tables.image_counts(results),
@@ -195,27 +218,21 @@ def _sheet(results: Results, data: Path) -> list[tuple[str, str, list[str]]]:
     ]
 
 
-def _errors(results: Results, records: Path, data: Path) -> dict[str, Any]:
-    best, predictions = results.best, _load_predictions(results, records)
+def _errors(results: Results, predictions: Mapping[str, AllPredictions], data: Path) -> dict[str, Any]:
+    best = results.best
     of_best = predictions.get(best.name)
+    compared = {name: predictions[name] for name in (best.name, best.baseline) if name in predictions}
     return {
         "outcomes": _outcomes(best, of_best) if of_best else [],
         "missed": _missed(best, of_best, data) if of_best else [],
         "confusion": _confusion(best),
         "frequent_errors": tables.frequent_errors(best),
-        "calibration": figures.calibration(predictions, results),
+        "calibration": figures.calibration(compared, results),
         "calibration_bins": figures.BINS,
         "calibration_errors": tables.calibration_errors(results),
         "thresholds": tables.thresholds(best, of_best),
         "thresholds_note": exports.thresholds_note(best),
     }
-
-
-def _load_predictions(results: Results, records: Path) -> Mapping[str, AllPredictions]:
-    """The predictions of the best run and of its baseline, if there are files of them."""
-    names = filter(None, (results.best.name, results.best.baseline))
-    found = {name: load_predictions(records / "evaluate" / f"{name}.npz") for name in names}
-    return {name: predictions for name, predictions in found.items() if predictions is not None}
 
 
 def _outcomes(best: RunResults, predictions: AllPredictions) -> list[tuple[str, int, str]]:
@@ -262,6 +279,7 @@ def _training(results: Results) -> dict[str, Any]:
         "losses": figures.loss_curves(results),
         "training_costs": tables.training_costs(found),
         "training_costs_note": costs.note(found),
+        "planned": tables.planned(results),
     }
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pipeline.records.results import Results
 from pipeline.report.words import (
-    COSTS,
     UNBALANCED,
+    costs_note,
     file_in_words,
     header,
     legend,
@@ -29,7 +29,7 @@ def table(results: Results, *, bundles: Path, report: Path) -> str:
         "All else is on the test set.",
         *_wrap(f"To deploy: {bundles / best.name}, {file_in_words(results, best)}"),
         *_wrap(legend(results)),
-        *_wrap(COSTS),
+        *_wrap(costs_note(results)),
         *(_wrap(UNBALANCED) if results.is_unbalanced else []),
         "",
         f"bundles   {bundles}/RUN   (best: {bundles / best.name})",
@@ -48,7 +48,12 @@ def _lines(results: Results) -> list[list[str]]:
     head = header(results)
     left_out = CROWDED if results.is_unbalanced else LEFT_OUT
     shown = [i for i, title in enumerate(head) if title not in left_out]
-    return [[line[i] for i in shown] for line in (head, *result_rows(results))]
+    lines = [head, *result_rows(results)]
+    if results.is_unbalanced:  # no room for this interval, which is below the table for the best one
+        place = head.index("file %")
+        for line in lines:
+            line[place] = line[place].partition(" [")[0]
+    return [[line[i] for i in shown] for line in lines]
 
 
 def _align(lines: list[list[str]]) -> list[str]:

@@ -9,9 +9,14 @@ from pipeline.report.run_gains import gains_over_baseline
 
 if TYPE_CHECKING:
     from pipeline.evaluation.gains import Gain
+    from pipeline.evaluation.image_gains import ImageGain
 
-COSTS = (
-    "MB and latency (one image, CPU): students as exported ONNX files, teachers as plain PyTorch networks."
+COSTS = "MB and ms: exported ONNX files; ms is the median of single images on one thread of the CPU."
+IN_TORCH = "Of {} they are those of the plain PyTorch network, since no exported file of it was measured."
+GAINS = (
+    "The method is the mean over seeds, the file the exported seed against the baseline's exported seed. "
+    "Other seeds: what other seeds would give on these test images. Other images: what these networks would "
+    "give on other images of the kind; both networks answered the same images, so the differences are paired."
 )
 HEADER = ["", "net", "file %", "int8 %", "mean %", "n", "gain, points", "agree %", "params M", "MB", "ms"]
 BY_CLASS = {"balanced_accuracy": "balanced %", "macro_f1": "F1 %"}  # columns where the test is unbalanced
@@ -54,6 +59,21 @@ def accuracy_with_spread(run: RunResults) -> str:
     return percent(scores["accuracy"]) + (f" ± {percent(scores['spread'])}" if scores["n"] > 1 else "")
 
 
+def interval(gain: "ImageGain") -> str:
+    return f"{points(gain.low)} to {points(gain.high)}"
+
+
+def file_gain(gain: "ImageGain") -> str:
+    """A sentence on the file itself, which may gain less or more than its method."""
+    verdict = (
+        "more than chance" if gain.low > 0 else "less than chance" if gain.high < 0 else "which may be chance"
+    )
+    return (
+        f"On the same test images its file gains {points(gain.mean)} [{points(gain.low)}, "
+        f"{points(gain.high)}] points over the baseline's file, {verdict}."
+    )
+
+
 def file_with_interval(run: RunResults) -> str:
     """Accuracy of the exported file; the interval is about other test images."""
     found = run.file_accuracy
@@ -88,7 +108,7 @@ def gain_with_interval(gain: "Gain") -> str:
 
 def cost_cells(speed: Mapping[str, float]) -> list[str]:
     """Parameters, size and latency; empty where they were not measured."""
-    formats = {"parameters_m": ".3f", "size_mb": ".2f", "latency_ms": ".2f"}
+    formats = {"parameters_m": ".3f", "size_mb": ".2f", "latency_ms": ".3f"}
     return [format(speed[key], form) if key in speed else "" for key, form in formats.items()]
 
 
@@ -102,6 +122,19 @@ def score_in_words(results: Results, value: float) -> str:
     if select == "accuracy":
         return f"{percent(value)} %"
     return f"{SELECTED[select]} {f'{-value:.4f}' if select == 'loss' else f'{percent(value)} %'}"
+
+
+def costs_note(results: Results) -> str:
+    """Of what size and latency are, and how they were measured."""
+    others = [name for name in results.teachers if not is_measured_as_file(results, name)]
+    return " ".join([COSTS, *([IN_TORCH.format(", ".join(others))] if others else [])])
+
+
+def is_measured_as_file(results: Results, teacher: str) -> bool:
+    """Whether a teacher was measured as students are. Older records and networks that no exporter takes have
+    PyTorch's time."""
+    run = results.run_of_teacher(teacher)
+    return run is not None and "file" in run.records["benchmark"].details["teacher"]
 
 
 def header(results: Results) -> list[str]:
@@ -175,15 +208,15 @@ def seeds_per_run(results: Results) -> list[int]:
 def legend(results: Results) -> str:
     """What the columns of the table are."""
     of_file = (
-        "file %: the exported file of the seed that is best on validation, with the 95 % interval for other "
-        "test images; int8 %: its int8 file. mean %: the method, as the mean over its n seeds."
+        "file %: the exported file, with its 95 % interval for other test images; int8 %: its int8 file. "
     )
     counts = seeds_per_run(results)
     if counts == [1]:
-        return f"{of_file} The gain over the baseline is that of the mean; one seed gives no interval."
+        return f"{of_file}mean % and gain over the baseline: the method; one seed gives no interval."
+    no_interval = " (none from one seed)" if 1 in counts else ""
     return (
-        f"{of_file} ± is the sample standard deviation over seeds; the gain over the baseline is that of "
-        f"the mean, with its 95 % interval for other seeds{' (none from one seed)' if 1 in counts else ''}."
+        f"{of_file}mean % and gain over the baseline: the method, over n seeds; ± is their standard "
+        f"deviation, and [ ] the gain's 95 % interval for other seeds{no_interval}."
     )
 
 
@@ -204,7 +237,8 @@ def caveats(results: Results) -> list[str]:
         "The best run is chosen on the validation images. Each trained network was evaluated on the test "
         "images only once, by the stage evaluate.",
         *(of_one_seed if counts == [1] else intervals),
-        "Latency is that of the machine that ran the graph. Compare it within this report only.",
+        "Latency is that of the machine that ran the graph, measured once for each file by stage export. "
+        "Compare it within this report only.",
         "The student knows only the classes it was trained on. It also gives one of them to an image of "
         "anything else.",
         *warnings(results),

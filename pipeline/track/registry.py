@@ -86,8 +86,7 @@ def register_best(
         is_new = version is None
         if version is None:
             tags = _tags(row, run, bundle, logged.info.run_id) | {"select": results.select}
-            version = _register(client, experiment, model, bundle, tags)
-            _attach_metrics(client, row, str(version.model_id), logged.info.run_id)
+            version = _register(client, experiment, model, bundle, row, tags)
         alias, why = _set_alias(client, model, version)
     return Registered(model, str(version.version), alias, run.name, is_new, why, passed_over)
 
@@ -157,7 +156,7 @@ def _find_version(client: "MlflowClient", model: str, bundle: Bundle) -> "ModelV
 
 
 def _register(
-    client: "MlflowClient", experiment: str, model: str, bundle: Bundle, tags: dict[str, str]
+    client: "MlflowClient", experiment: str, model: str, bundle: Bundle, row: Row, tags: dict[str, str]
 ) -> "ModelVersion":
     import mlflow
     from mlflow import MlflowException
@@ -165,7 +164,7 @@ def _register(
 
     # whatever the client's address is, MLflow looks up `models:/` addresses at this one
     mlflow.set_tracking_uri(database.tracking_uri())
-    logged = _log_files(client, experiment, bundle, tags)
+    logged = _log_files(client, experiment, bundle, row, tags)
     try:
         client.create_registered_model(
             model, description="Students to deploy: the bundle that was best on validation is the champion."
@@ -183,7 +182,9 @@ def _register(
     )
 
 
-def _log_files(client: "MlflowClient", experiment: str, bundle: Bundle, tags: dict[str, str]) -> str:
+def _log_files(
+    client: "MlflowClient", experiment: str, bundle: Bundle, row: Row, tags: dict[str, str]
+) -> str:
     """The id of the MLflow model that holds the bundle. One that is complete, perhaps registered under
     another name, is used again."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
@@ -200,6 +201,7 @@ def _log_files(client: "MlflowClient", experiment: str, bundle: Bundle, tags: di
         shutil.copytree(bundle.folder, folder)
         write_mlmodel(bundle, folder, logged.model_id)
         client.log_model_artifacts(logged.model_id, str(folder))
+    _attach_metrics(client, row, logged.model_id, tags["row"])
     client.log_outputs(tags["row"], [LoggedModelOutput(logged.model_id, 0)])
     client.finalize_logged_model(logged.model_id, "READY")
     return logged.model_id

@@ -72,7 +72,7 @@ def points(curve: Curves, *, start: float, prefix: str = "", first: int = 0) -> 
         moment, step = round(start + 1000 * curve["seconds"][i]), math.ceil(curve["epoch"][i])
         for column in columns:
             yield metric_name(f"{prefix}{column}"), curve[column][i], moment, step
-        if rate := _images_per_s(curve, i):
+        if not prefix and (rate := _images_per_s(curve, i)):  # of phases of one training, the last
             yield "system/images_per_s", rate, moment, step
 
 
