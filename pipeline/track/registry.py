@@ -259,9 +259,9 @@ def write_mlmodel(bundle: Bundle, folder: Path, model_id: str | None = None) -> 
 
 def _write_example(bundle: Bundle, folder: Path) -> dict[str, str]:
     """One of the bundle's golden images, in the form of MLflow's own examples; returns what it says of it."""
-    content = json.dumps({"inputs": bundle.golden().images[:1].tolist()})
-    for file in ("input_example.json", "serving_input_example.json"):
-        (folder / file).write_text(content)
+    image = bundle.golden().images[:1].tolist()
+    (folder / "input_example.json").write_text(json.dumps(image))
+    (folder / "serving_input_example.json").write_text(json.dumps({"inputs": image}))
     return {
         "artifact_path": "input_example.json",
         "serving_input_path": "serving_input_example.json",
