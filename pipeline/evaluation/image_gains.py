@@ -40,7 +40,8 @@ def are_comparable(ours: AllPredictions, theirs: AllPredictions) -> bool:
 
 
 def _shares(of: AllPredictions) -> np.ndarray:
-    return np.mean([_right(of, seed) for seed in of.students], axis=0, dtype=np.float64)
+    shares: np.ndarray = np.stack([_right(of, seed) for seed in of.students]).astype(np.float64).mean(0)
+    return shares
 
 
 def _right(of: AllPredictions, seed: int) -> np.ndarray:

@@ -221,7 +221,9 @@ def _sheet(results: Results, data: Path) -> list[tuple[str, str, list[str]]]:
 def _errors(results: Results, predictions: Mapping[str, AllPredictions], data: Path) -> dict[str, Any]:
     best = results.best
     of_best = predictions.get(best.name)
-    compared = {name: predictions[name] for name in (best.name, best.baseline) if name in predictions}
+    compared = {
+        name: predictions[name] for name in (best.name, best.baseline) if name and name in predictions
+    }
     return {
         "outcomes": _outcomes(best, of_best) if of_best else [],
         "missed": _missed(best, of_best, data) if of_best else [],

@@ -195,9 +195,9 @@ def test_a_version_has_an_input_example(project: Path) -> None:
     mlflow.set_tracking_uri(database.tracking_uri())
     folder = mlflow.artifacts.download_artifacts(f"models:/{NAME}@champion")
     model = Model.load(folder)
-    example = np.array(model.load_input_example(folder), np.uint8)
+    assert model.load_input_example(folder) is not None
+    example = np.array(json.loads(str(model.get_serving_input(folder)))["inputs"], np.uint8)
     assert np.array_equal(example, open_bundle(project / "bundles" / "fitnet").golden().images[:1])
-    assert model.get_serving_input(folder)
     answer = mlflow.pyfunc.load_model(folder).predict(example)
     assert answer["logits"].shape == (1, len(CLASSES))
 
