@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-OF_METHOD = ("accuracy_test_mean", "accuracy_test_spread", "seeds", "score_val")
+OF_METHOD: tuple[str, ...] = ("accuracy_test_mean", "accuracy_test_spread", "seeds", "score_val")
 OF_METHOD += ("gain_points", "gain_points_low", "gain_points_high")
 OF_TRAINING = ("train_images", "train_images_unlabelled", "training_minutes", "energy_wh")
 OF_FILE = tuple(key for key in measures.MEANINGS if key not in (*OF_METHOD, *OF_TRAINING))
