@@ -6,7 +6,9 @@ from pipeline.project.command import command
 from pipeline.report.write_report import write_report
 
 
-def stage(records: Path, bundles: Path, data: Path, reports: Path, plots: Path, metrics: Path) -> None:
+def stage(
+    records: Path, bundles: Path, data: Path, views: Path, reports: Path, plots: Path, metrics: Path
+) -> None:
     """From the records of all stages to the table, the report, the plots and the gains over the baseline."""
     params = yaml.safe_load(Path("params.yaml").read_text())
     names = {
@@ -14,7 +16,7 @@ def stage(records: Path, bundles: Path, data: Path, reports: Path, plots: Path, 
         "teachers": list(params["teachers"]),
         "analysed": list(params["analysis"]),
     }
-    write_report(records, reports, plots, metrics, **names, bundles=bundles, data=data)
+    write_report(records, reports, plots, metrics, **names, bundles=bundles, data=data, views=views)
     print(f"The report: {reports / 'report.html'}")
 
 

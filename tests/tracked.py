@@ -129,13 +129,20 @@ def fail_once(patch: pytest.MonkeyPatch, method: str, error: Exception, *, at: i
 
 
 def logged_rows(logged: Logged) -> list[Any]:
-    return list(client().search_runs([logged.experiment]))
+    return list(client().search_runs([logged.experiment], "tags.pipeline_key LIKE '%'"))
+
+
+def trainings(row: str) -> dict[str, Any]:
+    """The runs below a row, by name."""
+    experiment = client().get_run(row).info.experiment_id
+    found = client().search_runs([experiment], f"tags.`mlflow.parentRunId` = '{row}'")
+    return {run.info.run_name: run for run in found}
 
 
 def content(logged: Logged) -> dict[str, Any]:
     """By name of the row: all points of all metrics, the parameters, and when the run began and ended."""
     rows = {}
-    for run in logged_rows(logged):
+    for run in client().search_runs([logged.experiment]):
         points = {
             key: sorted(
                 (p.step, p.value, p.timestamp) for p in client().get_metric_history(run.info.run_id, key)

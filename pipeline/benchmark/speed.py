@@ -12,8 +12,6 @@ Without these, torch spends much of a large batch on page faults, and the speedu
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,23 +19,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from pipeline.benchmark import worker
 from pipeline.device import keep_memory
-from pipeline.export import machine
-from pipeline.export.deployable import Deployable
+from pipeline.export import latency, machine, onnx_format, worker
+from pipeline.export.deployable import Deployable, plain_pools
+from pipeline.export.latency import Process, Times, fresh, take_turns
 from pipeline.functional import normalise
 from pipeline.records.record import Result
 from pipeline.settings import InputError, Settings
-
-TURN = 0.02  # seconds
-ROOT = Path(__file__).parents[2]
 
 Load = Callable[[], Deployable]
 Key = tuple[str, str]  # variant, format
@@ -59,31 +54,38 @@ class Network:
 
 def measure(bundle: Path, student: Network, teacher: Network, cfg: BenchmarkConfig) -> Result:
     """Measure the student in `bundle`, and the networks that `student` and `teacher` load."""
-    formats = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["formats"]
+    facts = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     networks = {"student": student, "teacher": teacher}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        np.save(folder / "images.npy", student.images)
+        for variant, network in networks.items():
+            np.save(folder / f"{variant}.npy", network.images)
         with _forked(partial(_count, networks), cfg.threads, student.images) as counter:
             counts = counter.ask({})
+        files = _exported(bundle, facts["formats"])
+        refused = _export_teacher(teacher, folder / "teacher.onnx", cfg.threads)
+        if not refused:
+            files["teacher", "onnx"] = folder / "teacher.onnx"
         processes: dict[Key, Process] = {}
-        for key, runtime, file in _exported(bundle, formats):
-            processes[key] = stack.enter_context(_fresh(runtime, file, cfg.threads, folder / "images.npy"))
-        for key, opening in _in_torch(bundle, formats, networks):
+        for key, runtime, file in _runtimes(files):
+            opening = fresh(runtime, file, cfg.threads, folder / f"{key[0]}.npy")
+            processes[key] = stack.enter_context(opening)
+        for key, opening_in_torch in _in_torch(bundle, facts["formats"], networks):
             images = networks[key[0]].images
-            processes[key] = stack.enter_context(_forked(opening, cfg.threads, images))
+            processes[key] = stack.enter_context(_forked(opening_in_torch, cfg.threads, images))
         opened = {key: process.ask({}) for key, process in processes.items()}
         rows = [
-            _row(key, batch, timed, opened[key]["size_mb"])
+            _row(key, batch, _summary(batch, timed), opened[key]["size_mb"])
             for batch in sorted({1, *cfg.batches})
-            for key, timed in _take_turns(processes, batch, cfg.seconds).items()
+            for key, timed in take_turns(processes, batch, cfg.seconds).items()
         ]
+        of_teacher = {} if refused else _latency_of_teacher(folder)
     return Result(
-        metrics=_headline(rows, counts["student"]),
+        metrics=_headline(rows, counts["student"], facts["latency"]["median_ms"]),
         details={
             "rows": rows,
             "opened": _openings(opened, processes),
-            "teacher": _teacher(rows) | counts["teacher"],
+            "teacher": _teacher(rows) | of_teacher | counts["teacher"],
             "threads": cfg.threads,
             "cpu": machine.cpu(),
             "load": os.getloadavg()[0],
@@ -105,45 +107,48 @@ def macs(module: nn.Module, images: np.ndarray) -> float:
     return float(counter.get_total_flops()) / 2
 
 
-@dataclass
-class Process:
-    """A process that runs `worker.serve`."""
-
-    name: str
-    questions: IO[str]
-    answers: IO[str]
-    memory_mb: float = 0.0
-
-    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            self.questions.write(json.dumps(question) + "\n")
-            self.questions.flush()
-            line = self.answers.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise InputError(
-                f"benchmark: the process that measures {self.name} ended without an answer. "
-                "It may have run out of memory."
-            )
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise InputError(f"benchmark: {self.name} cannot be measured: {answer['error']}")
-        return answer
-
-
-def _exported(bundle: Path, formats: Mapping[str, Any]) -> Iterator[tuple[Key, str, Path]]:
-    """The ONNX files that may be deployed, with the runtimes that are installed."""
-    files = {
-        format: bundle / formats[format]["file"]
+def _exported(bundle: Path, formats: Mapping[str, Any]) -> dict[Key, Path]:
+    """The student's ONNX files that may be deployed."""
+    return {
+        ("student", format): bundle / formats[format]["file"]
         for format in ("onnx", "int8")
         if format in formats and formats[format].get("accepted", True)
     }
-    for format, file in files.items():
-        yield ("student", format), "onnx", file
+
+
+def _runtimes(files: Mapping[Key, Path]) -> Iterator[tuple[Key, str, Path]]:
+    """The files with the runtimes that are installed."""
+    for key, file in files.items():
+        yield key, "onnx", file
     if importlib.util.find_spec("openvino"):
-        for format, file in files.items():
-            yield ("student", f"openvino {format}"), "openvino", file
+        for (variant, format), file in files.items():
+            yield (variant, f"openvino {format}"), "openvino", file
+
+
+def _export_teacher(teacher: Network, file: Path, threads: int) -> str:
+    """Write the teacher as an ONNX file, to be measured as students are; returns why it cannot be written.
+
+    This needs a process of its own, for torch's exporter loads what would disturb the measurements.
+    """
+    try:
+        with _forked(partial(_write_onnx, teacher.load, file), threads, teacher.images) as exporter:
+            exporter.ask({})
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _write_onnx(load: Load, file: Path) -> worker.Opened:
+    deployed = load()
+    plain_pools(deployed.net)
+
+    def run(images: np.ndarray) -> Sequence[np.ndarray]:
+        _, size, _, channels = images.shape
+        logits = deployed.predict(images)
+        onnx_format.write(deployed, file, size=size, channels=channels, classes=logits.shape[1], metadata={})
+        return [logits]
+
+    return run, {}
 
 
 def _in_torch(
@@ -154,17 +159,6 @@ def _in_torch(
     for variant, network in networks.items():
         yield (variant, "eager"), partial(_plain, network.load)
         yield (variant, "tuned eager"), partial(_tuned, network.load)
-
-
-@contextmanager
-def _fresh(runtime: str, file: Path, threads: int, images: Path) -> Iterator[Process]:
-    command = [sys.executable, "-m", "pipeline.benchmark.worker", runtime]
-    command += [str(file.absolute()), str(threads), str(images)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as child:  # noqa: S603
-        assert child.stdin is not None
-        assert child.stdout is not None
-        yield Process(file.name, child.stdin, child.stdout)
 
 
 @contextmanager
@@ -243,29 +237,14 @@ def _count(networks: Mapping[str, Network]) -> worker.Opened:
     return lambda images: [images], counts
 
 
-def _take_turns(processes: Mapping[Key, Process], batch: int, seconds: float) -> dict[Key, dict[str, Any]]:
-    """The times of each variant for a batch, measured in short turns."""
-    wall: dict[Key, list[float]] = {key: [] for key in processes}
-    cpu: dict[Key, list[float]] = {key: [] for key in processes}
-    while unfinished := [
-        key for key, taken in wall.items() if sum(taken) < seconds or len(taken) < worker.FEWEST
-    ]:
-        for key in unfinished:
-            answer = processes[key].ask({"batch": batch, "seconds": TURN})
-            wall[key] += answer["wall"]
-            cpu[key] += answer["cpu"]
-            processes[key].memory_mb = answer["memory_mb"]
-    return {key: _summary(batch, wall[key], cpu[key]) for key in processes}
-
-
-def _summary(batch: int, wall: list[float], cpu: list[float]) -> dict[str, Any]:
-    median = float(np.median(wall))
+def _summary(batch: int, taken: Times) -> dict[str, Any]:
+    median = float(np.median(taken.wall))
     return {
         "median_ms": 1000 * median,
-        "p95_ms": 1000 * float(np.percentile(wall, 95)),
-        "cpu_ms": 1000 * float(np.median(cpu)),
+        "p95_ms": 1000 * float(np.percentile(taken.wall, 95)),
+        "cpu_ms": 1000 * float(np.median(taken.cpu)),
         "images_per_s": batch / median,
-        "n": len(wall),
+        "n": len(taken.wall),
     }
 
 
@@ -286,21 +265,32 @@ def _openings(opened: Mapping[Key, dict[str, Any]], processes: Mapping[Key, Proc
     return rows
 
 
-def _teacher(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The teacher's best time for one image, and its size."""
+def _teacher(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The teacher's best time for one image in torch, and its size there."""
     single = [row for row in rows if row["variant"] == "teacher" and row["batch"] == 1]
-    return {"latency_ms": min(row["median_ms"] for row in single), "size_mb": single[0]["size_mb"]}
+    in_torch = [row for row in single if row["format"].endswith("eager")]
+    return {"latency_ms": min(row["median_ms"] for row in in_torch), "size_mb": in_torch[0]["size_mb"]}
 
 
-def _headline(rows: list[dict[str, Any]], counts: Mapping[str, float]) -> dict[str, float]:
+def _latency_of_teacher(folder: Path) -> dict[str, Any]:
+    """Latency and size of its ONNX file, measured as those of the student's bundle."""
+    file = folder / "teacher.onnx"
+    took = latency.measure({"onnx": file}, np.load(folder / "teacher.npy")[:1])
+    return {"latency_ms": took["onnx"], "size_mb": file.stat().st_size / 1e6, "file": "onnx"}
+
+
+def _headline(
+    rows: list[dict[str, Any]], counts: Mapping[str, float], latency_ms: Mapping[str, float]
+) -> dict[str, float]:
     """The metrics: those of the float file, and of int8 if it ships.
 
-    A speedup is the CPU time of tuned eager for one image, divided by the file's.
+    The latency is the bundle's own, so that it is one number everywhere. A speedup is the CPU time of tuned
+    eager for one image, divided by the file's.
     """
     own = {(row["format"], row["batch"]): row for row in rows if row["variant"] == "student"}
     largest = max(batch for _, batch in own)
     metrics = {
-        "latency_ms": own["onnx", 1]["median_ms"],
+        "latency_ms": latency_ms["onnx"],
         "throughput": own["onnx", largest]["images_per_s"],
         "size_mb": own["onnx", 1]["size_mb"],
         **counts,
@@ -308,7 +298,7 @@ def _headline(rows: list[dict[str, Any]], counts: Mapping[str, float]) -> dict[s
     }
     if ("int8", 1) in own:
         metrics |= {
-            "int8_latency_ms": own["int8", 1]["median_ms"],
+            "int8_latency_ms": latency_ms["int8"],
             "int8_throughput": own["int8", largest]["images_per_s"],
             "int8_size_mb": own["int8", 1]["size_mb"],
             "int8_speedup": own["tuned eager", 1]["cpu_ms"] / own["int8", 1]["cpu_ms"],

@@ -20,12 +20,12 @@ from pipeline.deploy.verify import passed, verify
 from pipeline.export import (
     calibration,
     int8,
+    latency,
     machine,
     model_card,
     onnx_format,
     parity,
     pt2,
-    quick_latency,
     torchscript,
 )
 from pipeline.export.deployable import Deployable, Images, Predict, in_batches, plain_pools
@@ -130,7 +130,10 @@ def build_bundle(
     _write_golden(out / "golden.npz", some, trained, files.runs.get("int8"), bool(calibrated))
     if calibrated and "int8" in files.runs:
         calibrated["int8"] = _measured(lambda part: files.runs["int8"](part)[0], test, trained.temperature)
-    milliseconds = quick_latency.measure(files.runs, np.ascontiguousarray(images[:1]))
+    onnx = {
+        format: out / files.entries[format]["file"] for format in ("onnx", "int8") if format in files.runs
+    }
+    milliseconds = latency.measure(onnx, np.ascontiguousarray(images[:1]))
     sizes = {format: (out / files.entries[format]["file"]).stat().st_size for format in files.runs}
     _check_budgets(cfg, milliseconds, sizes)
     facts: dict[str, Any] = {
@@ -141,7 +144,7 @@ def build_bundle(
         "formats": files.entries,
         "metrics": dict(metrics),
         **({"calibration": calibrated} if calibrated else {}),
-        "latency": {"threads": 1, "batch": 1, "median_ms": milliseconds},
+        "latency": {"threads": latency.THREADS, "batch": latency.BATCH, "median_ms": milliseconds},
         "provenance": dict(provenance),
         "versions": machine.versions(),
         "cpu": machine.cpu(),

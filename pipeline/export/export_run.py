@@ -1,5 +1,7 @@
 """Exports a run's best student."""
 
+import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import methods
 from pipeline.checkpoint import best_seed, load_network, student_folders
 from pipeline.data.protocol import rows_of_classes
 from pipeline.data.seen import Seen
@@ -15,8 +18,10 @@ from pipeline.export import calibration
 from pipeline.export.build_bundle import ExportConfig, Labelled, build_bundle
 from pipeline.files import atomic_folder, sha256
 from pipeline.functional import Input
+from pipeline.records.intervals import of_scores
 from pipeline.records.record import Record, Result
 
+FILE_SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "per_class")
 INT8_METRICS = ("accuracy", "drop", "agreement", "snr_db")
 
 
@@ -49,7 +54,14 @@ def export_run(
     classes = [store.classes.index(each) for each in facts["classes"]]
     tested = past["evaluate"]
     scores = tested.details["seeds"][str(seed)]
-    exported = {"seed": seed} | {key: scores[key] for key in ("accuracy", "balanced_accuracy", "macro_f1")}
+    counted = of_scores(scores)
+    exported = {
+        "seed": seed,
+        "images": counted.images,
+        "interval": [counted.low, counted.high],
+        "images_per_class": [sum(row) for row in scores["confusion"]],
+        **{key: scores[key] for key in FILE_SCORES},
+    }
     with atomic_folder(out) as folder:
         bundle = build_bundle(
             net,
@@ -109,9 +121,24 @@ def _provenance(
         "student": sha256(student),
         "code": past["distill"].inputs["code"],
         **{key: facts[key] for key in ("net", "seed", "val_accuracy")},
+        **_origins(store, past["distill"]),
         "params": past["distill"].params,
         "record": record,
         "records": {stage: each.id for stage, each in past.items()},
+    }
+
+
+def _origins(store: Store, distilled: Record) -> dict[str, Any]:
+    """What the card says of the data and of the method, and whom to cite for it."""
+    method = distilled.params["run"]["method"]["name"]
+    documented = inspect.getdoc(sys.modules[methods.load(method).__module__]) or ""
+    subset = distilled.details["subset"]
+    return {
+        "method": method,
+        "cite": " ".join(documented.partition("\n\n")[0].split()) if method != "ce" else "",
+        "source": store.manifest["source"],
+        "splits": store.manifest["splits"],
+        "learned_from": {"images": subset["images"], "unlabelled": subset.get("unlabelled", 0)},
     }
 
 

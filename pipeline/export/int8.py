@@ -18,6 +18,7 @@ from pipeline.export import onnx_format
 from pipeline.export.blocks import block_first_layer
 from pipeline.export.deployable import Images, Predict, in_batches
 from pipeline.export.quiet import quiet
+from pipeline.records.intervals import of_difference
 from pipeline.settings import InputError, Settings
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")  # the operators that int8 makes fast
@@ -112,7 +113,7 @@ def compare(float_file: Predict, int8_file: Predict, images: Images, labels: np.
     if not np.isfinite(got).all():
         raise Int8Error("int8: the quantized network gives NaN or infinity on real images.")
     before, after = want.argmax(1) == labels, got.argmax(1) == labels  # right answers
-    low, high = _interval(int((before & ~after).sum()), int((after & ~before).sum()), len(labels))
+    low, high = of_difference(int((before & ~after).sum()), int((after & ~before).sum()), len(labels))
     signal, noise = _centred(want), _centred(want - got)
     return Quality(
         accuracy=float(after.mean()),
@@ -248,14 +249,3 @@ def _centred(logits: np.ndarray) -> float:
     """Energy of the logits around their mean over the classes: what all classes share has no effect."""
     logits = logits.astype(np.float64)
     return float(((logits - logits.mean(1, keepdims=True)) ** 2).sum())
-
-
-def _interval(lost: int, won: int, n: int) -> tuple[float, float]:
-    """95 % interval of the paired difference of two accuracies (Agresti & Min, 2005).
-
-    It also holds if the two differ on few images or on none.
-    """
-    lost_, won_, n_ = lost + 0.5, won + 0.5, n + 2
-    mean = (lost_ - won_) / n_
-    half = 1.96 * float(np.sqrt(lost_ + won_ - (lost_ - won_) ** 2 / n_)) / n_
-    return max(mean - half, -1.0), min(mean + half, 1.0)

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from string import Template
 from typing import Any
 
-from pipeline.export import calibration
+import yaml
+
+from pipeline.export import calibration, latency
 from pipeline.export.machine import has_vnni
 
 PICTURE = "picture.jpg"
@@ -71,14 +73,22 @@ print(sum(array.size for array in weights.values()), "numbers")"""
 
 def text(bundle: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
     """The card of `bundle`, whose files have `sizes` bytes. Its Python code runs beside the files."""
-    classes, formats = bundle["classes"], bundle["formats"]
+    classes, formats, made = bundle["classes"], bundle["formats"], bundle["provenance"]
     some = ", ".join(classes[:CLASSES_SHOWN])
     more = f" and {len(classes) - CLASSES_SHOWN} more (bundle.json)" if len(classes) > CLASSES_SHOWN else ""
     parts = [
+        _front_matter(bundle),
         f"# {bundle['name']}",
-        f"An image classifier for {len(classes)} classes: {some}{more}.",
-        _accuracy(bundle["metrics"]),
-        *([_calibration(bundle["calibration"])] if "calibration" in bundle else []),
+        f"An image classifier for {len(classes)} classes: {some}{more}. The network is `{made['net']}`.",
+        "## How good it is",
+        _accuracy(bundle),
+        "## What it is for, and what not",
+        _use(bundle),
+        "## Data",
+        _data(bundle),
+        *_per_class(bundle),
+        "## Calibration",
+        _calibration(bundle),
         "## Files",
         _files(bundle, sizes),
         *([_int8(formats["int8"], bundle["cpu"]["flags"])] if "int8" in formats else []),
@@ -86,31 +96,132 @@ def text(bundle: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
         _interface(bundle),
         "## Run it",
         _run_it(bundle),
-        "## Where it comes from",
+        "## How it was made, and whom to cite",
         _origin(bundle),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _accuracy(metrics: Mapping[str, Any]) -> str:
-    mean, exported = f"{100 * metrics['accuracy']:.2f}", metrics["exported"]
+def _front_matter(bundle: Mapping[str, Any]) -> str:
+    """What hubs of models read. No licence is claimed: data and teacher may restrict it."""
+    formats, source = bundle["formats"], bundle["provenance"].get("source", "")
+    tags = ["image-classification", "knowledge-distillation", *(form for form in FILES if form in formats)]
+    facts = {
+        "license": "other",
+        "license_name": "not-chosen-yet",
+        "library_name": "onnx",
+        "pipeline_tag": "image-classification",
+        "tags": tags,
+        "metrics": ["accuracy"],
+        # hubs take this for one of their own data sets, so images of one's own are named below only
+        **({"datasets": [_dataset(source)]} if _is_public(source) else {}),
+        "model-index": [{"name": bundle["name"], "results": [_results(bundle)]}],
+    }
+    return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---"
+
+
+def _results(bundle: Mapping[str, Any]) -> dict[str, Any]:
+    exported, formats = bundle["metrics"]["exported"], bundle["formats"]
+    scores = {formats["onnx"]["file"]: exported["accuracy"]}
+    if formats.get("int8", {}).get("accepted"):
+        scores[formats["int8"]["file"]] = formats["int8"]["test"]["accuracy"]
+    source = bundle["provenance"].get("source", "images")
+    return {
+        "task": {"type": "image-classification"},
+        "dataset": {"name": source, "type": _dataset(source), "split": "test"},
+        "metrics": [
+            {"type": "accuracy", "value": round(value, 4), "name": f"accuracy of {file}"}
+            for file, value in scores.items()
+        ],
+    }
+
+
+def _dataset(source: str) -> str:
+    return source.rpartition(":")[2].lower()
+
+
+def _is_public(source: str) -> bool:
+    return source not in ("", "folder", "manifest")
+
+
+def _accuracy(bundle: Mapping[str, Any]) -> str:
+    metrics, formats = bundle["metrics"], bundle["formats"]
+    exported, int8 = metrics["exported"], formats.get("int8", {})
+    low, high = exported["interval"]
+    lines = [
+        f"`{formats['onnx']['file']}` is right on **{100 * exported['accuracy']:.2f} %** of "
+        f"{exported['images']:,} test images (95 % interval {100 * low:.2f} to {100 * high:.2f} %), which "
+        "were used neither to train nor to choose it. "
+        f"Its balanced accuracy is {100 * exported['balanced_accuracy']:.2f} % (mean recall of the classes), "
+        f"and its macro-F1 {100 * exported['macro_f1']:.2f} % (mean F1 of the classes).",
+    ]
+    if int8.get("accepted"):
+        lines.append(f"`{int8['file']}` is right on **{100 * int8['test']['accuracy']:.2f} %** of them.")
     if metrics["n"] > 1:
-        spread = f"{100 * metrics['spread']:.2f}"
-        accuracy = f"{mean} ± {spread} % (mean ± standard deviation of {metrics['n']:.0f} seeds)"
+        lines.append(
+            f"It is the student of seed {exported['seed']}, the best of {metrics['n']:.0f} on validation "
+            f"images. The method reaches {100 * metrics['accuracy']:.2f} ± {100 * metrics['spread']:.2f} % "
+            f"(mean ± standard deviation of {metrics['n']:.0f} seeds)."
+        )
     else:
-        accuracy = f"{mean} % (one seed)"
+        lines.append(f"It is the student of seed {exported['seed']}, the only one that was trained.")
+    return " ".join(lines)
+
+
+def _use(bundle: Mapping[str, Any]) -> str:
+    size, tested = bundle["input"]["size"], bundle["metrics"]["exported"]["images"]
     return (
-        f"Accuracy on the test images, which were used neither to train nor to choose a student: {accuracy}. "
-        f"This bundle holds the student of seed {exported['seed']}, the best on validation images. "
-        f"Its accuracy on the test images is {100 * exported['accuracy']:.2f} %, its balanced accuracy "
-        f"{100 * exported['balanced_accuracy']:.2f} % (mean recall of the classes), and its macro-F1 "
-        f"{100 * exported['macro_f1']:.2f} % (mean F1 of the classes)."
+        f"For pictures like those it learned from, each of which belongs to one of the "
+        f"{len(bundle['classes'])} classes. It gives one of them to a picture of anything else, too, and a "
+        f"high probability is no proof. It sees pictures at {size} x {size} pixels, so smaller details are "
+        f"lost. The figures hold for images like the {tested:,} test images; other cameras, places or times "
+        "may give other figures. Test it on images of your own before anything depends on it, and do not let "
+        "it decide alone about people."
     )
 
 
-def _calibration(facts: Mapping[str, Any]) -> str:
-    if not facts["found"]:
-        return f"Its probabilities are not calibrated: {calibration.remarks(facts)[0]}."
+def _data(bundle: Mapping[str, Any]) -> str:
+    made = bundle["provenance"]
+    splits = ", ".join(f"{images:,} {split}" for split, images in made.get("splits", {}).items())
+    learned = made.get("learned_from", {})
+    others = f" and {learned['unlabelled']:,} without labels" if learned.get("unlabelled") else ""
+    lines = [f"Source: {made['source']} ({splits} images)." if "source" in made else ""]
+    lines.append(
+        f"The student learned from {learned['images']:,} labelled images{others}." if learned else ""
+    )
+    lines.append(f"The hash of all pixels, labels and splits is `{made['data'][:12]}`.")
+    return " ".join(filter(None, lines))
+
+
+def _per_class(bundle: Mapping[str, Any]) -> list[str]:
+    """A table of the classes, or of the hardest ones."""
+    exported = bundle["metrics"]["exported"]
+    counted = zip(bundle["classes"], exported["images_per_class"], exported["per_class"], strict=True)
+    found = sorted((each for each in counted if each[2] is not None), key=lambda each: each[2])
+    if not found:
+        return []
+    rest = f" The {CLASSES_SHOWN} hardest of {len(found)}." if len(found) > CLASSES_SHOWN else ""
+    rows = [f"| {_cell(name)} | {n} | {100 * right:.2f} |" for name, n, right in found[:CLASSES_SHOWN]]
+    return [
+        "## Results of each class",
+        f"The float file on the test images, the hardest class first.{rest}",
+        "\n".join(["| class | test images | right % |", "|---|--:|--:|", *rows]),
+    ]
+
+
+def _cell(name: str) -> str:
+    return " ".join(name.split()).replace("|", "\\|")
+
+
+def _calibration(bundle: Mapping[str, Any]) -> str:
+    facts = bundle.get("calibration")
+    if not facts or not facts["found"]:
+        why = f": {calibration.remarks(facts)[0]}" if facts else ""
+        error = f"{100 * bundle['metrics']['exported']['ece']:.2f}"
+        return (
+            f"Its probabilities are not calibrated{why}. On the test images the expected calibration error "
+            f"(15 bins) is {error} %: so far is the mean probability from the share that is right."
+        )
     tested, int8 = facts["float"], facts.get("int8")
     of_int8 = f" (int8: {_errors(int8)})" if int8 else ""
     rows = [
@@ -124,8 +235,8 @@ def _calibration(facts: Mapping[str, Any]) -> str:
     return (
         f"Its probabilities are calibrated: they are the softmax of `logits / {facts['temperature']:g}`. The "
         f"temperature was fitted on {facts['images']} validation images. On {tested['images']} test images "
-        f"the expected calibration error ({tested['bins']} bins) is {_errors(tested)}{of_int8}. What "
-        f"`predict --min-confidence` costs and saves on these test images:\n\n{table}"
+        f"the expected calibration error ({tested['bins']} bins) is {_errors(tested)}{of_int8}. What it "
+        f"costs and saves on these test images to answer only from some probability on:\n\n{table}"
     )
 
 
@@ -137,7 +248,7 @@ def _files(bundle: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
     formats, median = bundle["formats"], bundle["latency"]["median_ms"]
     rows = []
     for format, entry in formats.items():
-        took = f"{median[format]:.3g}" if format in median else ""
+        took = f"{median[format]:.3f}" if format in median else ""
         refused = "**refused, do not deploy it**: " if entry.get("accepted") is False else ""
         rows.append((entry["file"], took, f"{refused}{FILES[format]}"))
     rows.append(("golden.npz", "", "a few real images and the answers to expect"))
@@ -147,8 +258,9 @@ def _files(bundle: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
     table = "\n".join(["| file | MB | ms for one image | what it is |", "|---|---|---|---|", *lines])
     largest = max((entry["parity"]["rel"] for entry in formats.values() if "parity" in entry), default=0.0)
     return (
-        f"{table}\n\nMilliseconds are medians on one thread of {bundle['cpu']['model']}, from pixels to "
-        "probabilities. Every float file except the weights was compared with the trained network on "
+        f"{table}\n\nMilliseconds: {latency.WORDS} ({bundle['cpu']['model']}), from pixels to probabilities, "
+        "as onnxruntime takes them in a process of its own. Every float file except the weights was compared "
+        "with the trained network on "
         f"{formats['onnx']['parity']['images']} real images and on extreme ones. It gives the same class "
         f"each time, and its logits differ by at most {largest:.0e} of the largest logit."
     )
@@ -228,11 +340,8 @@ def _run_it(bundle: Mapping[str, Any]) -> str:
     ]
     return "\n\n".join(
         [
-            "With this project's code, which checks the bundle and reads whole folders: "
-            "`python -m pipeline.deploy verify BUNDLE`, then "
-            "`python -m pipeline.deploy predict BUNDLE PICTURES...`.",
-            "Without it, for one ordinary picture (the project's predictor also lays transparency on white "
-            "and reads 16-bit pixels):",
+            "For ordinary pictures (a full predictor also lays transparency on white and reads 16-bit "
+            "pixels):",
             *code,
         ]
     )
@@ -250,8 +359,13 @@ def _origin(bundle: Mapping[str, Any]) -> str:
     made, versions = bundle["provenance"], bundle["versions"]
     hashes = ", ".join(f"{what} `{made[what][:12]}`" for what in ("data", "teacher", "student", "code"))
     packages = ", ".join(f"{package} {version}" for package, version in versions.items())
+    cite = f"Please cite the method: {made['cite']}\n\n" if made.get("cite") else ""
+    method = f" with the method `{made['method']}`" if "method" in made else ""
     return (
-        f"The network is `{made['net']}`, distilled and exported by this project. The record of the export "
-        f"is `{made['record']}` (tag `stage.export` in MLflow). Hashes: {hashes}. Made with {packages}. "
-        "bundle.json holds all parameters and the whole hashes."
+        f"{cite}The network is `{made['net']}`, trained{method} by folder-to-student and exported by it. The "
+        f"record of the export is `{made['record']}`. Hashes: {hashes}. Made with {packages}. bundle.json "
+        "holds all parameters and the whole hashes.\n\nNo licence is chosen yet. The code that made these "
+        "files is under the Apache licence 2.0, which says nothing about them: the images and the teacher's "
+        "weights may limit what you may do. Choose a licence before you publish, and write it at the top of "
+        "this file."
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.records.intervals import Share, of_scores
 from pipeline.records.record import Record, load_record, target, write_again
 from pipeline.records.selection import Select, value
 from pipeline.settings import InputError
@@ -85,9 +86,7 @@ class RunResults:
     @property
     def confusion(self) -> list[list[int]]:
         """Test images of the exported seed by actual class (rows) and predicted class (columns)."""
-        counts: list[list[int]] = self.records["evaluate"].details["seeds"][str(self.exported_seed)][
-            "confusion"
-        ]
+        counts: list[list[int]] = self.file_scores["confusion"]
         return counts
 
     @property
@@ -98,6 +97,23 @@ class RunResults:
     @property
     def exported_seed(self) -> int:
         return int(self.records["evaluate"].details["exported_seed"])
+
+    @property
+    def file_scores(self) -> dict[str, Any]:
+        """On the test images: the scores of the seed whose student is in the bundle."""
+        scores: dict[str, Any] = self.records["evaluate"].details["seeds"][str(self.exported_seed)]
+        return scores
+
+    @property
+    def file_accuracy(self) -> Share:
+        """Test accuracy of the exported file, with its interval."""
+        return of_scores(self.file_scores)
+
+    @property
+    def int8_accuracy(self) -> float | None:
+        """Test accuracy of the int8 file; None if none ships."""
+        int8 = self.records["export"].details["formats"].get("int8", {})
+        return int8["test"]["accuracy"] if int8.get("accepted") else None
 
 
 @dataclass(frozen=True)
@@ -138,6 +154,13 @@ class Results:
         """All records, in the order of the graph."""
         of_runs = (record for run in self.runs.values() for record in run.records.values())
         return [self.prepare, *self.teachers.values(), *self.knowledge.values(), *of_runs]
+
+    def file_value(self, run: RunResults) -> float | None:
+        """The score on validation by which the exported seed was chosen; old records do not have it."""
+        of_seed = f"/seed-{run.exported_seed}"
+        metrics = run.records["distill"].metrics
+        own = {key.removesuffix(of_seed): each for key, each in metrics.items() if key.endswith(of_seed)}
+        return value(own, self.select) if own else None
 
     def run_of_teacher(self, teacher: str) -> RunResults | None:
         """A run with this teacher: its records hold the teacher's scores and speed too."""

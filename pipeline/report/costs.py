@@ -61,6 +61,16 @@ def planned(record: Record) -> str:
     return "" if seconds is None else f"{seconds:.1f}"
 
 
+def planned_and_taken(results: Results) -> dict[str, tuple[float, float]]:
+    """Seconds by kind of stage, of the stages for which there was a plan when they ran."""
+    found: dict[str, tuple[float, float]] = {}
+    for record in results.records:
+        if (seconds := record.details.get("planned_seconds")) is not None:
+            expected, took = found.get(record.stage, (0.0, 0.0))
+            found[record.stage] = (expected + seconds, took + record.seconds)
+    return found
+
+
 def _cost(name: str, records: Mapping[str, Record]) -> Cost:
     curves = [
         curve for record in records.values() for curve in record.curves.values() if curve.get("seconds")

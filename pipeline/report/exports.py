@@ -71,9 +71,14 @@ def thresholds_note(run: RunResults) -> str:
 
 def speed(run: RunResults) -> list[list[str]]:
     """A line for each variant, format and batch size that was timed."""
-    numbers = ("median_ms", "p95_ms", "images_per_s", "size_mb")
+    numbers = {"median_ms": ".3f", "p95_ms": ".3f", "images_per_s": ".0f", "size_mb": ".2f"}
     return [
-        [row["variant"], row["format"], f"{row['batch']}", *(f"{row[key]:.2f}" for key in numbers)]
+        [
+            row["variant"],
+            row["format"],
+            f"{row['batch']}",
+            *(format(row[key], form) for key, form in numbers.items()),
+        ]
         for row in run.records["benchmark"].details["rows"]
     ]
 

@@ -13,7 +13,13 @@ from pipeline.records.results import Results, RunResults
 from pipeline.report import charts
 from pipeline.report.charts import Mark, Scale
 from pipeline.report.run_gains import gains_over_baseline
-from pipeline.report.words import accuracy_with_spread, gain_with_interval, percent, points
+from pipeline.report.words import (
+    accuracy_with_spread,
+    gain_with_interval,
+    is_measured_as_file,
+    percent,
+    points,
+)
 
 if TYPE_CHECKING:
     from pipeline.evaluation.gains import Gain
@@ -93,26 +99,34 @@ def trade_offs(results: Results) -> list[Figure]:
         sizes.append((run.records["benchmark"].metrics["size_mb"], _point(results, run)))
     with_teachers = list(names)
     for name in results.teachers:
-        if run_of_teacher := results.run_of_teacher(name):
-            mb = run_of_teacher.records["benchmark"].details["teacher"]["size_mb"]
-            accuracy = run_of_teacher.records["evaluate"].details["teacher"]["accuracy"]
-            tooltip = f"{name}: {percent(accuracy)} %, {mb:.2f} MB"
-            sizes.append((mb, Mark("teacher", 100 * accuracy, tooltip)))
+        if results.run_of_teacher(name):
+            sizes.append(_teacher_point(results, name, "size_mb", "MB"))
             with_teachers.append(name)
     times: dict[str, list[float]] = {}
     for run in results.ranked:
         times.setdefault(run.student, []).append(run.records["benchmark"].metrics["latency_ms"])
     latencies = [(statistics.median(times[run.student]), _point(results, run)) for run in results.ranked]
+    files = [name for name in results.teachers if is_measured_as_file(results, name)]
+    latencies += [_teacher_point(results, name, "latency_ms", "ms") for name in files]
+    left_out = [name for name in results.teachers if name not in files]
+    why = f" Not measured as exported files, and so left out: {', '.join(left_out)}." if left_out else ""
     return [
         Figure("Accuracy % against size, MB", _scatter(sizes, with_teachers, "size in MB")),
         Figure(
             "Accuracy % against latency, ms",
-            _scatter(latencies, names, "latency in ms"),
-            "One image on the CPU, exported ONNX files. Runs of the same network differ only by chance, so "
-            "they are shown at the median of their times. Teachers are left out: they were measured in "
-            "PyTorch, which cannot be compared.",
+            _scatter(latencies, [*names, *files], "latency in ms"),
+            "One image on one thread of the CPU, exported ONNX files. Runs of the same network differ only "
+            f"by chance, so they are shown at the median of their times.{why}",
         ),
     ]
+
+
+def _teacher_point(results: Results, name: str, what: str, unit: str) -> tuple[float, Mark]:
+    run = results.run_of_teacher(name)
+    assert run is not None
+    value = run.records["benchmark"].details["teacher"][what]
+    accuracy = run.records["evaluate"].details["teacher"]["accuracy"]
+    return value, Mark("teacher", 100 * accuracy, f"{name}: {percent(accuracy)} %, {value:.3g} {unit}")
 
 
 def class_bars(results: Results) -> list[ClassBar]:
@@ -262,7 +276,7 @@ def _student_strip(across: Scale, results: Results, run: RunResults, teachers: M
 
 def _point(results: Results, run: RunResults) -> Mark:
     speed = run.records["benchmark"].metrics
-    costs = f"{speed['size_mb']:.2f} MB, {speed['latency_ms']:.2f} ms"
+    costs = f"{speed['size_mb']:.2f} MB, {speed['latency_ms']:.3f} ms"
     tooltip = f"{run.name}: {accuracy_with_spread(run)} %, {costs}"
     return Mark(_kind(results, run), 100 * run.mean_accuracy, tooltip)
 

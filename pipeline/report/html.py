@@ -7,17 +7,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.evaluation.predictions import AllPredictions, load_predictions, missed, outcomes
+from pipeline.evaluation.predictions import AllPredictions, missed, outcomes
 from pipeline.records.results import Results, RunResults
 from pipeline.report import costs, exports, figures, pictures, tables
-from pipeline.report.run_gains import gains_over_baseline
+from pipeline.report.next_steps import next_steps
+from pipeline.report.run_gains import gains_on_images, gains_over_baseline, load_all_predictions
 from pipeline.report.words import (
     BY_CLASS,
-    COSTS,
+    GAINS,
     SELECTED,
     UNBALANCED,
     caveats,
+    costs_note,
     environments,
+    file_gain,
+    is_measured_as_file,
     left_out,
     legend,
     on_validation,
@@ -26,6 +30,7 @@ from pipeline.report.words import (
     seeds_per_run,
     verdict,
     warnings,
+    why_this_seed,
 )
 
 HERE = Path(__file__).parent
@@ -62,9 +67,10 @@ class Association(NamedTuple):
     cells: list[list[tuple[float | None, float]]]  # value, and share of the largest value
 
 
-def html_report(results: Results, *, records: Path, data: Path, bundles: Path) -> str:
+def html_report(results: Results, *, records: Path, data: Path, bundles: Path, views: Path) -> str:
     """`records` also holds files that stages wrote beside their records (predictions, pictures); `data` holds
-    the prepared images."""
+    the prepared images, and `views` is the picture of what training sees of some of them."""
+    predictions = load_all_predictions(results, records)
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -82,22 +88,34 @@ def html_report(results: Results, *, records: Path, data: Path, bundles: Path) -
         manifest=results.prepare.details["manifest"],
         made=max(record.finished for record in results.records)[:16].replace("T", " "),
         bundle=bundles / results.best.name,
-        **_answer(results),
-        **_students(results),
-        **_data(results, data),
-        **_errors(results, records, data),
+        next_steps=[_with_code(step) for step in next_steps(results, str(bundles / results.best.name))],
+        **_answer(results, predictions),
+        **_students(results, predictions),
+        **_data(results, data, views),
+        **_errors(results, predictions, data),
         **_training(results),
         **_methods(results, records),
         **_provenance(results),
     )
 
 
-def _answer(results: Results) -> dict[str, Any]:
+def _with_code(text: str) -> Markup:
+    """With what stands between backticks as code."""
+    parts = text.split("`")
+    return Markup().join(
+        Markup("<code>{}</code>").format(part) if i % 2 else Markup.escape(part)
+        for i, part in enumerate(parts)
+    )
+
+
+def _answer(results: Results, predictions: Mapping[str, AllPredictions]) -> dict[str, Any]:
     best, others = results.best, results.ranked[1:]
     why = f"It is the best of {len(results.runs)} runs on validation: {on_validation(results, best)}"
     why += f", ahead of {others[0].name} with {on_validation(results, others[0])}." if others else "."
     origin = "" if best.method == "ce" else f" that learned from {best.teacher} with method {best.method}"
     text = verdict(results)
+    if of_file := gains_on_images(results, best, predictions):
+        text += f" {file_gain(of_file[1])}"
     answer = {
         "name": best.name,
         "what": f"a {best.student}{origin}",
@@ -114,7 +132,7 @@ def _key_figures(results: Results) -> list[KeyFigure]:
     of_teacher = (results.run_of_teacher(best.teacher) or best).records["benchmark"].details["teacher"]
     beside = ["one seed"]
     if scores["n"] > 1:
-        beside = [f"spread {percent(scores['spread'])} over {scores['n']:.0f} seeds"]
+        beside = [f"mean of {scores['n']:.0f} seeds, spread {percent(scores['spread'])}"]
     if best.baseline is not None:
         beside.append(f"baseline {percent(results.runs[best.baseline].mean_accuracy)} %")
     beside.append(f"teacher {percent(best.records['evaluate'].details['teacher']['accuracy'])} %")
@@ -122,31 +140,50 @@ def _key_figures(results: Results) -> list[KeyFigure]:
         beside += [
             f"{name}: {percent(scores.get(key))} %" for key, name in SELECTED.items() if key in BY_CLASS
         ]
-    found = [KeyFigure("Accuracy on the test images", f"{percent(scores['accuracy'])} %", " · ".join(beside))]
+    found = [
+        _file_figure(results),
+        KeyFigure("Accuracy of the method", f"{percent(scores['accuracy'])} %", " · ".join(beside)),
+    ]
     if gain is not None:
         interval = "one seed gives no interval"
         if gain.low is not None and gain.high is not None:
             pairs = "paired by seed" if gain.paired else "unpaired"
             interval = f"95 % interval {points(gain.low)} to {points(gain.high)}, {pairs}"
-        found.append(KeyFigure("Gain over the baseline", f"{points(gain.mean)} points", interval))
+        found.append(KeyFigure("Gain of the method", f"{points(gain.mean)} points", interval))
     size = f"{speed['parameters_m']:.3f} M parameters · teacher {of_teacher['size_mb']:.2f} MB"
-    latency = f"exported ONNX · teacher {of_teacher['latency_ms']:.2f} ms in PyTorch"
+    where = "" if is_measured_as_file(results, best.teacher) else " in PyTorch"
+    latency = f"one thread · teacher {of_teacher['latency_ms']:.3f} ms{where}"
     return [
         *found,
         KeyFigure("Size", f"{speed['size_mb']:.2f} MB", size),
-        KeyFigure("One image on the CPU", f"{speed['latency_ms']:.2f} ms", latency),
+        KeyFigure("One image on the CPU", f"{speed['latency_ms']:.3f} ms", latency),
     ]
 
 
-def _students(results: Results) -> dict[str, Any]:
+def _file_figure(results: Results) -> KeyFigure:
+    best = results.best
+    found = best.file_accuracy
+    beside = [
+        f"95 % interval {percent(found.low)} to {percent(found.high)} on {found.images:,} test images",
+        *([] if best.int8_accuracy is None else [f"int8 {percent(best.int8_accuracy)} %"]),
+        why_this_seed(results, best),
+    ]
+    return KeyFigure("Accuracy of the file", f"{percent(found.value)} %", " · ".join(beside))
+
+
+def _students(results: Results, predictions: Mapping[str, AllPredictions]) -> dict[str, Any]:
     chart = figures.network_chart(results)
     return {
         "networks": chart,
         "beyond": any("→" in row.strip for row in chart.rows),
         "results_table": tables.all_networks(results),
-        "results_note": " ".join([legend(results), COSTS, *([UNBALANCED] if results.is_unbalanced else [])]),
+        "results_note": " ".join(
+            [legend(results), costs_note(results), *([UNBALANCED] if results.is_unbalanced else [])]
+        ),
         "has_intervals": seeds_per_run(results) != [1],
         "selected": SELECTED[results.select],
+        "gains": tables.gains(results, predictions),
+        "gains_note": GAINS,
         "relative": tables.relative_improvements(results),
         "trade_offs": figures.trade_offs(results),
         "bars": figures.class_bars(results),
@@ -154,8 +191,9 @@ def _students(results: Results) -> dict[str, Any]:
     }
 
 
-def _data(results: Results, data: Path) -> dict[str, Any]:
+def _data(results: Results, data: Path, views: Path) -> dict[str, Any]:
     return {
+        "views": pictures.sheet_file(views),
         "left_out": left_out(results.prepare.details["manifest"]),
         "sheet": _sheet(results, data),
         "counts": tables.image_counts(results),
@@ -180,27 +218,23 @@ def _sheet(results: Results, data: Path) -> list[tuple[str, str, list[str]]]:
     ]
 
 
-def _errors(results: Results, records: Path, data: Path) -> dict[str, Any]:
-    best, predictions = results.best, _load_predictions(results, records)
+def _errors(results: Results, predictions: Mapping[str, AllPredictions], data: Path) -> dict[str, Any]:
+    best = results.best
     of_best = predictions.get(best.name)
+    compared = {
+        name: predictions[name] for name in (best.name, best.baseline) if name and name in predictions
+    }
     return {
         "outcomes": _outcomes(best, of_best) if of_best else [],
         "missed": _missed(best, of_best, data) if of_best else [],
         "confusion": _confusion(best),
         "frequent_errors": tables.frequent_errors(best),
-        "calibration": figures.calibration(predictions, results),
+        "calibration": figures.calibration(compared, results),
         "calibration_bins": figures.BINS,
         "calibration_errors": tables.calibration_errors(results),
         "thresholds": tables.thresholds(best, of_best),
         "thresholds_note": exports.thresholds_note(best),
     }
-
-
-def _load_predictions(results: Results, records: Path) -> Mapping[str, AllPredictions]:
-    """The predictions of the best run and of its baseline, if there are files of them."""
-    names = filter(None, (results.best.name, results.best.baseline))
-    found = {name: load_predictions(records / "evaluate" / f"{name}.npz") for name in names}
-    return {name: predictions for name, predictions in found.items() if predictions is not None}
 
 
 def _outcomes(best: RunResults, predictions: AllPredictions) -> list[tuple[str, int, str]]:
@@ -247,6 +281,7 @@ def _training(results: Results) -> dict[str, Any]:
         "losses": figures.loss_curves(results),
         "training_costs": tables.training_costs(found),
         "training_costs_note": costs.note(found),
+        "planned": tables.planned(results),
     }
 
 

@@ -2,17 +2,24 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pipeline.evaluation.predictions import AllPredictions, outcomes
 from pipeline.records.results import Results, RunResults
 from pipeline.report import costs, exports
 from pipeline.report.confusions import frequent_errors
+from pipeline.report.next_steps import next_steps
+from pipeline.report.run_gains import gains_on_images
+from pipeline.report.tables import gains as gains_table
+from pipeline.report.tables import planned
 from pipeline.report.words import (
-    COSTS,
+    GAINS,
     UNBALANCED,
     caveats,
+    costs_note,
     environments,
+    file_gain,
+    file_in_words,
     header,
     images_learned,
     left_out,
@@ -31,35 +38,50 @@ class _Markdown(str):
     """A cell that is Markdown already."""
 
 
-def markdown_report(results: Results, *, predictions: AllPredictions | None, sheet: str, bundles: str) -> str:
-    """`predictions` are those of the best run; `sheet` and `bundles` are links to the picture of the data and
-    to the folder of the bundles."""
+def markdown_report(
+    results: Results,
+    *,
+    predictions: Mapping[str, AllPredictions],
+    bundle: str,
+    sheet: str,
+    bundles: str,
+    views: str,
+) -> str:
+    """`sheet`, `views` and `bundles` are links to the pictures of the data and to the folder of the bundles.
+
+    `bundle` is the folder of the best one as commands take it. `views` may be empty.
+    """
+    of_best = predictions.get(results.best.name)
     best, teachers = results.best, ", ".join(f"**{_safe(name)}**" for name in results.teachers)
     sections = [
         "# Which small student should be deployed?",
         f"Students that learned from {teachers}, compared with the baseline: the same student, trained "
         f"without a teacher. **{_safe(best.name)}** is the best on validation "
-        f"({on_validation(results, best)}): {_safe(verdict(results))}",
-        f"Its bundle is [{_safe(best.name)}]({bundles}/{best.name}). Use it for images like those below, "
-        "which belong to one of these classes.",
+        f"({on_validation(results, best)}): {_safe(verdict(results))}{_file_gain(results, predictions)}",
+        f"The file to deploy is in the bundle [{_safe(best.name)}]({bundles}/{best.name}): "
+        f"{_safe(file_in_words(results, best))} Use it for images like those below, which belong to one of "
+        "these classes.",
+        "## What to do next",
+        "\n".join(f"- {_with_code(step)}" for step in next_steps(results, bundle)),
         "## Data",
-        _data(results, sheet),
+        _data(results, sheet, views),
         "## Results",
         _table([header(results), *result_rows(results)]),
         "`*` best on validation. Accuracy, gain and agreement with the teacher are on the test images. "
-        f"{legend(results)} {COSTS}{f' {UNBALANCED}' if results.is_unbalanced else ''}",
+        f"{legend(results)} {costs_note(results)}{f' {UNBALANCED}' if results.is_unbalanced else ''}",
+        *_gains(results, predictions),
         "## Runs",
         _runs(results),
         "## Gains by class",
         _classes(results),
         "## Errors of the best student",
-        _errors(best, predictions),
+        _errors(best, of_best),
         "## Cost of training",
         _costs(results),
         "## Exports",
         _exports(results, bundles),
         "## When the student should say unknown",
-        _thresholds(results, predictions),
+        _thresholds(results, of_best),
         "## Provenance",
         _provenance(results),
         "## How to read this report",
@@ -80,12 +102,34 @@ def _safe(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>|~$#&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
 
 
+def _with_code(text: str) -> str:
+    """Plain text, with what stands between backticks as code."""
+    parts = re.split("(`[^`]*`)", text)
+    return "".join(_code(part.strip("`")) if part.startswith("`") else _safe_part(part) for part in parts)
+
+
+def _safe_part(text: str) -> str:
+    """As `_safe`, with the spaces at its ends."""
+    start, end = (" " if each.isspace() else "" for each in (text[:1], text[-1:]))
+    return f"{start}{_safe(text)}{end}"
+
+
 def _code(text: str) -> _Markdown:
     """Text as code. A backtick or a bar inside would end the code or the cell."""
     return _Markdown("`" + " ".join(text.split()).replace("`", "'").replace("|", "\\|") + "`")
 
 
-def _data(results: Results, sheet: str) -> str:
+def _file_gain(results: Results, predictions: Mapping[str, AllPredictions]) -> str:
+    found = gains_on_images(results, results.best, predictions)
+    return f" {_safe(file_gain(found[1]))}" if found else ""
+
+
+def _gains(results: Results, predictions: Mapping[str, AllPredictions]) -> list[str]:
+    found = gains_table(results, predictions)
+    return [f"{found.title}. {GAINS}", _table([found.head, *found.rows])] if found else []
+
+
+def _data(results: Results, sheet: str, views: str) -> str:
     manifest = results.prepare.details["manifest"]
     splits = [split for split in ("train", "val", "test") if split in manifest["splits"]]
     classes = manifest["classes"]
@@ -99,7 +143,8 @@ def _data(results: Results, sheet: str) -> str:
         f"Source {_code(manifest['source'])}: {len(classes)} classes, images {size}x{size}x{channels}, "
         f"content `{manifest['content'][:12]}`. {_safe(left_out(manifest))} "
         "Teachers learn from all training images. The table of runs says from how many images each student "
-        f"learns.\n\n![a few images of each class]({sheet})\n\n{_table(counts)}"
+        f"learns.\n\n![a few images of each class]({sheet})\n\n"
+        f"{f'![what training sees of some images]({views})' if views else ''}\n\n{_table(counts)}"
     )
 
 
@@ -152,7 +197,9 @@ def _errors(best: RunResults, predictions: AllPredictions | None) -> str:
 def _costs(results: Results) -> str:
     found = costs.training_costs(results)
     lines = [[cost.name, *costs.cells(cost)] for cost in found]
-    return f"{_table([['', *costs.HEADER], *lines])}\n\n{costs.note(found)}"
+    plan = planned(results)
+    beside = f"\n\n{plan.title}:\n\n{_table([plan.head, *plan.rows])}" if plan else ""
+    return f"{_table([['', *costs.HEADER], *lines])}\n\n{costs.note(found)}{beside}"
 
 
 def _exports(results: Results, bundles: str) -> str:
@@ -175,7 +222,10 @@ def _exports(results: Results, bundles: str) -> str:
             "validation images. ECE (15 bins) is on test images:",
             _table([["run", *exports.CALIBRATION], *calibrated]),
         ]
-    parts += ["Speed on this machine's CPU:", _table([["run", *exports.SPEED], *lines(exports.speed)])]
+    parts += [
+        "Speed side by side, measured in turns, so compare within this table only:",
+        _table([["run", *exports.SPEED], *lines(exports.speed)]),
+    ]
     return "\n\n".join(parts)
 
 

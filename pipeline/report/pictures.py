@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LARGEST = 112  # side of a picture in the page
+WIDEST = 1100  # pixels, of a picture of many images
 LOSSLESS = 16  # pictures up to this side are PNG
 
 
@@ -52,6 +53,17 @@ def heat_map(shares: np.ndarray, colour: tuple[int, int, int]) -> str:
 def whole_file(file: Path) -> str:
     """A PNG file, unchanged."""
     return _encode(file.read_bytes(), "PNG")
+
+
+def sheet_file(file: Path) -> str:
+    """A large picture, as small as it can still be looked at; empty if there is none."""
+    from PIL import Image
+
+    if not file.is_file():
+        return ""
+    sheet = Image.open(file).convert("RGB")
+    sheet.thumbnail((WIDEST, 4 * WIDEST))
+    return _uri(sheet, "JPEG")
 
 
 def _uri(image: "Image", form: str) -> str:

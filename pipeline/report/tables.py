@@ -12,8 +12,8 @@ from pipeline.records.results import Results, RunResults
 from pipeline.report import confusions, costs, exports
 from pipeline.report.costs import Cost
 from pipeline.report.figures import last_values
-from pipeline.report.run_gains import compare_with_best
-from pipeline.report.words import header, images_learned, percent, result_rows
+from pipeline.report.run_gains import compare_with_best, gains_on_images, gains_over_baseline
+from pipeline.report.words import header, images_learned, interval, percent, points, result_rows
 
 
 class Table(NamedTuple):
@@ -34,6 +34,30 @@ def all_networks(results: Results) -> Table:
     rows += [[run.name, *lines[run.name], percent(run.validation)] for run in results.ranked]
     head = [*header(results), "validation %"]
     return Table("Every network in numbers", head, rows, text_columns=2, marked=results.best.name)
+
+
+def gains(results: Results, predictions: Mapping[str, AllPredictions]) -> Table | None:
+    """Over the baseline: of the method and of the file, with the intervals for other seeds and images."""
+    over_seeds, rows = gains_over_baseline(results), []
+    for run in results.ranked:
+        if run.name not in over_seeds:
+            continue
+        gain = over_seeds[run.name]
+        seeds = "" if gain.low is None or gain.high is None else f"{points(gain.low)} to {points(gain.high)}"
+        rows.append([run.name, points(gain.mean), seeds, *_gains_on_images(results, run, predictions)])
+    head = ["", "method, points", "method, other seeds", "method, other images", "file, points"]
+    head.append("file, other images")
+    return Table("Gains over the baseline, with 95 % intervals", head, rows) if rows else None
+
+
+def _gains_on_images(
+    results: Results, run: RunResults, predictions: Mapping[str, AllPredictions]
+) -> list[str]:
+    found = gains_on_images(results, run, predictions)
+    if found is None:
+        return ["", "", ""]
+    method, file = found
+    return [interval(method), points(file.mean), interval(file)]
 
 
 def relative_improvements(results: Results) -> Table | None:
@@ -164,7 +188,7 @@ def export_tables(runs: Sequence[RunResults], marked: str) -> list[Table]:
         ("Exported files compared with the trained network", exports.PARITY, exports.parity),
         ("The int8 file compared with the float file, on test images", exports.INT8, exports.int8),
         ("Calibrated probabilities, on test images", exports.CALIBRATION, exports.calibration),
-        ("Speed on this machine's CPU", exports.SPEED, exports.speed),
+        ("Speed side by side, in turns: compare within this table only", exports.SPEED, exports.speed),
     ]
     tables = []
     for title, head, lines in parts:
@@ -184,6 +208,16 @@ def settings(results: Results) -> Table:
         rows.append([*names, Markup("<code>{}</code>").format(text), seeds, images])
     head = ["", "teacher", "student", "method", "settings", "seeds", "images"]
     return Table("Settings of each run", head, rows, text_columns=5, marked=results.best.name)
+
+
+def planned(results: Results) -> Table | None:
+    """What `make plan` expected of each kind of stage, beside what it took."""
+    known = costs.planned_and_taken(results)
+    if not known:
+        return None
+    rows = [[stage, f"{expected:.0f}", f"{took:.0f}"] for stage, (expected, took) in known.items()]
+    rows.append(["all", *(f"{sum(column):.0f}" for column in zip(*known.values(), strict=True))])
+    return Table("What the plan expected, and what it took", ["", "planned, s", "took, s"], rows)
 
 
 def stages(results: Results) -> Table:

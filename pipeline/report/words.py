@@ -9,11 +9,16 @@ from pipeline.report.run_gains import gains_over_baseline
 
 if TYPE_CHECKING:
     from pipeline.evaluation.gains import Gain
+    from pipeline.evaluation.image_gains import ImageGain
 
-COSTS = (
-    "MB and latency (one image, CPU): students as exported ONNX files, teachers as plain PyTorch networks."
+COSTS = "MB and ms: exported ONNX files; ms is the median of single images on one thread of the CPU."
+IN_TORCH = "Of {} they are those of the plain PyTorch network, since no exported file of it was measured."
+GAINS = (
+    "The method is the mean over seeds, the file the exported seed against the baseline's exported seed. "
+    "Other seeds: what other seeds would give on these test images. Other images: what these networks would "
+    "give on other images of the kind; both networks answered the same images, so the differences are paired."
 )
-HEADER = ["", "net", "accuracy %", "n", "gain, points", "agree %", "params M", "MB", "latency ms"]
+HEADER = ["", "net", "file %", "int8 %", "mean %", "n", "gain, points", "agree %", "params M", "MB", "ms"]
 BY_CLASS = {"balanced_accuracy": "balanced %", "macro_f1": "F1 %"}  # columns where the test is unbalanced
 UNBALANCED = (
     "The classes of the test images differ in size, so there are two means over classes: balanced accuracy, "
@@ -54,6 +59,47 @@ def accuracy_with_spread(run: RunResults) -> str:
     return percent(scores["accuracy"]) + (f" ± {percent(scores['spread'])}" if scores["n"] > 1 else "")
 
 
+def interval(gain: "ImageGain") -> str:
+    return f"{points(gain.low)} to {points(gain.high)}"
+
+
+def file_gain(gain: "ImageGain") -> str:
+    """A sentence on the file itself, which may gain less or more than its method."""
+    verdict = (
+        "more than chance" if gain.low > 0 else "less than chance" if gain.high < 0 else "which may be chance"
+    )
+    return (
+        f"On the same test images its file gains {points(gain.mean)} [{points(gain.low)}, "
+        f"{points(gain.high)}] points over the baseline's file, {verdict}."
+    )
+
+
+def file_with_interval(run: RunResults) -> str:
+    """Accuracy of the exported file; the interval is about other test images."""
+    found = run.file_accuracy
+    return f"{percent(found.value)} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
+
+
+def why_this_seed(results: Results, run: RunResults) -> str:
+    """Which seed is in the bundle, and why."""
+    seeds = len(run.accuracy)
+    if seeds == 1:
+        return f"seed {run.exported_seed}, the only one"
+    value = results.file_value(run)
+    score = "" if value is None else f" ({score_in_words(results, value)})"
+    return f"seed {run.exported_seed}, the best of {seeds} on validation{score}"
+
+
+def file_in_words(results: Results, run: RunResults) -> str:
+    """How good the file in the bundle is, and which seed it is."""
+    found = run.file_accuracy
+    int8 = "" if run.int8_accuracy is None else f", its int8 file on {percent(run.int8_accuracy)} %"
+    return (
+        f"right on {percent(found.value)} % of {found.images:,} test images (95 % interval "
+        f"{percent(found.low)} to {percent(found.high)}){int8}; {why_this_seed(results, run)}."
+    )
+
+
 def gain_with_interval(gain: "Gain") -> str:
     if gain.low is None or gain.high is None:
         return points(gain.mean)
@@ -62,21 +108,38 @@ def gain_with_interval(gain: "Gain") -> str:
 
 def cost_cells(speed: Mapping[str, float]) -> list[str]:
     """Parameters, size and latency; empty where they were not measured."""
-    formats = {"parameters_m": ".3f", "size_mb": ".2f", "latency_ms": ".2f"}
+    formats = {"parameters_m": ".3f", "size_mb": ".2f", "latency_ms": ".3f"}
     return [format(speed[key], form) if key in speed else "" for key, form in formats.items()]
 
 
 def on_validation(results: Results, run: RunResults) -> str:
     """The score on validation by which the best run is chosen, named if it is not accuracy."""
-    select, value = results.select, results.value(run)
+    return score_in_words(results, results.value(run))
+
+
+def score_in_words(results: Results, value: float) -> str:
+    select = results.select
     if select == "accuracy":
         return f"{percent(value)} %"
     return f"{SELECTED[select]} {f'{-value:.4f}' if select == 'loss' else f'{percent(value)} %'}"
 
 
+def costs_note(results: Results) -> str:
+    """Of what size and latency are, and how they were measured."""
+    others = [name for name in results.teachers if not is_measured_as_file(results, name)]
+    return " ".join([COSTS, *([IN_TORCH.format(", ".join(others))] if others else [])])
+
+
+def is_measured_as_file(results: Results, teacher: str) -> bool:
+    """Whether a teacher was measured as students are. Older records and networks that no exporter takes have
+    PyTorch's time."""
+    run = results.run_of_teacher(teacher)
+    return run is not None and "file" in run.records["benchmark"].details["teacher"]
+
+
 def header(results: Results) -> list[str]:
     """The columns of `result_rows`."""
-    place = HEADER.index("accuracy %") + 1
+    place = HEADER.index("mean %") + 1
     return [*HEADER[:place], *(BY_CLASS.values() if results.is_unbalanced else ()), *HEADER[place:]]
 
 
@@ -93,6 +156,8 @@ def result_rows(results: Results) -> list[list[str]]:
             [
                 f"{'*' if run is results.best else ' '} {name}",
                 run.student,
+                file_with_interval(run),
+                percent(run.int8_accuracy),
                 accuracy_with_spread(run),
                 *_cells_by_class(results, scores),
                 f"{scores['n']:.0f}",
@@ -113,7 +178,7 @@ def _teacher_row(results: Results, name: str, record: Record, run: RunResults | 
     speed = run.records["benchmark"].details["teacher"] if run else {}
     net, accuracy = record.params["teacher"]["net"], percent(scores.get("accuracy"))
     scored = [accuracy, *_cells_by_class(results, scores)]
-    return [f"  {name} (teacher)", net, *scored, "1", "", "", *cost_cells(speed)]
+    return [f"  {name} (teacher)", net, "", "", *scored, "1", "", "", *cost_cells(speed)]
 
 
 def verdict(results: Results) -> str:
@@ -141,12 +206,17 @@ def seeds_per_run(results: Results) -> list[int]:
 
 
 def legend(results: Results) -> str:
-    """What the spread and the gain in the table are."""
-    if seeds_per_run(results) == [1]:
-        return "The gain is over the baseline; with one seed it has no interval."
+    """What the columns of the table are."""
+    of_file = (
+        "file %: the exported file, with its 95 % interval for other test images; int8 %: its int8 file. "
+    )
+    counts = seeds_per_run(results)
+    if counts == [1]:
+        return f"{of_file}mean % and gain over the baseline: the method; one seed gives no interval."
+    no_interval = " (none from one seed)" if 1 in counts else ""
     return (
-        "± is the sample standard deviation over n seeds; the gain is over the baseline, with its 95 % "
-        "interval."
+        f"{of_file}mean % and gain over the baseline: the method, over n seeds; ± is their standard "
+        f"deviation, and [ ] the gain's 95 % interval for other seeds{no_interval}."
     )
 
 
@@ -167,7 +237,8 @@ def caveats(results: Results) -> list[str]:
         "The best run is chosen on the validation images. Each trained network was evaluated on the test "
         "images only once, by the stage evaluate.",
         *(of_one_seed if counts == [1] else intervals),
-        "Latency is that of the machine that ran the graph. Compare it within this report only.",
+        "Latency is that of the machine that ran the graph, measured once for each file by stage export. "
+        "Compare it within this report only.",
         "The student knows only the classes it was trained on. It also gives one of them to an image of "
         "anything else.",
         *warnings(results),

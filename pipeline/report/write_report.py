@@ -5,13 +5,12 @@ import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from pipeline.evaluation.predictions import load_predictions
 from pipeline.files import atomic_file
 from pipeline.records.results import Results, load_results
 from pipeline.report.html import html_report
 from pipeline.report.markdown import markdown_report
 from pipeline.report.plots import write_plots
-from pipeline.report.run_gains import gains_over_baseline
+from pipeline.report.run_gains import gains_over_baseline, load_all_predictions
 from pipeline.report.terminal import table
 
 
@@ -25,18 +24,22 @@ def write_report(
     teachers: Sequence[str],
     bundles: Path,
     data: Path,
+    views: Path,
     analysed: Collection[str] = (),
 ) -> Results:
     """Write three reports into `out_dir` (HTML, Markdown, the table), the plots' data and metrics for DVC."""
     results = load_results(records, runs, teachers, analysed=analysed)
-    predictions = load_predictions(records / "evaluate" / f"{results.best.name}.npz")
+    predictions = load_all_predictions(results, records)
     links = {
         "sheet": os.path.relpath(data / "sheet.png", out_dir),
         "bundles": os.path.relpath(bundles, out_dir),
+        "views": os.path.relpath(views, out_dir) if views.is_file() else "",
     }
     texts = {
-        "report.html": html_report(results, records=records, data=data, bundles=bundles),
-        "report.md": markdown_report(results, predictions=predictions, **links),
+        "report.html": html_report(results, records=records, data=data, bundles=bundles, views=views),
+        "report.md": markdown_report(
+            results, predictions=predictions, bundle=str(bundles / results.best.name), **links
+        ),
         "table.txt": table(results, bundles=bundles, report=out_dir / "report.html"),
     }
     for name, text in texts.items():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.files import locked
 from pipeline.settings import InputError
-from pipeline.track import address
+from pipeline.track import address, moved
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -56,7 +56,7 @@ def explained_errors() -> Iterator[None]:
     except InputError:
         raise
     # ImportError: the driver of a database may not be installed. ValueError: the address cannot be read
-    except (MlflowException, SQLAlchemyError, OSError, ImportError, ValueError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError, ValueError) as error:
         refused = getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED")
         variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         check = variables if refused else "MLFLOW_TRACKING_URI and the server"
@@ -85,21 +85,22 @@ def open_experiment() -> "tuple[MlflowClient, str]":
         return _open_sqlite(uri, name)
     _check_connection(uri)
     with locked(project_folder() / ".work" / "mlflow.lock"):
-        return _connect(uri, name, (project_folder() / "mlartifacts").as_uri())
+        return _connect(uri, name, (project_folder() / moved.FOLDER).as_uri())
 
 
 def _open_sqlite(uri: str, name: str) -> "tuple[MlflowClient, str]":
     database = Path(uri.partition(":///")[2].partition("?")[0])
+    moved.bring_along(database)
     if _has_experiment(database, name):
         return _connect(uri, name, None)
     building = database.with_name(f"{database.name}.building")
-    with locked(database.with_name(f"{database.name}.lock")):
+    with locked(moved.lock_of(database)):
         if building.exists():
             # the process that built it was killed, and MLflow cannot use a database with half of its tables
             database.unlink(missing_ok=True)
         if not database.exists():
             building.touch()
-        opened = _connect(uri, name, (database.absolute().parent / "mlartifacts").as_uri())
+        opened = _connect(uri, name, moved.beside(database))
         with closing(sqlite3.connect(database)) as connection:
             # a lasting setting, with which the UI and other readers do not wait for a writer
             connection.execute("PRAGMA journal_mode=WAL")

@@ -1,4 +1,4 @@
-"""What trains right now, in MLflow: one run for each training stage.
+"""What trains right now, in MLflow: one run for each seed of a stage that trains.
 
 This is a process of its own. It reads what the stages write while they train (records/progress.py), so no
 training imports MLflow, waits for it or fails with it. The rows are the same whether somebody follows or not.
@@ -17,17 +17,21 @@ from pipeline.files import held, locked
 from pipeline.records.progress import FOLLOWER, lock_of
 from pipeline.records.record import Curves
 from pipeline.settings import InputError
-from pipeline.track import database, rows
+from pipeline.track import database, naming, shown_settings, trainings
+from pipeline.track.trainings import phase_and_seed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PAUSE = 2.0  # seconds between two rounds
+NOTHING = "Nothing is training right now. What trains later appears within ten seconds."
+BEGUN = "Training has begun. Its curves appear with its first point."
+Key = tuple[str, str]  # the id of a stage's record, and the seed that it trains, or ""
 
 
 @dataclass
 class LiveRun:
-    """The MLflow run of a stage that is training, and how many points of each curve it has."""
+    """The MLflow run of a training, and how many points of each curve it has."""
 
     id: str
     points: dict[str, int]
@@ -39,10 +43,14 @@ def follow(work: Path, *, rounds: Iterable[Any] | None = None) -> None:
     try:
         with locked(folder / FOLLOWER, wait=False), database.explained_errors():
             client, experiment = database.open_experiment()
-            live = _unfinished(client, experiment)
+            live, said = _unfinished(client, experiment), ""
             for _ in itertools.count() if rounds is None else rounds:
                 (folder / FOLLOWER).touch()
                 live = update(client, experiment, folder, live)
+                news = "" if live else BEGUN if _is_training(folder) else NOTHING
+                if news not in ("", said):
+                    print(news, flush=True)
+                said = news
                 time.sleep(PAUSE)
     except BlockingIOError:
         raise InputError(
@@ -51,71 +59,87 @@ def follow(work: Path, *, rounds: Iterable[Any] | None = None) -> None:
 
 
 def update(
-    client: "MlflowClient", experiment: str, folder: Path, live: Mapping[str, LiveRun]
-) -> dict[str, LiveRun]:
+    client: "MlflowClient", experiment: str, folder: Path, live: Mapping[Key, LiveRun]
+) -> dict[Key, LiveRun]:
     """Log what is new in the files of `folder`.
 
-    `live` are the runs that were unfinished before, by the id of their stage's record; returned are those
-    that are unfinished now.
+    `live` are the runs that were unfinished before; returned are those that are unfinished now.
     """
-    unfinished: dict[str, LiveRun] = {}
+    unfinished: dict[Key, LiveRun] = {}
     for file in sorted(folder.glob("*.json")):
         dead = not held(lock_of(file))  # before the file is read: a stage writes its end, then frees the lock
         try:
             stage = json.loads(file.read_text())
         except FileNotFoundError:  # the stage has ended in the meantime
             continue
-        run = live.get(stage["id"]) or _start(client, experiment, stage)
-        _log_points(client, run, stage["curves"])
+        runs = _log_stage(client, experiment, stage, live)
         status = "KILLED" if dead and stage["status"] == "RUNNING" else stage["status"]
         if status == "RUNNING":
-            unfinished[stage["id"]] = run
+            unfinished |= runs
         else:
-            client.set_terminated(run.id, status)
+            for run in runs.values():
+                client.set_terminated(run.id, status)
             file.unlink()
             lock_of(file).unlink(missing_ok=True)
-    for record in live.keys() - unfinished.keys():
+    for key in live.keys() - unfinished.keys():
         # its file is gone, and with it how the stage ended
-        if client.get_run(live[record].id).info.status == "RUNNING":
-            client.set_terminated(live[record].id, "KILLED")
+        if client.get_run(live[key].id).info.status == "RUNNING":
+            client.set_terminated(live[key].id, "KILLED")
     return unfinished
 
 
-def _start(client: "MlflowClient", experiment: str, stage: Mapping[str, Any]) -> LiveRun:
+def _is_training(folder: Path) -> bool:
+    """Whether a stage is at work that has no point of a curve yet."""
+    return any(held(lock) for lock in folder.glob("*.lock") if lock.name != FOLLOWER)
+
+
+def _log_stage(
+    client: "MlflowClient", experiment: str, stage: Mapping[str, Any], live: Mapping[Key, LiveRun]
+) -> dict[Key, LiveRun]:
+    """Log what is new of each training of a stage; returns their runs."""
+    runs: dict[Key, LiveRun] = {}
+    for key, curve in stage["curves"].items():
+        phase, seed = phase_and_seed(key)
+        name = (stage["id"], "" if seed is None else str(seed))
+        runs[name] = runs.get(name) or live.get(name) or _start(client, experiment, stage, name[1])
+        _log_points(client, runs[name], key, curve, prefix="" if phase == stage["stage"] else f"{phase}_")
+    return runs
+
+
+def _start(client: "MlflowClient", experiment: str, stage: Mapping[str, Any], seed: str) -> LiveRun:
     from mlflow.entities import Param
 
-    name = f"{stage['stage']} {stage['name']}"
+    name = " ".join(filter(None, (stage["stage"], stage["name"], seed and f"seed {seed}")))
     tags = {"kind": "stage", "record": stage["id"], "writer": database.writer_id(), "points": "{}"}
+    tags |= {"seed": seed} if seed else {}
     run = client.create_run(experiment, tags=tags, run_name=name).info.run_id
-    params = [Param(rows.mlflow_name(key), value) for key, value in rows.flatten(stage["params"])]
-    client.log_batch(run, params=params)
+    settings = list(shown_settings.flatten(stage["params"].get("run", stage["params"])))
+    params = [Param(naming.mlflow_name(key), shown_settings.as_text(value)) for key, value in settings]
+    method = stage["params"].get("run", {}).get("method", {}).get("name", stage["stage"])
+    client.log_batch(run, params=[Param("method", method), *params][: shown_settings.MOST])
     print(f"{name}: its curves are in MLflow from now on", flush=True)
     return LiveRun(run, {})
 
 
-def _log_points(client: "MlflowClient", run: LiveRun, curves: Mapping[str, Curves]) -> None:
+def _log_points(client: "MlflowClient", run: LiveRun, key: str, curve: Curves, *, prefix: str) -> None:
     from mlflow.entities import Metric
 
-    now = 1000 * time.time()
-    points = [
-        point
-        for key, curve in curves.items()
-        for point in rows.curve_points(
-            key, curve, start=now - 1000 * curve["seconds"][-1], first=run.points.get(key, 0)
-        )
-    ]
+    start = 1000 * (time.time() - curve["seconds"][-1])
+    points = list(trainings.points(curve, start=start, prefix=prefix, first=run.points.get(key, 0)))
     if points:
         client.log_batch(run.id, [Metric(*point) for point in points if math.isfinite(point[1])])
-        run.points |= {key: len(curve["epoch"]) for key, curve in curves.items()}
+        run.points[key] = len(curve["epoch"])
         client.set_tag(run.id, "points", json.dumps(run.points))
 
 
-def _unfinished(client: "MlflowClient", experiment: str) -> dict[str, LiveRun]:
+def _unfinished(client: "MlflowClient", experiment: str) -> dict[Key, LiveRun]:
     """The runs of an earlier process of this project that was stopped while it followed."""
     query = (
         f"tags.kind = 'stage' AND tags.writer = '{database.writer_id()}' AND attributes.status = 'RUNNING'"
     )
     return {
-        run.data.tags["record"]: LiveRun(run.info.run_id, json.loads(run.data.tags["points"]))
+        (run.data.tags["record"], run.data.tags.get("seed", "")): LiveRun(
+            run.info.run_id, json.loads(run.data.tags["points"])
+        )
         for run in client.search_runs([experiment], query)
     }

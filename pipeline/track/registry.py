@@ -20,7 +20,7 @@ from pipeline.deploy.read_bundle import Bundle, BundleError, open_bundle
 from pipeline.files import sha256
 from pipeline.records.results import Results, RunResults, load_results
 from pipeline.settings import InputError
-from pipeline.track import database, rows
+from pipeline.track import database, measures, rows
 from pipeline.track.rows import Row
 from pipeline.track.write_rows import find_row
 
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+OF_METHOD: tuple[str, ...] = ("accuracy_test_mean", "accuracy_test_spread", "seeds", "score_val")
+OF_METHOD += ("gain_points", "gain_points_low", "gain_points_high")
+OF_TRAINING = ("train_images", "train_images_unlabelled", "training_minutes", "energy_wh")
+OF_FILE = tuple(key for key in measures.MEANINGS if key not in (*OF_METHOD, *OF_TRAINING))
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def register_best(
         is_new = version is None
         if version is None:
             tags = _tags(row, run, bundle, logged.info.run_id) | {"select": results.select}
-            version = _register(client, experiment, model, bundle, tags)
+            version = _register(client, experiment, model, bundle, row, tags)
         alias, why = _set_alias(client, model, version)
     return Registered(model, str(version.version), alias, run.name, is_new, why, passed_over)
 
@@ -152,7 +156,7 @@ def _find_version(client: "MlflowClient", model: str, bundle: Bundle) -> "ModelV
 
 
 def _register(
-    client: "MlflowClient", experiment: str, model: str, bundle: Bundle, tags: dict[str, str]
+    client: "MlflowClient", experiment: str, model: str, bundle: Bundle, row: Row, tags: dict[str, str]
 ) -> "ModelVersion":
     import mlflow
     from mlflow import MlflowException
@@ -160,7 +164,7 @@ def _register(
 
     # whatever the client's address is, MLflow looks up `models:/` addresses at this one
     mlflow.set_tracking_uri(database.tracking_uri())
-    logged = _log_files(client, experiment, bundle, tags)
+    logged = _log_files(client, experiment, bundle, row, tags)
     try:
         client.create_registered_model(
             model, description="Students to deploy: the bundle that was best on validation is the champion."
@@ -178,7 +182,9 @@ def _register(
     )
 
 
-def _log_files(client: "MlflowClient", experiment: str, bundle: Bundle, tags: dict[str, str]) -> str:
+def _log_files(
+    client: "MlflowClient", experiment: str, bundle: Bundle, row: Row, tags: dict[str, str]
+) -> str:
     """The id of the MLflow model that holds the bundle. One that is complete, perhaps registered under
     another name, is used again."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
@@ -195,9 +201,26 @@ def _log_files(client: "MlflowClient", experiment: str, bundle: Bundle, tags: di
         shutil.copytree(bundle.folder, folder)
         write_mlmodel(bundle, folder, logged.model_id)
         client.log_model_artifacts(logged.model_id, str(folder))
+    _attach_metrics(client, row, logged.model_id, tags["row"])
     client.log_outputs(tags["row"], [LoggedModelOutput(logged.model_id, 0)])
     client.finalize_logged_model(logged.model_id, "READY")
     return logged.model_id
+
+
+def _attach_metrics(client: "MlflowClient", row: Row, model_id: str, run: str) -> None:
+    """The numbers of the file, at the logged model itself: `search_logged_models` finds it by them."""
+    from mlflow.entities import Metric
+
+    test = next(digest for context, digest, _ in rows.splits(row) if context == "testing")
+    data = row.shared[0].details["manifest"]["source"]
+    metrics = [
+        Metric(
+            key, value, moment, step, model_id=model_id, dataset_name=data, dataset_digest=test, run_id=run
+        )
+        for key, value, moment, step in rows.points(row)
+        if key in OF_FILE
+    ]
+    client.log_batch(run, metrics)
 
 
 def write_mlmodel(bundle: Bundle, folder: Path, model_id: str | None = None) -> None:
@@ -217,7 +240,12 @@ def write_mlmodel(bundle: Bundle, folder: Path, model_id: str | None = None) -> 
         "bundle": bundle.fingerprint,
     }
     signature = ModelSignature(Schema([image]), Schema(outputs))
-    model = Model(signature=signature, metadata=metadata, model_id=model_id)
+    model = Model(
+        signature=signature,
+        metadata=metadata,
+        model_id=model_id,
+        saved_input_example_info=_write_example(bundle, folder),
+    )
     file = bundle.facts["formats"]["onnx"]["file"]
     pyfunc.add_to_model(model, "mlflow.onnx", data=file, python_env="python_env.yaml")
     model.add_flavor("onnx", onnx_version=installed("onnx"), data=file, providers=["CPUExecutionProvider"])
@@ -229,6 +257,18 @@ def write_mlmodel(bundle: Bundle, folder: Path, model_id: str | None = None) -> 
     )
 
 
+def _write_example(bundle: Bundle, folder: Path) -> dict[str, str]:
+    """One of the bundle's golden images, in the form of MLflow's own examples; returns what it says of it."""
+    image = bundle.golden().images[:1].tolist()
+    (folder / "input_example.json").write_text(json.dumps(image))
+    (folder / "serving_input_example.json").write_text(json.dumps({"inputs": image}))
+    return {
+        "artifact_path": "input_example.json",
+        "serving_input_path": "serving_input_example.json",
+        "type": "ndarray",
+    }
+
+
 def _tags(row: Row, run: RunResults, bundle: Bundle, run_id: str) -> dict[str, str]:
     """How good the version is, and where it comes from."""
     return {
@@ -238,9 +278,11 @@ def _tags(row: Row, run: RunResults, bundle: Bundle, run_id: str) -> dict[str, s
         "net": run.student,
         "formats": ", ".join(bundle.formats),
         **{key: f"{value:.5f}" for key, value in row.headline.items()},
+        **row.shown,
         "row": run_id,
         "bundle": bundle.fingerprint,
         "exported_seed": str(run.exported_seed),
+        "in_words": row.in_words,
         **{f"hash.{key}": value for key, value in rows.hashes(row).items()},
         **{f"stage.{record.stage}": record.id for record in row.records},
         "classes": json.dumps(bundle.classes)[:5000],
@@ -249,12 +291,14 @@ def _tags(row: Row, run: RunResults, bundle: Bundle, run_id: str) -> dict[str, s
 
 def _description(bundle: Bundle, tags: Mapping[str, str], model: str) -> str:
     numbers = "\n".join(
-        f"| {meaning} | {tags[key]} |" for key, meaning in rows.MEANINGS.items() if key in tags
+        f"| `{key}` | {tags[key]} | {measures.MEANINGS[key]} |" for key in OF_FILE if key in tags
     )
+    of_method = ", ".join(f"`{key}` {tags[key]}" for key in OF_METHOD if key in tags)
     names = ", ".join(bundle.classes[:50]) + (" ..." if len(bundle.classes) > 50 else "")
     return (
-        f"Run **{tags['run']}** ({tags['method']}, {tags['net']}), seed {tags['exported_seed']}.\n\n"
-        f"| | |\n|---|---|\n{numbers}\n\n"
+        f"Run **{tags['run']}** ({tags['method']}, {tags['net']}). {tags['in_words']}\n\n"
+        f"| of the file | | |\n|---|--:|---|\n{numbers}\n\n"
+        f"The method, over its seeds: {of_method}.\n\n"
         f"Classes: {names}\n\n"
         f"`mlflow.pyfunc.load_model('models:/{model}@{CHAMPION}').predict(images)` takes uint8 images "
         f"N x {bundle.size} x {bundle.size} x {bundle.channels} and gives logits and probabilities. "
@@ -280,7 +324,8 @@ def _set_alias(client: "MlflowClient", model: str, version: "ModelVersion") -> t
 def _compare(ours: Mapping[str, str], champion: "ModelVersion") -> tuple[str, str]:
     """The alias for our version, and why. All versions of this project wrote the tags that this reads."""
     theirs = champion.tags
-    if "by_val" not in theirs or any(ours[key] != theirs.get(key) for key in ("hash.data", "classes")):
+    score = theirs.get("score_val", theirs.get("by_val"))  # the second name is that of earlier versions
+    if score is None or any(ours[key] != theirs.get(key) for key in ("hash.data", "classes")):
         return CHALLENGER, (
             f"the champion, version {champion.version}, was measured on other data or classes, so only a "
             "person can choose"
@@ -291,7 +336,7 @@ def _compare(ours: Mapping[str, str], champion: "ModelVersion") -> tuple[str, st
             f"the champion, version {champion.version}, was chosen by {other}, and this one by {select}, so "
             "only a person can choose"
         )
-    our_score, their_score = float(ours["by_val"]), float(theirs["by_val"])
+    our_score, their_score = float(ours["score_val"]), float(score)
     is_better, form = our_score > their_score, ".4f" if select == "loss" else ".2%"
     return CHAMPION if is_better else CHALLENGER, (
         f"{our_score:{form}} on validation, {'better' if is_better else 'not better'} than the "

@@ -1,31 +1,25 @@
-"""What a row says, from records alone: names, numbers, curves and hashes, in a form that MLflow accepts."""
+"""What a row says, from records alone: names, numbers, settings and hashes, in a form that MLflow accepts."""
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.records.record import Curves, Record
+from pipeline.records.record import Record
 from pipeline.records.results import Results, RunResults
 from pipeline.report.run_gains import gains_over_baseline
-from pipeline.report.words import BY_CLASS
+from pipeline.report.words import file_in_words, file_with_interval, gain_with_interval
+from pipeline.track import measures, shown_settings
+from pipeline.track.measures import MEANINGS
+from pipeline.track.naming import Point, milliseconds
+from pipeline.track.trainings import Training, parts_by_seed
 
-MEANINGS = {
-    "by_val": "accuracy on validation, or what train.select names (the best run is chosen by it)",
-    "top1": "accuracy on the test images",
-    "balanced_accuracy": "balanced accuracy (mean recall of the classes)",
-    "macro_f1": "macro-F1 (mean F1 of the classes)",
-    "spread": "standard deviation of the accuracy over seeds",
-    "gain": "gain over the baseline",
-    "latency_ms": "milliseconds an image, ONNX on the CPU",
-    "size_mb": "MB",
-    "params_m": "million parameters",
-}
-Point = tuple[str, float, int, int]  # key, value, milliseconds since 1970, step
+if TYPE_CHECKING:
+    from pipeline.evaluation.gains import Gain
+
+CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
+FORM = "2"  # of names and children; a row of these executions in another form is written again
 
 
 @dataclass(frozen=True)
@@ -36,7 +30,11 @@ class Row:
     name: str
     shared: list[Record]  # of stages that other rows need too: prepare, a student's teacher and its knowledge
     own: list[Record]  # of the stages that worked for this row only, in the order of the graph
-    headline: dict[str, float]  # the numbers to compare rows by
+    headline: dict[str, float]  # its metrics
+    shown: dict[str, str]  # what a list of rows shows as text
+    params: dict[str, str]  # the settings to compare rows by
+    trainings: list[Training]
+    in_words: str
     compared_with: list[str]  # ids of further records that the headline depends on
 
     @property
@@ -63,108 +61,102 @@ def build_rows(results: Results) -> list[Row]:
     """The teachers' rows, then the runs'."""
     gains = gains_over_baseline(results)
     of_teachers = [_teacher_row(results, name) for name in results.teachers]
-    of_runs = [
-        _run_row(results, run, gains[name].mean if name in gains else None)
-        for name, run in results.runs.items()
-    ]
-    return of_teachers + of_runs
+    return of_teachers + [_run_row(results, run, gains.get(name)) for name, run in results.runs.items()]
 
 
-def _run_row(results: Results, run: RunResults, gain: float | None) -> Row:
-    scores = run.records["evaluate"].metrics
-    headline = {"by_val": results.value(run), "top1": scores["accuracy"]}
-    headline |= (
-        ({"spread": scores["spread"]} if scores["n"] > 1 else {})
-        | _by_class(scores)
-        | ({} if gain is None else {"gain": gain})
-        | _costs(run.records["benchmark"].metrics)
-    )
+def _run_row(results: Results, run: RunResults, gain: "Gain | None") -> Row:
     baseline = [results.runs[run.baseline].records["evaluate"].id] if run.baseline else []
     knowledge = [results.knowledge[run.knowledge]] if run.knowledge else []
-    shared = [results.prepare, results.teachers[run.teacher], *knowledge]
-    return Row("run", run.name, shared, list(run.records.values()), headline, baseline)
+    teacher = results.teachers[run.teacher]
+    return Row(
+        kind="run",
+        name=run.name,
+        shared=[results.prepare, teacher, *knowledge],
+        own=list(run.records.values()),
+        headline=measures.of_run(results, run, gain),
+        shown={"accuracy": file_with_interval(run)} | ({"gain": gain_with_interval(gain)} if gain else {}),
+        params=shown_settings.of_run(run.params, _data(results), teacher.params["teacher"]["net"]),
+        trainings=_trainings(run, knowledge),
+        in_words=f"The file to deploy is {file_in_words(results, run)}",
+        compared_with=baseline,
+    )
 
 
 def _teacher_row(results: Results, name: str) -> Row:
-    """Without accuracy on validation in the headline: the page sorts by that, and shows teachers last."""
-    headline: dict[str, float] = {}
-    run = results.run_of_teacher(name)
-    if run is not None:
-        scores = run.records["evaluate"].details["teacher"]
-        headline |= {"top1": scores["accuracy"]} | _by_class(scores)
-        headline |= _costs(run.records["benchmark"].details["teacher"])
-        # its latency is PyTorch's, which cannot be compared with that of the students' ONNX files
-        headline.pop("latency_ms", None)
-    return Row("teacher", name, [results.prepare], [results.teachers[name]], headline, [])
+    record = results.teachers[name]
+    trainings = [Training(f"{name} training", None, parts) for parts in parts_by_seed([record]).values()]
+    return Row(
+        kind="teacher",
+        name=name,
+        shared=[results.prepare],
+        own=[record],
+        headline=measures.of_teacher(results, name, record),
+        shown={},
+        params=shown_settings.of_teacher(record.params, _data(results)),
+        trainings=trainings,
+        in_words="The teacher, on the test images and as an exported file.",
+        compared_with=[],
+    )
 
 
-def _by_class(scores: Mapping[str, Any]) -> dict[str, float]:
-    """The means over classes; records from before there were any have none."""
-    return {key: scores[key] for key in BY_CLASS if key in scores}
+def _data(results: Results) -> Mapping[str, Any]:
+    data: Mapping[str, Any] = results.prepare.params.get("data", {})
+    return data
 
 
-def _costs(speed: Mapping[str, float]) -> dict[str, float]:
-    names = {"latency_ms": "latency_ms", "size_mb": "size_mb", "params_m": "parameters_m"}
-    return {ours: speed[theirs] for ours, theirs in names.items() if theirs in speed}
-
-
-def params(row: Row) -> dict[str, str]:
-    """The settings that the stages read. Of two values with one name, the later is named after its stage."""
-    found: dict[str, str] = {}
-    for record in row.records:
-        for key, value in flatten(record.params):
-            if found.setdefault(mlflow_name(key), value) != value:
-                found[mlflow_name(f"{record.stage}.{key}")] = value
-    return found
-
-
-def flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in params.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+def _trainings(run: RunResults, knowledge: list[Record]) -> list[Training]:
+    """Of each seed, and of what was learned of the teacher alone."""
+    of_seeds = parts_by_seed([run.records["pretrain"], run.records["distill"]])
+    of_knowledge = {key: parts for key, parts in parts_by_seed(knowledge).items() if parts}
+    return [
+        Training(
+            name=f"{run.name} seed {seed}",
+            seed=seed,
+            parts=parts,
+            metrics=measures.of_seed(run, seed) if seed in run.accuracy else {},
+            exported=seed == run.exported_seed,
+        )
+        for seed, parts in of_seeds.items()
+        if seed is not None
+    ] + [Training(f"{run.knowledge} training", None, parts) for parts in of_knowledge.values()]
 
 
 def points(row: Row) -> Iterator[Point]:
-    """The headline, every metric of every stage, and the curves, except those that the teacher's row has.
-
-    MLflow's pages keep this order, and compare runs by the metric that comes first.
-    """
+    """MLflow's pages keep this order, and compare runs by the metric that comes first."""
     for key, value in row.headline.items():
-        # as many digits as `dvc metrics show` prints: the column of the list is narrow
-        yield f"best/{key}", round(value, 5), row.end, 0
-    for record in reversed(row.records):
-        for key, value in record.metrics.items():
-            yield mlflow_name(f"{record.stage}/{key}"), value, milliseconds(record.finished), 0
-    for record in row.records:
-        if record.stage == "teacher" and row.kind == "run":
-            continue
-        seconds = 0.0  # of the curves before
-        for key, curve in record.curves.items():
-            yield from curve_points(key, curve, start=milliseconds(record.started) + 1000 * seconds)
-            seconds += curve["seconds"][-1]
-
-
-def curve_points(key: str, curve: Curves, *, start: float, first: int = 0) -> Iterator[Point]:
-    """The points of a curve that began at the millisecond `start`, from the point `first` on."""
-    # a teacher's curve has the name of its stage: its last value must not be taken for the final number
-    prefix = key if "/" in key else f"{key}/epochs"
-    for i in range(first, len(curve["epoch"])):
-        moment, step = round(start + 1000 * curve["seconds"][i]), math.ceil(curve["epoch"][i])
-        for column in curve.keys() - {"epoch", "images"}:
-            yield mlflow_name(f"{prefix}/{column}"), curve[column][i], moment, step
+        yield key, value, row.end, 0
 
 
 def tags(row: Row) -> dict[str, str]:
-    """Which executions of stages, which data, networks and code, and what kind of machine."""
+    """What rows are found by, and what a list of them shows as text."""
     return {
         "kind": row.kind,
+        "form": FORM,
         "pipeline_key": row.key,
-        **{f"hash.{key}": value for key, value in hashes(row).items()},
+        **row.shown,
         **{f"stage.{record.stage}": record.id for record in row.records},
-        **{f"environment.{mlflow_name(key)}": str(value) for key, value in row.own[0].environment.items()},
     }
+
+
+def origin(row: Row) -> dict[str, Any]:
+    """Hashes, settings and machines: what proves where a row comes from, but is not for reading."""
+    return {
+        "hashes": hashes(row),
+        "records": {record.stage: record.id for record in row.records},
+        "params": {record.stage: record.params for record in row.records},
+        "environments": {record.stage: record.environment for record in row.records},
+    }
+
+
+def splits(row: Row) -> Iterator[tuple[str, str, dict[str, int]]]:
+    """The parts of the data: what each is for, its hash, and how many images it has."""
+    manifest, distilled = row.shared[0].details["manifest"], [r for r in row.own if r.stage == "distill"]
+    for split, context in CONTEXTS.items():
+        images, digest = manifest["splits"].get(split, 0), manifest["content"]
+        if split == "train" and distilled:
+            subset = distilled[0].details["subset"]
+            images, digest = subset["images"], subset["sha256"]
+        yield context, f"{digest[:24]}-{split}", {"num_rows": images, "classes": len(manifest["classes"])}
 
 
 def hashes(row: Row) -> dict[str, str]:
@@ -189,22 +181,19 @@ def _digest(outputs: Mapping[str, str]) -> str:
 
 def description(row: Row, makers: Mapping[str, str]) -> str:
     """The text above a row, in Markdown. `makers` links each cached stage to the row that it was made for."""
-    numbers = " · ".join(f"{MEANINGS[key]} **{value:.4g}**" for key, value in row.headline.items())
+    numbers = "\n".join(
+        f"| `{key}` | **{value:.5g}** | {MEANINGS[key]} |" for key, value in row.headline.items()
+    )
     stages = "\n".join(
         f"| {r.stage} {r.name} | {f'cached, made by {makers[r.stage]}' if r.stage in makers else 'this row'} "
         f"| {r.finished[:19].replace('T', ' ')} | {r.seconds:.1f} | `{r.id[:8]}` |"
         for r in row.records
     )
+    gain = f" Its method gains {row.shown['gain']} points over the baseline." if "gain" in row.shown else ""
     return (
-        f"{'The student of run' if row.kind == 'run' else 'The teacher'} **{row.name}**: {numbers}\n\n"
+        f"{'The student of run' if row.kind == 'run' else 'The teacher'} **{row.name}**. {row.in_words}"
+        f"{gain} Its trainings are the runs below it, each with its own curves. Hashes, all settings and the "
+        "machines are in the artifact `origin.json`.\n\n"
+        f"| metric | | what it is |\n|---|--:|---|\n{numbers}\n\n"
         f"| stage | made for | finished (UTC) | seconds | record |\n|---|---|---|---|---|\n{stages}\n"
     )
-
-
-def mlflow_name(text: str) -> str:
-    """Replace the characters that MLflow refuses in names of parameters, metrics and tags."""
-    return re.sub(r"[^\w\-./: ]", "_", text, flags=re.ASCII)[:250]
-
-
-def milliseconds(moment: str) -> int:
-    return round(1000 * datetime.fromisoformat(moment).timestamp())

@@ -8,26 +8,79 @@ from typing import Any
 
 from pipeline.track import address, database
 
-COLUMNS = [  # in the order that MLflow shows them in; its page has room for few
-    *(f"metrics.`best/{name}`" for name in ("by_val", "gain", "latency_ms", "size_mb", "top1")),
-    *(f"params.`{name}`" for name in ("run.method.name", "run.teacher", "student.net")),
-    *(f"tags.`{name}`" for name in ("dvc.exp", "kind")),
+COLUMNS = [  # in the order that MLflow shows them in; a page of 1440 pixels has room for these
+    *(f"metrics.`{name}`" for name in ("accuracy_test", "latency_ms", "size_mb")),
+    *(f"params.`{name}`" for name in ("method", "student")),
+    "tags.`gain`",  # with its interval
 ]
+OVERVIEW, GENERATED = "Overview", "Model metrics"  # sections of charts; MLflow fills the second
+
+
+def _chart(name: str, kind: str, **content: Any) -> dict[str, Any]:
+    common = {"runsCountToCompare": 100, "deleted": False, "isGenerated": False}
+    return {"uuid": name, "type": kind, "metricSectionId": OVERVIEW, "displayName": name, **common, **content}
+
+
+def _line(name: str, metric: str) -> dict[str, Any]:
+    axes = {"xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "linear", "lineSmoothness": 0}
+    return _chart(name, "LINE", metricKey=metric, selectedMetricKeys=[metric], range={}, **axes)
+
+
+def _scatter(name: str, x: str, y: str) -> dict[str, Any]:
+    axes = {axis: {"key": key, "type": "METRIC"} for axis, key in (("xaxis", x), ("yaxis", y))}
+    return _chart(name, "SCATTER", **axes)
+
+
+def _charts(*charts: dict[str, Any]) -> dict[str, Any]:
+    """The charts that a view opens on. MLflow adds the others below them."""
+    sections = [
+        {"uuid": name, "name": name, "display": name == OVERVIEW, "isReordered": False, "deleted": False}
+        | {"isGenerated": name == GENERATED}
+        for name in (OVERVIEW, GENERATED)
+    ]
+    return {"compareRunCharts": list(charts), "compareRunSections": sections}
+
+
+ACCURACY = _line("Accuracy on validation by epoch", "accuracy_val")
+LOSS = _line("Training loss by epoch", "loss")
+DIFFERENCES = _chart(
+    "What differs",
+    "DIFFERENCE",
+    chartName="What differs",
+    compareGroups=["Parameters", GENERATED],
+    showChangeFromBaseline=True,
+    showDifferencesOnly=True,
+    baselineColumnUuid="",
+)
 VIEWS: dict[str, dict[str, Any]] = {
     "students": {
-        "searchFilter": "tags.pipeline_key LIKE '%' AND attributes.status = 'FINISHED'",
-        "orderByKey": "metrics.`best/by_val`",  # on validation: the test images decide nothing
+        # rows, and the trainings below them
+        "searchFilter": "tags.kind != 'stage' AND attributes.status = 'FINISHED'",
+        "orderByKey": "metrics.`score_val`",  # on validation: the test images decide nothing
         "orderByAsc": False,
         "selectedColumns": COLUMNS,
+        **_charts(
+            _scatter("Accuracy of the file by latency", "latency_ms", "accuracy_test"),
+            ACCURACY,
+            LOSS,
+            DIFFERENCES,
+        ),
     },
     "training": {
         "searchFilter": "tags.kind = 'stage' AND attributes.status = 'RUNNING'",
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
-        "selectedColumns": ["params.`run.method.name`"],
+        "selectedColumns": ["params.`method`"],
+        **_charts(ACCURACY, LOSS),
     },
 }
 MODES = {"students": "", "training": "&compareRunsMode=CHART"}
+NOTE = (
+    "Small students that learned from big teachers. A row is a run of params.yaml, or a teacher; the runs "
+    "below it are its trainings. `accuracy_test` is the accuracy of the exported file on the test images, "
+    "`gain_points` what its method gains over the baseline. The best on validation comes first. "
+    "docs/tracking.md explains the rest.\n"
+)
 
 
 def view_link(port: int, view: str = "students") -> str:
@@ -38,6 +91,10 @@ def view_link(port: int, view: str = "students") -> str:
         now = round(1000 * time.time())  # MLflow's page ignores a view whose time is not a number
         content = {"name": view.capitalize(), "createdAt": now, "updatedAt": now, "state": packed}
         client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{view}", json.dumps(content))
+        if (
+            "mlflow.note.content" not in client.get_experiment(experiment).tags
+        ):  # a person may have changed it
+            client.set_experiment_tag(experiment, "mlflow.note.content", NOTE)
     uri = database.tracking_uri()
     is_server = address.kind(uri) in address.WEB
     server = address.public(uri).rstrip("/") if is_server else f"http://127.0.0.1:{port}"

@@ -1,11 +1,13 @@
 """Each row is written exactly once, whatever is stopped or runs at the same time."""
 
+import getpass
 import json
 import math
 import os
 import subprocess
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +15,9 @@ from pipeline.files import atomic_file
 from pipeline.records.record import Record
 from pipeline.records.results import load_results
 from pipeline.settings import InputError
-from pipeline.track import database, rows
+from pipeline.track import database, old_rows, rows
 from pipeline.track.rows import Row
+from pipeline.track.trainings import Training
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 # files that make a working tree dirty if they changed; the results beside them do not
 CODE = ["*.py", "params.yaml", "dvc.yaml", "requirements.lock"]
+OF_TRAINING = ("method", "student", "teacher")  # settings that a training repeats, to colour its curves by
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ def write_rows(
     ids: dict[str, dict[str, str]] = {"run": {}, "teacher": {}}
     new = []
     with database.open_for_writing() as (client, experiment):
+        old_rows.rename(client, experiment)
         for row in wanted:
             found = find_row(client, experiment, row)
             if found is None:
@@ -84,7 +89,7 @@ def _check_existence(paths: Iterable[Path]) -> None:
 
 
 def find_row(client: "MlflowClient", experiment: str, row: Row) -> "Run | None":
-    """The row, if it was logged before.
+    """The row, if it was logged before. One of an earlier version is removed, to be written again.
 
     Of two equal rows one is removed. A row that failed is removed too, and so is an unfinished one of this
     project on this machine: since we hold its lock, its writer was killed. Another machine may still be
@@ -100,14 +105,24 @@ def find_row(client: "MlflowClient", experiment: str, row: Row) -> "Run | None":
         if run.info.status == "FAILED"
         or (run not in finished and run.data.tags.get("writer") == database.writer_id())
     ]
-    for run in [*finished[1:], *stopped]:
-        client.delete_run(run.info.run_id)
-    return finished[0] if finished else None
+    ours = [run for run in finished if run.data.tags.get("form") == rows.FORM]
+    older = [run for run in finished if run not in ours]  # of an earlier version of this project
+    for run in [*ours[1:], *older, *stopped]:
+        _delete(client, experiment, run)
+    return ours[0] if ours else None
+
+
+def _delete(client: "MlflowClient", experiment: str, run: "Run") -> None:
+    """With the trainings below it."""
+    query = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+    for child in client.search_runs([experiment], query):
+        client.delete_run(child.info.run_id)
+    client.delete_run(run.info.run_id)
 
 
 def _write(client: "MlflowClient", experiment: str, row: Row, artifacts: Sequence[Path]) -> None:
     makers = _makers(client, experiment, row)
-    tags = rows.tags(row) | _git_and_dvc_tags() | {"writer": database.writer_id()}
+    tags = rows.tags(row) | sources() | {"writer": database.writer_id()}
     tags |= {f"cached.{stage}": run.info.run_id for stage, run in makers.items()}
     links = {
         stage: f"[{run.info.run_name}](#/experiments/{experiment}/runs/{run.info.run_id})"
@@ -118,8 +133,11 @@ def _write(client: "MlflowClient", experiment: str, row: Row, artifacts: Sequenc
     try:
         _log_numbers(client, run, row)
         _log_data(client, run, row)
+        client.log_dict(run, rows.origin(row), "origin.json")
         for record in row.records:
             client.log_dict(run, vars(record), f"records/{record.stage}.json")
+        for training in row.trainings:
+            _write_training(client, experiment, row, training, run)
         for path in artifacts:
             if path.is_dir():
                 client.log_artifacts(run, str(path), path.name)
@@ -127,7 +145,7 @@ def _write(client: "MlflowClient", experiment: str, row: Row, artifacts: Sequenc
                 client.log_artifact(run, str(path))
         for record in row.records:
             if record.curves and record.stage not in makers:
-                _nest_live_run(client, experiment, record, run)
+                _remove_live_runs(client, experiment, record)
         client.set_terminated(run, "FINISHED", row.end)
     except BaseException:
         _close_failed(client, run)
@@ -138,7 +156,7 @@ def _log_numbers(client: "MlflowClient", run: str, row: Row) -> None:
     from mlflow.entities import Metric, Param
 
     metrics = [Metric(*point) for point in rows.points(row) if math.isfinite(point[1])]
-    params = [Param(key, value) for key, value in rows.params(row).items()]
+    params = [Param(key, value) for key, value in row.params.items()]
     client.log_batch(run, metrics, params)  # cuts these into calls, and values, that are short enough
 
 
@@ -148,13 +166,38 @@ def _log_data(client: "MlflowClient", run: str, row: Row) -> None:
 
     data = row.shared[0].details["manifest"]
     source = json.dumps({"source": data["source"], "content": data["content"]})
-    profile = json.dumps({"splits": data["splits"], "classes": len(data["classes"])})
-    dataset = Dataset(data["source"], data["content"][:32], "code", source, profile=profile)
-    inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "all splits")])]
+    inputs = [
+        DatasetInput(
+            Dataset(data["source"], digest, "code", source, profile=json.dumps(profile)),
+            [InputTag("mlflow.data.context", context)],
+        )
+        for context, digest, profile in rows.splits(row)
+    ]
     try:
         client.log_inputs(run, datasets=inputs)
     except MlflowException:  # another machine has just logged the same data, so it is there now
         client.log_inputs(run, datasets=inputs)
+
+
+def _write_training(
+    client: "MlflowClient", experiment: str, row: Row, training: Training, parent: str
+) -> None:
+    from mlflow.entities import Metric, Param
+
+    tags = {
+        "kind": "seed" if training.seed is not None else "training",
+        "mlflow.parentRunId": parent,
+        **({"exported": str(training.exported).lower()} if training.seed is not None else {}),
+        **sources(),
+    }
+    created = client.create_run(experiment, start_time=training.start, tags=tags, run_name=training.name)
+    run = created.info.run_id
+    shown = {key: row.params[key] for key in OF_TRAINING if key in row.params}
+    params = [Param(key, value) for key, value in shown.items()]
+    params += [] if training.seed is None else [Param("seed", str(training.seed))]
+    points = [point for point in training.points() if math.isfinite(point[1])]
+    client.log_batch(run, [Metric(*point) for point in points], params)
+    client.set_terminated(run, "FINISHED", training.end)
 
 
 def _makers(client: "MlflowClient", experiment: str, row: Row) -> "dict[str, Run]":
@@ -168,11 +211,11 @@ def _makers(client: "MlflowClient", experiment: str, row: Row) -> "dict[str, Run
     return found
 
 
-def _nest_live_run(client: "MlflowClient", experiment: str, record: Record, row: str) -> None:
-    """If somebody followed the stage while it trained, nest the run that shows it under the row."""
+def _remove_live_runs(client: "MlflowClient", experiment: str, record: Record) -> None:
+    """If somebody followed the stage while it trained: its curves are below the row now."""
     query = f"tags.kind = 'stage' AND tags.record = '{record.id}'"
     for run in client.search_runs([experiment], query):
-        client.set_tag(run.info.run_id, "mlflow.parentRunId", row)
+        client.delete_run(run.info.run_id)
 
 
 def _add_experiment_name(client: "MlflowClient", run: "Run") -> None:
@@ -182,14 +225,30 @@ def _add_experiment_name(client: "MlflowClient", run: "Run") -> None:
         client.set_tag(run.info.run_id, "dvc.exp", " ".join([*names, name]))
 
 
-def _git_and_dvc_tags() -> dict[str, str]:
-    tags = {}
+def sources() -> dict[str, str]:
+    """Who ran what, in the fields that MLflow has for it."""
+    tags = {"mlflow.source.name": "dvc.yaml", "mlflow.source.type": "PROJECT"}
+    if user := _user():
+        tags["mlflow.user"] = user
     if experiment := os.environ.get("DVC_EXP_NAME"):
         tags["dvc.exp"] = experiment
-    if commit := _git("rev-parse", "HEAD"):
-        tags["git.commit"] = commit
-        tags["git.dirty"] = str(bool(_git("status", "--porcelain", "--", *CODE))).lower()
-    return tags
+    return tags | _commit()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # the user of a container may have no name
+        return ""
+
+
+@cache
+def _commit() -> dict[str, str]:
+    commit = _git("rev-parse", "HEAD")
+    if not commit:
+        return {}
+    is_dirty = bool(_git("status", "--porcelain", "--", *CODE))
+    return {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(is_dirty).lower()}
 
 
 def _git(*command: str) -> str:

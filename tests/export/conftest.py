@@ -93,8 +93,23 @@ PROVENANCE = {
     "net": "net",
     "seed": 1,
     "record": "r" * 32,
+    "method": "fitnet",
+    "cite": 'FitNets (Romero et al., "FitNets: Hints for Thin Deep Nets", 2015).',
+    "source": "torchvision:CIFAR10",
+    "splits": {"train": 80, "val": 80, "test": 80},
+    "learned_from": {"images": 50, "unlabelled": 30},
 }
-EXPORTED = {"seed": 1, "accuracy": 0.9, "balanced_accuracy": 0.8125, "macro_f1": 0.75}
+EXPORTED = {
+    "seed": 1,
+    "images": 80,
+    "interval": [0.815, 0.948],
+    "accuracy": 0.9,
+    "balanced_accuracy": 0.8125,
+    "macro_f1": 0.75,
+    "ece": 0.0625,
+    "images_per_class": [20, 12, 12, 12, 12, 12],
+    "per_class": [1.0, 0.75, 0.5, 0.875, None, 1.0],
+}
 METRICS = {"accuracy": 0.875, "spread": 0.0125, "n": 3, "exported": EXPORTED}
 # The weights are not trained, so all classes are close to each other. Portable, because sums with 8-bit
 # weights saturate on CPUs without VNNI, where the gate would ship another file.

@@ -1,6 +1,6 @@
 import csv
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,15 @@ CFG = ExportConfig(
     formats=("onnx", "int8"), parity_images=20, int8=Int8Config(images=32, check=40, min_snr=99)
 )
 
-SCORES = {"accuracy": 0.8, "balanced_accuracy": 0.6, "macro_f1": 0.5}  # of the exported student
+SCORES = {  # of the exported student
+    "accuracy": 0.8,
+    "balanced_accuracy": 0.6,
+    "macro_f1": 0.5,
+    "ece": 0.125,
+    "per_class": [0.9, 0.8, 0.7],
+}
+CONFUSION = [[9, 1, 0], [1, 8, 1], [1, 2, 7]]
+SUBSET = {"images": 30, "unlabelled": 12}
 INPUT = Input(12, mean=(0.4,), std=(0.3,))  # another size, mean and deviation than those of the data
 
 
@@ -64,13 +72,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         net = nets.build("resnet8", len(classes), store.channels)
         save_network(students / f"seed-{seed}", net.state_dict(), facts | scores)
     past = {
-        "distill": Record("distill", "kd", {"runs.kd": {"method": "kd"}}, inputs={"code": "c" * 64}),
+        "distill": Record(
+            "distill",
+            "kd",
+            {"run": {"method": {"name": "kd"}}},
+            details={"subset": SUBSET},
+            inputs={"code": "c" * 64},
+        ),
         "evaluate": Record(
             "evaluate",
             "kd",
             {},
             metrics={"accuracy": 0.75, "spread": 0.05, "n": 2},
-            details={"seeds": {"0": dict.fromkeys(SCORES, 0.7), "1": SCORES | {"per_class": []}}},
+            details={
+                "seeds": {
+                    "0": SCORES | {"accuracy": 0.7, "confusion": CONFUSION},
+                    "1": SCORES | {"confusion": CONFUSION},
+                }
+            },
             inputs={"teacher": "e" * 64},
         ),
     }
@@ -81,7 +100,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_the_best_student_on_validation_is_exported(run: Run) -> None:
     facts = run.exported.result.details
     assert run.exported.seed == 1
-    assert facts["metrics"]["exported"] == {"seed": 1} | SCORES
+    exported = facts["metrics"]["exported"]
+    low, high = exported.pop("interval")
+    assert exported == {"seed": 1, "images": 30, "images_per_class": [10, 10, 10]} | SCORES
+    assert (low, high) == pytest.approx((0.6269, 0.9050), abs=1e-4)  # Wilson's, for 24 of 30
     assert facts["metrics"]["accuracy"] == 0.75
     assert facts["provenance"] == {
         "data": run.store.content,
@@ -91,7 +113,13 @@ def test_the_best_student_on_validation_is_exported(run: Run) -> None:
         "net": "resnet8",
         "seed": 1,
         "val_accuracy": 0.9,
-        "params": {"runs.kd": {"method": "kd"}},
+        "params": {"run": {"method": {"name": "kd"}}},
+        "method": "kd",
+        "cite": 'Knowledge distillation (Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural '
+        'Network", 2015).',
+        "source": "digits",
+        "splits": run.store.manifest["splits"],
+        "learned_from": SUBSET,
         "record": "r" * 32,
         "records": {stage: record.id for stage, record in run.past.items()},
     }
@@ -193,12 +221,14 @@ def test_prepare_and_predictor_give_the_same_pixels_to_odd_shapes(
         net.state_dict(),
         facts | {"input": input.as_facts(), "val_loss": 1.0},
     )
+    scores = SCORES | {"per_class": [0.9, 0.8], "confusion": [[9, 1], [2, 8]]}
+    tested = replace(run.past["evaluate"], details={"seeds": {"1": scores}})
     export_run(
         "kd",
         ExportConfig(formats=("onnx",)),
         data=tmp_path / "data",
         students=tmp_path / "students",
-        past=run.past,
+        past=run.past | {"evaluate": tested},
         out=tmp_path / "out",
         record="r" * 32,
     )

@@ -16,6 +16,7 @@ from pipeline.export import build_bundle, deployable, int8, onnx_format
 from pipeline.export.build_bundle import ExportConfig, Labelled
 from pipeline.export.deployable import Predict
 from pipeline.export.int8 import Int8Config, Quality, batch_faults, compare, faults
+from pipeline.records.intervals import of_difference
 
 Outputs = tuple[np.ndarray, np.ndarray]
 GOOD = Quality(
@@ -300,10 +301,10 @@ def test_the_interval_holds_the_true_drop_often_enough() -> None:
         lost, won, _ = rng.multinomial(n, [lose, win, 1 - lose - win], size=2000).T
         held = [
             low <= lose - win <= high
-            for low, high in (int8._interval(int(a), int(b), n) for a, b in zip(lost, won, strict=True))
+            for low, high in (of_difference(int(a), int(b), n) for a, b in zip(lost, won, strict=True))
         ]
         assert sum(held) / len(held) > 0.93
-    low, high = int8._interval(0, 0, 180)
+    low, high = of_difference(0, 0, 180)
     assert low < -0.005
     assert high > 0.005  # few images prove little, even without a difference
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from pipeline.data.decode import SQUARES, Square, decode
@@ -97,9 +98,20 @@ def test_the_snippets_keep_pictures_at_one_size_and_see_them_at_another(
 def test_the_card_shows_what_was_measured(exported: Any) -> None:
     text = (exported.out / "README.md").read_text()
     quality = exported.bundle["formats"]["int8"]["quality"]
+    tested = exported.bundle["formats"]["int8"]["test"]
     for words in (
-        "87.50 ± 1.25 % (mean ± standard deviation of 3 seeds)",
-        "90.00 %, its balanced accuracy 81.25 % (mean recall of the classes), and its macro-F1 75.00 %",
+        "`student.onnx` is right on **90.00 %** of 80 test images (95 % interval 81.50 to 94.80 %)",
+        "balanced accuracy is 81.25 % (mean recall of the classes), and its macro-F1 75.00 %",
+        f"`student.int8.onnx` is right on **{100 * tested['accuracy']:.2f} %** of them.",
+        "the student of seed 1, the best of 3 on validation images. "
+        "The method reaches 87.50 ± 1.25 % (mean ± standard deviation of 3 seeds)",
+        "| cat | 12 | 50.00 |\n| bee | 12 | 75.00 |",  # the hardest class first
+        "(15 bins) is 6.25 %",
+        "The student learned from 50 labelled images and 30 without labels.",
+        "Source: torchvision:CIFAR10 (80 train, 80 val, 80 test images).",
+        "median of single images (batch 1) on one thread of the CPU",
+        'cite the method: FitNets (Romero et al., "FitNets: Hints for Thin Deep Nets", 2015).',
+        "No licence is chosen yet.",
         f"{quality['snr_db']:.1f} dB",
         "ant, bee, cat",
         "`" + "r" * 32 + "`",
@@ -112,14 +124,65 @@ def test_the_card_shows_what_was_measured(exported: Any) -> None:
 def test_one_seed_has_no_spread(exported: Any) -> None:
     metrics = exported.bundle["metrics"] | {"n": 1, "spread": 0.0}
     sizes = {name: entry["bytes"] for name, entry in exported.bundle["files"].items()}
-    assert "87.50 % (one seed)" in model_card.text(exported.bundle | {"metrics": metrics}, sizes)
+    text = model_card.text(exported.bundle | {"metrics": metrics}, sizes)
+    assert "the student of seed 1, the only one that was trained." in text
+    assert "standard deviation" not in text
+
+
+def front_matter(text: str) -> Any:
+    return yaml.safe_load(text.partition("---\n")[2].partition("\n---\n")[0])
+
+
+def test_hubs_can_read_the_card(exported: Any) -> None:
+    text = (exported.out / "README.md").read_text()
+    assert text.startswith("---\nlicense: other\n")
+    facts = front_matter(text)
+    assert facts["pipeline_tag"] == "image-classification"
+    assert {"knowledge-distillation", "onnx", "int8"} <= set(facts["tags"])
+    assert (facts["metrics"], facts["datasets"]) == (["accuracy"], ["cifar10"])
+    (index,) = facts["model-index"]
+    (result,) = index["results"]
+    assert index["name"] == exported.bundle["name"]
+    assert result["dataset"] == {"name": "torchvision:CIFAR10", "type": "cifar10", "split": "test"}
+    int8 = round(exported.bundle["formats"]["int8"]["test"]["accuracy"], 4)
+    assert [(each["name"], each["value"]) for each in result["metrics"]] == [
+        ("accuracy of student.onnx", 0.9),
+        ("accuracy of student.int8.onnx", int8),
+    ]
+
+
+def test_images_of_ones_own_are_no_data_set_of_a_hub(exported: Any) -> None:
+    sizes = {name: entry["bytes"] for name, entry in exported.bundle["files"].items()}
+    made = exported.bundle["provenance"] | {"source": "folder"}
+    assert "datasets" not in front_matter(model_card.text(exported.bundle | {"provenance": made}, sizes))
+
+
+def test_names_of_classes_stay_in_their_cells(exported: Any) -> None:
+    sizes = {name: entry["bytes"] for name, entry in exported.bundle["files"].items()}
+    hostile = ["a|b\nc", *exported.bundle["classes"][1:]]
+    assert "| a\\|b c | 20 | 100.00 |" in model_card.text(exported.bundle | {"classes": hostile}, sizes)
+
+
+def test_the_card_has_no_command_that_is_not_beside_a_bundle(exported: Any) -> None:
+    text = (exported.out / "README.md").read_text()
+    for command in ("pipeline.deploy", "predictor.pyz", "make ", "dvc ", "`predict"):
+        assert command not in text
 
 
 def test_only_the_first_of_many_classes_are_shown(exported: Any) -> None:
     sizes = {name: entry["bytes"] for name, entry in exported.bundle["files"].items()}
-    text = model_card.text(exported.bundle | {"classes": [f"class {n}" for n in range(1000)]}, sizes)
+    tested = {"images_per_class": [4] * 1000, "per_class": [1 - n / 1000 for n in range(1000)]}
+    metrics = exported.bundle["metrics"]
+    changes = {
+        "classes": [f"class {n}" for n in range(1000)],
+        "metrics": metrics | {"exported": metrics["exported"] | tested},
+    }
+    text = model_card.text(exported.bundle | changes, sizes)
     assert "class 19 and 980 more" in text
     assert "class 20" not in text
+    assert "The 20 hardest of 1000." in text
+    assert "| class 980 |" in text
+    assert "| class 979 |" not in text
 
 
 def test_the_card_shows_what_calibration_does(exported: Any, calibrated: Any) -> None:

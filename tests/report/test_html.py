@@ -1,3 +1,5 @@
+import base64
+import io
 import itertools
 import json
 import re
@@ -25,6 +27,7 @@ from fabricated import (
 )
 from PIL import Image
 
+from pipeline.records.intervals import of_difference
 from pipeline.records.results import RUN_STAGES, load_results
 from pipeline.report.html import HERE, html_report
 
@@ -99,10 +102,14 @@ def records(tmp_path: Path) -> Path:
     return fabricate(tmp_path / "records")
 
 
-def html(records: Path, data: Path = Path("nowhere"), names: dict[str, Any] = NAMES) -> str:
-    return html_report(
-        load_results(records, **names), records=records, data=data, bundles=Path("models/export")
-    )
+def html(
+    records: Path,
+    data: Path = Path("nowhere"),
+    names: dict[str, Any] = NAMES,
+    views: Path = Path("nowhere.png"),
+) -> str:
+    results = load_results(records, **names)
+    return html_report(results, records=records, data=data, bundles=Path("models/export"), views=views)
 
 
 def test_what_was_left_out_of_the_data_is_said(records: Path) -> None:
@@ -126,17 +133,17 @@ def test_the_numbers_are_those_of_the_records(records: Path) -> None:
             for stage in ("evaluate", "benchmark", "distill")
         )
         row = rows[name]
-        assert row["accuracy %"] == f"{100 * tested['accuracy']:.2f} ± {100 * tested['spread']:.2f}"
+        assert row["mean %"] == f"{100 * tested['accuracy']:.2f} ± {100 * tested['spread']:.2f}"
         assert row["agree %"] == f"{100 * tested['agreement']:.2f}"
         assert row["MB"] == f"{timed['size_mb']:.2f}"
-        assert row["latency ms"] == f"{timed['latency_ms']:.2f}"
+        assert row["ms"] == f"{timed['latency_ms']:.3f}"
         assert row["params M"] == f"{timed['parameters_m']:.3f}"
         assert row["validation %"] == f"{100 * trained['val_accuracy']:.2f}"
         assert (
             row["gain, points"]
             == {"alone": "", "kd": "+10.00 [+7.52, +12.48]", "fitnet": "+8.00 [+5.52, +10.48]"}[name]
         )
-    assert rows["big (teacher)"]["accuracy %"] == "96.00"
+    assert rows["big (teacher)"]["mean %"] == "96.00"
     dots = [title["text"] for title in page.find("title") if title["text"].startswith("seed ")]
     assert Counter(dots) == Counter(
         f"seed {seed}: {n:.2f} %" for scores in RIGHT.values() for seed, n in enumerate(scores)
@@ -148,10 +155,14 @@ def test_the_numbers_are_those_of_the_records(records: Path) -> None:
     }
     exported = page.table("Exported files compared with the trained network")["fitnet"]
     assert exported["largest difference"] == "2.5e-07"
-    assert page.table("Speed on this machine's CPU")["fitnet"]["images/s"] == "2000.00"
+    assert (
+        page.table("Speed side by side, in turns: compare within this table only")["fitnet"]["images/s"]
+        == "2000"
+    )
     assert page.table("Images by class and split")["all"] == {"train": "40", "val": "20", "test": "100"}
     assert cells_of_class(page, "cat") == ["+12.00", "52.00", "64.00", "84.00"]
     answer = next(one["text"] for one in page.find("section", **{"class": "answer"}))
+    assert answer.index("81.00 %") < answer.index("80.00 %")
     for words in (
         "fitnet",
         "83.00 %, ahead of kd with 79.00 %",
@@ -159,7 +170,11 @@ def test_the_numbers_are_those_of_the_records(records: Path) -> None:
         "more than chance",
         "80.00 %",
         "4.75 MB",
-        "0.50 ms",
+        "0.500 ms",
+        "81.00 %",  # of the file, before that of the method
+        "95 % interval 72.22 to 87.49 on 100 test images",
+        "seed 2, the best of 3 on validation",
+        "its file gains +7.00 [",
     ):
         assert words in answer
 
@@ -172,6 +187,61 @@ def cells_of_class(page: Page, name: str) -> list[str]:
     )
     numbers = [one["text"] for one in page.all[row:] if one["tag"] == "td" and one.get("class") == "n"]
     return numbers[:4]
+
+
+def test_gains_have_an_interval_for_other_seeds_and_one_for_other_images(records: Path) -> None:
+    title = "Gains over the baseline, with 95 % intervals"
+    assert Page(html(records)).table(title)["kd"] == {
+        "method, points": "+10.00",
+        "method, other seeds": "+7.52 to +12.48",
+        "method, other images": "",  # there are no predictions
+        "file, points": "",
+        "file, other images": "",
+    }
+    save_predictions(records)
+    table = Page(html(records)).table(title)
+    assert set(table) == {"kd", "fitnet"}
+    # seed 2 of both: 85 and 74 images are right, and what alone gets right, kd gets right too
+    low, high = of_difference(11, 0, 100)
+    assert table["kd"]["file, points"] == "+11.00"
+    assert table["kd"]["file, other images"] == f"{100 * low:+.2f} to {100 * high:+.2f}"
+    assert table["kd"]["method, other seeds"] == "+7.52 to +12.48"
+    low, high = map(float, table["kd"]["method, other images"].split(" to "))
+    assert low < 10 < high
+    assert (low + high) / 2 == pytest.approx(10, abs=0.01)
+
+
+def test_runs_that_were_tested_on_other_images_are_not_paired(records: Path) -> None:
+    save_predictions(records)
+    file = records / "evaluate" / "kd.npz"
+    stored = dict(np.load(file))
+    np.savez_compressed(file, **stored | {"rows": stored["rows"] + 1})
+    table = Page(html(records)).table("Gains over the baseline, with 95 % intervals")
+    assert (table["kd"]["file, points"], table["fitnet"]["file, points"]) == ("", "+7.00")
+
+
+def test_it_shows_what_training_sees(records: Path, tmp_path: Path) -> None:
+    assert "augmented" not in html(records)
+    Image.new("RGB", (3000, 1500), "red").save(tmp_path / "views.png")
+    text = html(records, views=tmp_path / "views.png")
+    assert "What training sees of some images (augmented)" in text
+    (source,) = [one["src"] for one in Page(text).find("img") if "augmented" in one["alt"]]
+    assert Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).size == (1100, 550)
+
+
+def test_a_teacher_that_was_measured_as_a_file_is_in_both_charts(records: Path) -> None:
+    def charts() -> tuple[str, ...]:
+        return tuple(one["aria-label"] for one in Page(html(records)).find("svg", role="img")[:2])
+
+    assert "big" in charts()[0]
+    assert "big" not in charts()[1]
+    assert "Of big they are those of the plain PyTorch network" in html(records)
+    assert "Not measured as exported files, and so left out: big." in html(records)
+    for file in (records / "benchmark").glob("*.json"):
+        details = json.loads(file.read_text())["details"]
+        edit(file, details=details | {"teacher": details["teacher"] | {"file": "onnx"}})
+    assert all("big" in chart for chart in charts())
+    assert "PyTorch" not in html(records)
 
 
 def test_the_confusion_matrix_is_that_of_the_record(records: Path) -> None:
@@ -309,9 +379,6 @@ def test_images_that_only_the_teacher_gets_right_are_shown(records: Path, tmp_pa
 
 
 def test_pictures_are_those_of_the_right_rows(records: Path, tmp_path: Path) -> None:
-    import base64
-    import io
-
     save_predictions(records)
     page = Page(html(records, prepared(tmp_path / "data")))
     images = [one for one in page.find("img") if one["alt"].startswith("A test image of class")]
@@ -395,6 +462,8 @@ def test_what_was_planned_stands_beside_what_it_took(records: Path) -> None:
     edit(file, details=json.loads(file.read_text())["details"] | {"planned_seconds": 77.0})
     table = Page(html(records)).table(title)
     assert (table["distill kd"]["planned"], table["evaluate kd"]["planned"]) == ("77.0", "")
+    took = Page(html(records)).table("What the plan expected, and what it took")
+    assert took["distill"] == took["all"] == {"planned, s": "77", "took, s": "90"}
 
 
 def test_an_analysis_that_params_do_not_ask_for_is_not_shown(records: Path) -> None:
@@ -503,11 +572,11 @@ def test_extreme_results_have_the_right_words(
 
 def test_one_seed_has_no_spread(tmp_path: Path) -> None:
     several = html(fabricate(tmp_path / "several"))
-    assert re.search("±.*standard deviation", several)
+    assert re.search("± is their standard", several)
     assert "by epoch, 3 seeds; at the end" in several
     records = fabricate(tmp_path / "one", right={name: scores[:1] for name, scores in RIGHT.items()})
     one = html(records)
-    assert not re.search("±.*standard deviation|95 % interval| seeds;", one)
+    assert not re.search("± is their| seeds;", one)
     assert "by epoch, at the end" in one
 
 

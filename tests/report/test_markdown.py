@@ -14,9 +14,9 @@ from fabricated import (
     unbalance,
 )
 
-from pipeline.evaluation.predictions import load_predictions
 from pipeline.records.results import load_results
 from pipeline.report.markdown import markdown_report
+from pipeline.report.run_gains import load_all_predictions
 
 
 @pytest.fixture
@@ -26,9 +26,13 @@ def records(tmp_path: Path) -> Path:
 
 def report(records: Path) -> str:
     results = load_results(records, **NAMES)
-    predictions = load_predictions(records / "evaluate" / f"{results.best.name}.npz")
     return markdown_report(
-        results, predictions=predictions, sheet="../data/prepared/sheet.png", bundles="../models/export"
+        results,
+        predictions=load_all_predictions(results, records),
+        bundle=f"models/export/{results.best.name}",
+        sheet="../data/prepared/sheet.png",
+        bundles="../models/export",
+        views="../data/views.png",
     )
 
 
@@ -49,7 +53,7 @@ def test_a_gain_of_one_seed_may_be_chance(tmp_path: Path) -> None:
     text = report(fabricate(tmp_path / "records", right={name: scores[:1] for name, scores in RIGHT.items()}))
     assert "One seed gives no interval, so this may be chance." in text
     assert "Each run has 1 seed, so a gain may be chance" in text
-    assert not re.search("±|standard deviation|95 %", text)
+    assert not re.search("±|standard deviation", text)
 
 
 def test_what_was_planned_stands_beside_what_it_took(records: Path) -> None:
@@ -69,7 +73,7 @@ def test_it_has_data_classes_exports_and_provenance(records: Path) -> None:
     # cats: the baseline gets 12, 13 and 11 of 25 wrong, fitnet 9, 8 and 10
     assert "| cat | 52.00 | 64.00 | +12.00 |" in text
     assert "| [kd](../models/export/kd) | onnx | student.onnx | 2 | 2.5e-07 | 2.5e-08 | 100.00 | 64 |" in text
-    assert "| kd | student | onnx | 1 | 0.50 | 0.62 | 2000.00 | 4.75 |" in text
+    assert "| kd | student | onnx | 1 | 0.500 | 0.625 | 2000 | 4.75 |" in text
     assert "| kd | big | resnet8x4 | kd | 20 | 79.00 | 4.00 |" in text
     assert '`{"kd_weight": 0.9, "protocol": {"shots": 5}}`' in text
     assert "paired by seed" in text
@@ -85,6 +89,25 @@ def test_it_counts_errors_of_the_student_and_of_the_teacher(records: Path) -> No
     assert "| both right | 81 | 81.00 % |" in text
     assert "| only the teacher right | 15 | 15.00 % |" in text
     assert "| both wrong | 4 | 4.00 % |" in text
+
+
+def test_the_file_comes_first(records: Path) -> None:
+    text = report(records)
+    assert (
+        "The file to deploy is in the bundle [fitnet](../models/export/fitnet): right on 81.00 % of 100 test "
+        "images (95 % interval 72.22 to 87.49); seed 2, the best of 3 on validation."
+    ) in text
+    assert "![what training sees of some images](../data/views.png)" in text
+
+
+def test_it_compares_on_the_same_images(records: Path) -> None:
+    assert "On the same test images" not in report(records)
+    save_predictions(records)
+    text = report(records)
+    assert re.search(r"On the same test images its file gains \+7\.00 \\\[\+\d.*more than chance\.", text)
+    assert re.search(
+        r"^\| fitnet \| \+8\.00 \| \+5\.52 to \+10\.48 \| \+\S+ to \+\S+ \| \+7\.00 \|", text, re.M
+    )
 
 
 def test_it_has_the_costs_of_training(records: Path) -> None:
@@ -105,8 +128,8 @@ def test_it_has_the_means_over_classes_where_the_classes_differ_in_size(records:
     assert "balanced" not in report(records)
     unbalance(records, 70, 10, 10, 10)
     text = report(records)
-    assert "| net | accuracy % | balanced % | F1 % | n |" in text
-    assert "| kd | resnet8x4 | 82.00 ± 2.65 | 72.00 | 62.00 | 3 |" in text
+    assert "| net | file % | int8 % | mean % | balanced % | F1 % | n |" in text
+    assert "| 82.00 ± 2.65 | 72.00 | 62.00 | 3 |" in text
     assert "0 for a class that is never predicted" in text
 
 

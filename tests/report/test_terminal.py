@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,15 @@ def test_the_table_has_the_numbers_and_fits(records: Path) -> None:
     )
     assert max(map(len, text.splitlines())) <= WIDTH
     cells = {line[2:].split()[0]: " ".join(line.split()) for line in text.splitlines() if "resnet" in line}
-    assert cells["big"] == "big (teacher) resnet32x4 96.00 1 7.433 29.50 4.25"
-    assert cells["alone"] == "alone resnet8x4 72.00 ± 2.00 3 87.50 1.234 4.75 0.50"
-    assert cells["kd"] == "kd resnet8x4 82.00 ± 2.65 3 +10.00 [+7.52, +12.48] 87.50 1.234 4.75 0.50"
-    assert cells["fitnet"].startswith("* fitnet resnet8x4 80.00 ± 1.00 3 +8.00 [+5.52, +10.48]")
-    assert "the gain over the baseline has its 95 % interval." in text
+    assert cells["big"] == "big (teacher) resnet32x4 96.00 1 29.50 4.250"
+    assert cells["alone"] == "alone resnet8x4 74.00 [64.6, 81.6] 72.00 ± 2.00 3 4.75 0.500"
+    assert cells["kd"] == ("kd resnet8x4 85.00 [76.7, 90.7] 82.00 ± 2.65 3 +10.00 [+7.52, +12.48] 4.75 0.500")
+    assert cells["fitnet"].startswith("* fitnet resnet8x4 81.00 [72.2, 87.5] 80.00 ± 1.00 3 +8.00")
+    assert "the gain's 95 % interval for other seeds." in " ".join(text.split())
+    assert (
+        "To deploy: models/export/fitnet, right on 81.00 % of 100 test images (95 % interval 72.22 to "
+        "87.49); seed 2, the best of 3 on validation."
+    ) in " ".join(text.split())
     assert "(best: models/export/fitnet)" in text
     assert "make ui" in text
     rows = [line for line in text.splitlines() if "resnet" in line]
@@ -37,7 +42,7 @@ def test_the_table_fits_with_long_names(records: Path) -> None:
         (records / stage / "kd.json").rename(records / stage / f"{name}.json")
     results = load_results(records, runs=["alone", name], teachers=["big"])
     lines = table(results, bundles=Path("models/export"), report=Path("reports/report.md")).splitlines()
-    assert max(len(line) for line in lines if "bundles" not in line and "best on" not in line) <= WIDTH
+    assert max(len(line) for line in lines if not re.search("bundles|best on|To deploy", line)) <= WIDTH
     assert any("…" in line and "82.00 ± 2.65" in line for line in lines)
 
 
@@ -47,17 +52,18 @@ def test_one_seed_has_neither_spread_nor_interval(tmp_path: Path) -> None:
     text = table(results, bundles=Path("b"), report=Path("r"))
     row = next(line for line in text.splitlines() if "fitnet" in line)
     assert "±" not in row
-    assert "[" not in row
+    assert row.count("[") == 1  # of the file
     assert "+9.00" in row
     assert "±" not in text
-    assert "The gain over the baseline has no interval: that takes several seeds." in text
+    assert "one seed gives no interval." in " ".join(text.split())
+    assert "seed 0, the only one." in " ".join(text.split())
 
 
 def test_a_run_of_one_seed_beside_others_has_no_interval(tmp_path: Path) -> None:
     records = fabricate(tmp_path / "records", right=RIGHT | {"fitnet": (80,)})
     text = table(load_results(records, **NAMES), bundles=Path("b"), report=Path("r"))
-    assert "± is the spread over n seeds;" in text
-    assert "95 % interval (none from one seed)." in text
+    assert "± is their standard deviation," in " ".join(text.split())
+    assert "95 % interval for other seeds (none from one seed)." in " ".join(text.split())
 
 
 def test_means_over_classes_are_shown_where_the_classes_differ_in_size(records: Path) -> None:
@@ -69,9 +75,9 @@ def test_means_over_classes_are_shown_where_the_classes_differ_in_size(records: 
     lines = shown().splitlines()
     assert max(map(len, lines)) <= WIDTH
     head, rows = " ".join(lines[0].split()), [" ".join(line.split()) for line in lines if "resnet" in line]
-    assert head == "net accuracy % balanced % F1 % n gain, points MB latency ms"
-    assert rows[0] == "big (teacher) resnet32x4 96.00 86.00 76.00 1 29.50 4.25"
-    assert rows[1] == "alone resnet8x4 72.00 ± 2.00 62.00 52.00 3 4.75 0.50"
+    assert head == "net file % mean % balanced % F1 % n gain, points MB ms"
+    assert rows[0] == "big (teacher) resnet32x4 96.00 86.00 76.00 1 29.50 4.250"
+    assert rows[1] == "alone resnet8x4 74.00 72.00 ± 2.00 62.00 52.00 3 4.75 0.500"
     assert "0 for a class that is never predicted" in " ".join(shown().split())
 
 
@@ -83,7 +89,7 @@ def test_records_from_before_the_means_over_classes_are_shown_without_them(recor
             del scores["balanced_accuracy"], scores["macro_f1"]
         edit(path, **record)
     text = table(load_results(records, **NAMES), bundles=Path("b"), report=Path("r"))
-    assert "alone resnet8x4 72.00 ± 2.00 3 4.75 0.50" in " ".join(text.split())
+    assert "alone resnet8x4 74.00 72.00 ± 2.00 3 4.75 0.500" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,11 @@ from fabricated import NAMES, VALIDATION, fabricate
 
 from pipeline.report.write_report import write_report
 
-PLACES: dict[str, Any] = {"bundles": Path("models/export"), "data": Path("data/prepared")}
+PLACES: dict[str, Any] = {
+    "bundles": Path("models/export"),
+    "data": Path("data/prepared"),
+    "views": Path("nowhere.png"),
+}
 
 
 @pytest.fixture

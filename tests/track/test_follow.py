@@ -15,10 +15,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import fabricated
 import pytest
 from scratch_project import heeding_ctrl_c
-from tracked import CODE, OLD_LOADER, client, log, make_project
+from tracked import CODE, OLD_LOADER, client, log, logged_rows, make_project, trainings
 
 from pipeline import track
 from pipeline.records import progress as progress_module
@@ -84,37 +83,37 @@ def steps(run: Any, metric: str) -> list[int]:
     return [point.step for point in client().get_metric_history(run.info.run_id, metric)]
 
 
-def test_a_stage_is_shown_while_it_trains_and_ends_up_under_its_row(project: Path) -> None:
+def test_a_stage_is_shown_while_it_trains_and_makes_room_for_its_row(project: Path) -> None:
     work = project / ".work"
     seen: list[tuple[str, list[int]]] = []
 
     def see() -> None:
-        run = live_runs()["distill kd"]
-        seen.append((run.info.status, steps(run, "distill/seed-0/val_accuracy")))
+        run = live_runs()["distill kd seed 0"]
+        seen.append((run.info.status, steps(run, "accuracy_val")))
 
     with ExitStack() as stack:
         add_points = stack.enter_context(training(project, "distill/kd"))
         follow_for(work, see, add_points, see, stack.close, see)
     assert seen == [("RUNNING", [1]), ("RUNNING", [1, 2]), ("FINISHED", [1, 2])]
-    assert live_runs()["distill kd"].data.params["run.method.name"] == "kd"
+    shown = live_runs()
+    assert set(shown) == {f"distill kd seed {seed}" for seed in range(3)}
+    assert shown["distill kd seed 1"].data.params["method"] == "kd"
+    assert {"loss", "accuracy_val"} <= shown["distill kd seed 1"].data.metrics.keys()
     assert not files(work)
     logged = log(project)
-    assert live_runs()["distill kd"].data.tags["mlflow.parentRunId"] == logged.runs["kd"]
-    # another row, for which DVC took that stage from its cache, does not get it
-    fabricated.fabricate(project / "records", again=["evaluate/kd"])
-    assert log(project).runs["kd"] != logged.runs["kd"]
-    assert live_runs()["distill kd"].data.tags["mlflow.parentRunId"] == logged.runs["kd"]
+    assert not live_runs()  # the same curves are below the row now
+    assert steps(trainings(logged.runs["kd"])["kd seed 0"], "accuracy_val") == [1, 2, 3]
 
 
 def test_rows_are_the_same_whether_somebody_followed_or_not(project: Path) -> None:
     with training(project, "teacher/big"):
         follow_for(project / ".work")
-    logged = log(project)
-    tags = live_runs()["teacher big"].data.tags
-    assert tags["mlflow.parentRunId"] == logged.teachers["big"]
-    row = client().get_run(logged.teachers["big"])
-    assert steps(row, "teacher/epochs/val_accuracy") == [1, 2]
+        tags = live_runs()["teacher big"].data.tags
     assert "pipeline_key" not in tags  # so that it is neither listed as a row nor taken for one
+    logged = log(project)
+    (training_run,) = trainings(logged.teachers["big"]).values()
+    assert steps(training_run, "accuracy_val") == [1, 2]
+    assert len(logged_rows(logged)) == 4
 
 
 def test_a_killed_stage_is_shown_as_killed(project: Path) -> None:
@@ -123,10 +122,10 @@ def test_a_killed_stage_is_shown_as_killed(project: Path) -> None:
         (file,) = work.glob("live/distill-kd-*.json")
         unfinished = file.read_text()
         follow_for(work)
-        assert live_runs()["distill kd"].info.status == "RUNNING"
+        assert {run.info.status for run in live_runs().values()} == {"RUNNING"}
     file.write_text(unfinished)  # as if it had been killed before it could write its end
     follow_for(work)
-    assert live_runs()["distill kd"].info.status == "KILLED"
+    assert [run.info.status for run in live_runs().values()] == ["KILLED"] * 3
     assert not files(work)
 
 
@@ -140,7 +139,7 @@ def test_the_next_try_of_a_killed_stage_is_a_run_of_its_own(
         (file,) = work.glob("live/distill-kd-*.json")
         unfinished = file.read_text()
         follow_for(work)
-        killed = live_runs()["distill kd"]
+        killed = live_runs()["distill kd seed 0"]
     file.write_text(unfinished)
     file.with_suffix(".lock").touch()
     monkeypatch.setattr(progress_module, "PATIENCE", 0.0 if swept else 30.0)
@@ -162,8 +161,8 @@ def test_to_stop_following_and_start_again_repeats_nothing(project: Path) -> Non
             follow_for(project / ".work")
             add_points()
     mlflow, experiment = open_experiment()
-    assert len(mlflow.search_runs([experiment], "tags.kind = 'stage'")) == 1
-    assert steps(live_runs()["pretrain fitnet"], "hint/seed-0/loss") == [1, 2, 3]
+    assert len(mlflow.search_runs([experiment], "tags.kind = 'stage'")) == 3
+    assert steps(live_runs()["pretrain fitnet seed 0"], "hint_loss") == [1, 2, 3]
 
 
 def test_the_link_shows_what_trains_and_nothing_else(project: Path) -> None:
@@ -178,7 +177,23 @@ def test_the_link_shows_what_trains_and_nothing_else(project: Path) -> None:
         found = mlflow.search_runs(
             [experiment], state["searchFilter"], order_by=[f"{state['orderByKey']} DESC"]
         )
-    assert [run.info.run_name for run in found] == ["distill kd"]
+    assert {run.info.run_name for run in found} == {f"distill kd seed {seed}" for seed in range(3)}
+
+
+def test_it_says_when_nothing_trains_and_when_a_first_point_is_awaited(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = project / ".work"
+    follow_for(work, lambda: None)
+    assert capsys.readouterr().out.count(following.NOTHING) == 1  # once, not in each round
+    record = Record("distill", "kd", {})
+    with progress(record, work / "live"):
+        follow_for(work)
+        assert capsys.readouterr().out == f"{following.BEGUN}\n"
+    with training(project, "distill/kd"):
+        follow_for(work, lambda: None)
+        assert following.NOTHING not in (said := capsys.readouterr().out)
+        assert "distill kd seed 0: its curves are in MLflow from now on" in said
 
 
 def test_only_one_process_follows(project: Path) -> None:
@@ -217,6 +232,6 @@ def test_ctrl_c_ends_the_command_quietly(project: Path) -> None:
     time.sleep(0.5)
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=30)
-    assert (running.returncode, out, err) == (0, "", "")
+    assert (running.returncode, out, err) == (0, f"{following.NOTHING}\n", "")
     assert "viewStateShareKey=training" in printed
     shutil.rmtree(project / ".work")

@@ -1,15 +1,15 @@
-"""Rows and versions that were logged when records had schema 1: their names are those of today, so they stay
-comparable."""
+"""Rows and versions that were logged with other names: rows stay in the list, and versions comparable."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-from track.test_registry import NAME, promote, versions, write_bundle
+from fabricated import NAMES
+from track.test_registry import NAME, promote, write_bundle
 from tracked import ANY_HINT, OLD_LOADER, RUNS, client, log, make_project
 
+from pipeline.records.results import load_results
 from pipeline.track.database import open_experiment, tracking_uri
+from pipeline.track.rows import build_rows
 from pipeline.track.view import VIEWS
 
 pytestmark = [pytest.mark.filterwarnings(OLD_LOADER), pytest.mark.filterwarnings(ANY_HINT)]
@@ -85,7 +85,6 @@ PARAMS = {
     "student.net": "resnet8x4",
     "protocol.shots": "5",
 }
-BY_CLASS = ("balanced_accuracy", "macro_f1")  # which old rows lack
 VERSION_TAGS = {
     "run": "fitnet",
     "method": "fitnet",
@@ -147,31 +146,47 @@ def write_old_champion(**changes: str) -> None:
     mlflow.set_registered_model_alias(NAME, "champion", version.version)
 
 
-def test_rows_and_versions_have_the_old_names_and_the_hash_of_the_code(project: Path) -> None:
-    def own(tags: Mapping[str, Any]) -> set[str]:
-        return {tag for tag in tags if not tag.startswith("git.")}
-
-    log(project)
-    promote(project)
-    run = client().get_run(log(project).runs["fitnet"])
-    assert own(run.data.tags) == ROW_TAGS.keys() | {"hash.code"}
-    assert run.data.tags["pipeline_key"] == ROW_TAGS["pipeline_key"]  # the same executions have the same key
-    newer = {f"{place}/{name}" for place in ("best", "evaluate") for name in BY_CLASS}
-    assert run.data.metrics.keys() == METRICS.keys() | newer
-    assert run.data.params == PARAMS
-    (version,) = versions()
-    assert version.tags.keys() == VERSION_TAGS.keys() | {"hash.code", "select", *BY_CLASS}
-
-
-def test_an_old_row_is_listed_among_the_others_and_stays_as_it_is(project: Path) -> None:
+def test_an_old_row_is_listed_among_the_others_with_the_names_of_today(project: Path) -> None:
     old = write_old_row(**{"best/by_val": 0.8})
-    before = client().get_run(old).to_dictionary()
+    before = client().get_run(old).to_dictionary()["data"]
     experiment = log(project).experiment
     view = VIEWS["students"]
     listed = client().search_runs([experiment], view["searchFilter"], order_by=[f"{view['orderByKey']} DESC"])
-    assert [run.info.run_name for run in listed] == ["fitnet", "fitnet", "kd", "alone", "big"]
-    assert listed[1].info.run_id == old
-    assert client().get_run(old).to_dictionary() == before
+    rows = [run for run in listed if run.data.tags["kind"] != "seed" and run.data.tags["kind"] != "training"]
+    assert [run.info.run_name for run in rows] == ["fitnet", "fitnet", "kd", "alone", "big"]
+    assert rows[1].info.run_id == old
+    data = rows[1].data
+    assert before["metrics"].items() <= data.metrics.items()
+    new = {key: data.metrics[key] for key in data.metrics.keys() - before["metrics"].keys()}
+    assert new == pytest.approx(
+        {
+            "score_val": 0.8,
+            "accuracy_test_mean": 0.8,
+            "accuracy_test_spread": 0.01,
+            "gain_points": 8.0,
+            "latency_ms": 0.5,
+            "size_mb": 4.75,
+            "parameters_millions": 1.234,
+        }
+    )
+    names = ("method", "student", "teacher")
+    assert tuple(data.params[name] for name in names) == ("fitnet", "resnet8x4", "big")
+    log(project)  # once more
+    assert len(client().get_metric_history(old, "gain_points")) == 1
+
+
+def test_a_row_of_the_same_executions_is_written_again(project: Path) -> None:
+    """With its new names and the trainings below it; the old one is in the bin."""
+    old = write_old_row()
+    (key,) = {
+        row.key for row in build_rows(load_results(project / "records", **NAMES)) if row.name == "fitnet"
+    }
+    client().set_tag(old, "pipeline_key", key)
+    logged = log(project)
+    assert logged.new == ["big", "alone", "kd", "fitnet"]
+    assert client().get_run(old).info.lifecycle_stage == "deleted"
+    assert client().get_run(logged.runs["fitnet"]).data.metrics["accuracy_test"] == 0.81
+    assert log(project).new == []
 
 
 @pytest.mark.parametrize(

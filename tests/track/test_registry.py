@@ -141,6 +141,7 @@ def test_the_champion_answers_like_the_bundle(project: Path, monkeypatch: pytest
     assert passed(verify(folder, expect=open_bundle(project / "bundles" / "fitnet").fingerprint))
     own = {path.name for path in (project / "bundles" / "fitnet").iterdir()}
     added = {"MLmodel", "python_env.yaml", "registered_model_meta", "requirements.txt"}
+    added |= {"input_example.json", "serving_input_example.json"}
     assert {path.name for path in folder.iterdir()} - own == added
 
 
@@ -155,17 +156,50 @@ def test_a_version_says_how_good_it_is_and_where_it_comes_from(project: Path) ->
     assert tags["hash.student"] == record["outputs"]["student"]
     content = (project / "bundles" / "fitnet" / "bundle.json").read_bytes()
     assert tags["bundle"] == hashlib.sha256(content).hexdigest()
-    assert (tags["by_val"], tags["top1"], tags["formats"], tags["method"]) == (
+    assert (tags["score_val"], tags["accuracy_test"], tags["accuracy_test_mean"]) == (
         "0.83000",
-        "0.80000",
-        "onnx",
-        "fitnet",
+        "0.81000",  # of the file
+        "0.80000",  # of the method
     )
+    assert (tags["accuracy"], tags["gain"]) == ("81.00 [72.2, 87.5]", "+8.00 [+5.52, +10.48]")
+    assert (tags["formats"], tags["method"]) == ("onnx", "fitnet")
+    text = str(version.description)
+    assert "The file to deploy is right on 81.00 % of 100 test images" in text
+    assert text.index("| `accuracy_test` | 0.81000 |") < text.index("`accuracy_test_mean` 0.80000")
     assert json.loads(tags["classes"]) == list(CLASSES)
-    assert "accuracy on validation" in str(version.description)
     run = client().get_run(row)
     assert run.outputs is not None
     assert [f"models:/{model.model_id}" for model in run.outputs.model_outputs] == [version.source]
+
+
+def test_the_files_numbers_are_at_the_logged_model(project: Path) -> None:
+    promote(project)
+    (version,) = versions()
+    experiment = client().get_run(str(version.run_id)).info.experiment_id
+    good = client().search_logged_models([experiment], "metrics.accuracy_test > 0.805")
+    assert [f"models:/{model.model_id}" for model in good] == [version.source]
+    assert client().search_logged_models([experiment], "metrics.accuracy_test > 0.815") == []
+    metrics = {metric.key: metric for metric in good[0].metrics}
+    assert metrics["latency_ms"].value == 0.5
+    assert metrics["accuracy_test"].dataset_name == "digits"
+    assert not {"accuracy_test_mean", "gain_points", "score_val"} & metrics.keys()  # those of the method
+    row = client().get_metric_history(str(version.run_id), "accuracy_test")
+    assert [point.value for point in row] == [0.81]
+
+
+def test_a_version_has_an_input_example(project: Path) -> None:
+    import mlflow
+    from mlflow.models import Model
+
+    promote(project)
+    mlflow.set_tracking_uri(database.tracking_uri())
+    folder = mlflow.artifacts.download_artifacts(f"models:/{NAME}@champion")
+    model = Model.load(folder)
+    assert model.load_input_example(folder) is not None
+    example = np.array(json.loads(str(model.get_serving_input(folder)))["inputs"], np.uint8)
+    assert np.array_equal(example, open_bundle(project / "bundles" / "fitnet").golden().images[:1])
+    answer = mlflow.pyfunc.load_model(folder).predict(example)
+    assert answer["logits"].shape == (1, len(CLASSES))
 
 
 def test_the_snippet_of_the_page_asks_the_champion(
@@ -346,4 +380,5 @@ def test_versions_that_were_chosen_by_different_scores_are_not_compared(project:
     assert (done.run, done.alias) == ("kd", "challenger")
     assert "version 1, was chosen by accuracy, and this one by macro_f1" in done.why
     tags = versions()[0].tags if versions()[0].version == "2" else versions()[1].tags
-    assert (tags["select"], tags["by_val"], tags["macro_f1"]) == ("macro_f1", "0.90000", "0.62000")
+    assert (tags["select"], tags["score_val"]) == ("macro_f1", "0.90000")
+    assert tags["macro_f1_test"] == "0.65000"

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -12,13 +13,14 @@ from urllib.parse import parse_qs, urlsplit
 
 import fabricated
 import pytest
-from tracked import CODE, OLD_LOADER, client, empty_store, log, logged_rows, make_project
+from tracked import CODE, OLD_LOADER, client, empty_store, log, logged_rows, make_project, trainings
 
 from pipeline import track
-from pipeline.records.results import RUN_STAGES, load_results
+from pipeline.records.results import load_results
 from pipeline.settings import InputError
-from pipeline.track import database
+from pipeline.track import database, measures
 from pipeline.track.rows import build_rows, description
+from pipeline.track.view import VIEWS
 
 pytestmark = pytest.mark.filterwarnings(OLD_LOADER)
 
@@ -41,55 +43,86 @@ def test_a_row_has_numbers_curves_settings_hashes_and_artifacts(
     run = client().get_run(logged.runs["fitnet"])
     assert run.info.status == "FINISHED"
     assert run.info.end_time - run.info.start_time == 5 * 90_000  # its own five stages
-    assert {
-        key: value for key, value in run.data.metrics.items() if key.startswith("best/")
-    } == pytest.approx(
+    metrics = run.data.metrics
+    low, high = metrics.pop("accuracy_test_low"), metrics.pop("accuracy_test_high")
+    assert (low, high) == pytest.approx((0.7222, 0.8749), abs=1e-4)  # Wilson's, for 81 of 100
+    gain = [metrics.pop(f"gain_points{end}") for end in ("", "_low", "_high")]
+    assert gain == pytest.approx([8.0, 5.516, 10.484], abs=1e-3)
+    assert metrics == pytest.approx(
         {
-            "best/by_val": 0.83,
-            "best/top1": 0.80,
-            "best/balanced_accuracy": 0.70,
-            "best/macro_f1": 0.60,
-            "best/spread": 0.01,
-            "best/gain": 0.08,
-            "best/latency_ms": 0.5,
-            "best/size_mb": 4.75,
-            "best/params_m": 1.234,
+            "accuracy_test": 0.81,  # of seed 2, which is exported
+            "balanced_accuracy_test": 0.71,
+            "macro_f1_test": 0.61,
+            "calibration_error_test": 0.04,
+            "agreement_with_teacher": 0.875,
+            "accuracy_test_mean": 0.80,
+            "accuracy_test_spread": 0.01,
+            "seeds": 3,
+            "score_val": 0.83,
+            "latency_ms": 0.5,
+            "size_mb": 4.75,
+            "parameters_millions": 1.234,
+            "macs_millions": 177.0,
+            "images_per_s": 2000.0,
+            "train_images": 20,
+            "training_minutes": 3.0,
         }
     )
-    assert run.data.metrics["evaluate/accuracy"] == pytest.approx(0.80)
-    assert run.data.metrics["benchmark/macs_m"] == 177.0
-    assert history(run.info.run_id, "hint/seed-1/loss") == [(1, 9.0), (2, 8.0)]
-    assert history(run.info.run_id, "distill/seed-2/val_accuracy") == [(1, 0.5), (2, 0.6), (3, 0.83)]
+    below = trainings(run.info.run_id)
+    assert set(below) == {f"fitnet seed {seed}" for seed in range(3)}
+    last = below["fitnet seed 2"]
+    assert history(last.info.run_id, "hint_loss") == [(1, 9.0), (2, 8.0)]
+    assert history(last.info.run_id, "accuracy_val") == [(1, 0.5), (2, 0.6), (3, 0.83)]
+    assert (last.data.metrics["accuracy_test"], last.data.params["seed"]) == (0.81, "2")
+    assert [below[f"fitnet seed {seed}"].data.tags["exported"] for seed in range(3)] == [
+        "false",
+        "false",
+        "true",
+    ]
+    assert history(last.info.run_id, "system/images_per_s") == [(1, 20.0), (2, 20.0), (3, 20.0)]
     params = run.data.params
-    assert (params["run.method.name"], params["run.method.term_weight"], params["protocol.shots"]) == (
-        "fitnet",
-        "100.0",
-        "5",
-    )
-    assert (params["data.source"], params["teacher.net"], params["run.seeds"]) == (
+    assert (params["method"], params["term_weight"], params["shots"]) == ("fitnet", "100.0", "5")
+    assert (params["data_source"], params["teacher_net"], params["student"], params["seeds"]) == (
         "digits",
         "resnet32x4",
+        "resnet8x4",
         "[0, 1, 2]",
     )
     tags = run.data.tags
     assert (tags["kind"], tags["dvc.exp"]) == ("run", "tall-larch")
-    hashes = {key.removeprefix("hash."): value for key, value in tags.items() if key.startswith("hash.")}
-    assert hashes == {
+    assert (tags["accuracy"], tags["gain"]) == ("81.00 [72.2, 87.5]", "+8.00 [+5.52, +10.48]")
+    place = project / "downloaded"
+    place.mkdir()
+    origin = json.loads(
+        Path(client().download_artifacts(run.info.run_id, "origin.json", str(place))).read_text()
+    )
+    assert origin["hashes"] == {
         "data": "d" * 64,
         "teacher": "b" * 64,
         "student": "5" * 64,
         "bundle": "e" * 64,
         "code": fabricated.CODE["distill"],
     }
+    assert origin["environments"]["distill"]["torch"] == "2.15.0"
+    assert origin["params"]["prepare"]["data"] == {"source": "digits", "k": 5}
+    assert not [key for key in tags if key.startswith(("hash.", "environment."))]
+    assert tags["mlflow.source.name"] == "dvc.yaml"
+    assert tags["mlflow.user"]
+    assert re.fullmatch("[0-9a-f]{40}", tags.get("mlflow.source.git.commit", "0" * 40))
     assert (
         tags["stage.distill"]
         == json.loads((project / "records" / "distill" / "fitnet.json").read_text())["id"]
     )
-    assert tags["environment.torch"] == "2.15.0"
     assert "| evaluate fitnet |" in tags["mlflow.note.content"]
     assert run.inputs is not None
-    (dataset,) = run.inputs.dataset_inputs
-    assert (dataset.dataset.name, dataset.dataset.digest) == ("digits", "d" * 32)
+    data = {each.tags[0].value: each.dataset for each in run.inputs.dataset_inputs}
+    assert {context: (each.name, json.loads(each.profile)["num_rows"]) for context, each in data.items()} == {
+        "training": ("digits", 20),
+        "validation": ("digits", 20),
+        "testing": ("digits", 100),
+    }
+    assert data["training"].digest.startswith("a" * 24)
+    assert data["testing"].digest.startswith("d" * 24)
     found = {
         file.path
         for folder in ("", "fitnet", "records")
@@ -109,22 +142,46 @@ def test_a_row_has_numbers_curves_settings_hashes_and_artifacts(
     )
 
 
-def test_a_teachers_row_keeps_its_curve_and_its_final_number_apart(project: Path) -> None:
-    run = log(project).teachers["big"]
-    assert history(run, "teacher/epochs/val_accuracy") == [(1, 0.9), (2, 0.95)]
-    assert history(run, "teacher/val_accuracy") == [(0, 0.95)]
-    best = {
-        key: value for key, value in client().get_run(run).data.metrics.items() if key.startswith("best/")
-    }
-    assert best == pytest.approx(
+def test_a_teachers_row_has_its_numbers_and_its_training_below(project: Path) -> None:
+    row = log(project).teachers["big"]
+    (training,) = trainings(row).values()
+    assert training.info.run_name == "big training"
+    assert history(training.info.run_id, "accuracy_val") == [(1, 0.9), (2, 0.95)]
+    metrics = client().get_run(row).data.metrics
+    assert {key: metrics[key] for key in metrics if not key.startswith("accuracy_test_")} == pytest.approx(
         {
-            "best/top1": 0.96,
-            "best/balanced_accuracy": 0.86,
-            "best/macro_f1": 0.76,
-            "best/size_mb": 29.5,
-            "best/params_m": 7.433,
+            "accuracy_test": 0.96,
+            "balanced_accuracy_test": 0.86,
+            "macro_f1_test": 0.76,
+            "calibration_error_test": 0.04,
+            "accuracy_val": 0.95,
+            "size_mb": 29.5,
+            "parameters_millions": 7.433,
+            "training_minutes": 1.5,
         }
-    )
+    )  # without the latency of PyTorch, and without what rows are sorted by
+
+
+def test_a_teacher_that_was_measured_as_a_file_has_its_latency(project: Path) -> None:
+    for path in (project / "records" / "benchmark").glob("*.json"):
+        details = json.loads(path.read_text())["details"]
+        fabricated.edit(path, details=details | {"teacher": details["teacher"] | {"file": "onnx"}})
+    assert client().get_run(log(project).teachers["big"]).data.metrics["latency_ms"] == 4.25
+
+
+def test_a_row_has_at_most_thirty_metrics_and_parameters(project: Path) -> None:
+    method = {"name": "kd"} | {f"setting_{i}": i for i in range(50)}
+    for stage in ("pretrain", "distill"):
+        path = project / "records" / stage / "kd.json"
+        params = json.loads(path.read_text())["params"]
+        fabricated.edit(path, params=params | {"run": params["run"] | {"method": method}})
+    fabricated.analyse(project / "records", "kd", transfer_after=0.25)
+    run = client().get_run(log(project, analysed=["kd"]).runs["kd"])
+    assert len(run.data.params) == 30
+    assert (run.data.params["method"], run.data.params["setting_0"]) == ("kd", "0")
+    assert len(run.data.metrics) <= 30 == measures.MOST
+    assert len(measures.MEANINGS) - 1 <= measures.MOST  # `accuracy_val` is of teachers alone
+    assert not [key for key in run.data.metrics if "/" in key]
 
 
 def test_rows_of_students_have_their_teachers_knowledge(project: Path) -> None:
@@ -133,7 +190,10 @@ def test_rows_of_students_have_their_teachers_knowledge(project: Path) -> None:
     logged = log(project)
     assert logged.new == ["kd", "fitnet"]
     for name in ("kd", "fitnet"):
-        assert history(logged.runs[name], "dictionary/seed-0/loss") == [(1, 0.7), (2, 0.6)]
+        assert history(trainings(logged.runs[name])["atoms training"].info.run_id, "loss") == [
+            (1, 0.7),
+            (2, 0.6),
+        ]
         run = client().get_run(logged.runs[name])
         assert run.info.end_time - run.info.start_time == 5 * 90_000  # its own stages only
         assert "| knowledge atoms |" in run.data.tags["mlflow.note.content"]
@@ -164,16 +224,19 @@ def test_records_of_runs_that_were_removed_are_not_read(project: Path) -> None:
 
 
 def test_names_and_values_that_mlflow_refuses_are_changed(project: Path) -> None:
-    for stage in RUN_STAGES:
-        path = project / "records" / stage / "kd.json"
-        values = json.loads(path.read_text())
-        values["metrics"] |= {"ratio@5": 0.25}
-        values["params"] |= {"odd@key": {"α%": "x" * 7000}, "empty": {}}
-        path.write_text(json.dumps(values))
-    run = client().get_run(log(project).runs["kd"])
-    assert run.data.metrics["distill/ratio_5"] == 0.25
-    assert run.data.params["odd_key.__"] == "x" * 6000
-    assert run.data.params["empty"] == "{}"
+    path = project / "records" / "distill" / "kd.json"
+    record = json.loads(path.read_text())
+    record["params"]["run"]["method"] |= {"odd@key": {"α%": "x" * 7000}, "empty": {}}
+    for curve in record["curves"].values():
+        curve["note/ratio@5"] = curve["share of kd"] = curve["note/a~b"] = curve["loss"]
+    path.write_text(json.dumps(record))
+    logged = log(project)
+    params = client().get_run(logged.runs["kd"]).data.params
+    assert params["odd_key.__"] == "x" * 6000
+    assert "empty" not in params
+    found = trainings(logged.runs["kd"])["kd seed 0"].data.metrics
+    assert (found["note_ratio_5"], found["share_of_kd"]) == (1.5, 1.5)
+    assert not [key for key in found if "~" in key or "a_b" in key]  # the record has the matrices
 
 
 def test_an_analysis_is_in_the_row(project: Path) -> None:
@@ -183,14 +246,11 @@ def test_an_analysis_is_in_the_row(project: Path) -> None:
     assert logged.new == ["kd"]
     assert logged.runs["fitnet"] == before.runs["fitnet"]
     run = client().get_run(logged.runs["kd"])
-    assert run.data.metrics["analyse/transfer_after"] == 0.25
+    place = project / "downloaded"
+    place.mkdir()
+    file = client().download_artifacts(run.info.run_id, "records/analyse.json", str(place))
+    assert json.loads(Path(file).read_text())["metrics"]["transfer_after"] == 0.25
     assert run.data.tags["cached.distill"] == before.runs["kd"]
-
-
-def test_a_setting_that_two_stages_read_differently_is_logged_twice(project: Path) -> None:
-    fabricated.edit(project / "records" / "evaluate" / "kd.json", params={"run": {"seeds": [7]}})
-    run = client().get_run(log(project).runs["kd"])
-    assert (run.data.params["run.seeds"], run.data.params["evaluate.run.seeds"]) == ("[0, 1, 2]", "[7]")
 
 
 def test_a_curve_may_have_more_points_than_one_call_takes(project: Path) -> None:
@@ -198,11 +258,13 @@ def test_a_curve_may_have_more_points_than_one_call_takes(project: Path) -> None
     n = 1100
     curve = {
         "epoch": [float(i + 1) for i in range(n)],
+        "images": [float(20 * (i + 1)) for i in range(n)],
         "loss": [1 / (i + 1) for i in range(n)],
         "seconds": [i / 10 for i in range(n)],
     }
     fabricated.edit(path, curves={"distill/seed-0": curve})
-    assert [value for _, value in history(log(project).runs["kd"], "distill/seed-0/loss")] == curve["loss"]
+    (training,) = trainings(log(project).runs["kd"]).values()
+    assert [value for _, value in history(training.info.run_id, "loss")] == curve["loss"]
 
 
 def test_missing_artifact_and_missing_record_stop_before_anything_is_logged(project: Path) -> None:
@@ -274,7 +336,7 @@ def test_the_link_opens_a_view_of_all_rows_best_first(project: Path) -> None:
         | {f"params:{key}" for key in run.data.params}
         | {f"tags:{key}" for key in run.data.tags}
     )
-    assert columns - known <= {"tags:dvc.exp"}  # only an experiment has it
+    assert columns <= known
     assert state["selectedColumns"] == sorted(
         state["selectedColumns"], key=lambda column: (["m", "p", "t"].index(column[0]), column)
     )
@@ -282,12 +344,25 @@ def test_the_link_opens_a_view_of_all_rows_best_first(project: Path) -> None:
     found = client().search_runs(
         [experiment], state["searchFilter"], order_by=[f"{state['orderByKey']} DESC"]
     )
-    assert [run.info.run_name for run in found] == [
-        "fitnet",
-        "kd",
-        "alone",
-        "big",
-    ]  # the best on validation first, teachers last
+    rows = [run.info.run_name for run in found if run.data.tags["kind"] in ("run", "teacher")]
+    assert rows == ["fitnet", "kd", "alone", "big"]  # the best on validation first, teachers last
+    assert {"fitnet seed 0", "big training"} <= {run.info.run_name for run in found}  # nested below them
+    assert client().get_experiment(experiment).tags["mlflow.note.content"].startswith("Small students")
+
+
+def test_charts_open_on_accuracy_by_latency_on_curves_and_on_what_differs(project: Path) -> None:
+    logged = log(project)
+    row, training = (
+        client().get_run(logged.runs["kd"]).data.metrics,
+        trainings(logged.runs["kd"])["kd seed 0"].data.metrics,
+    )
+    scatter, *lines, differences = VIEWS["students"]["compareRunCharts"]
+    assert (scatter["type"], differences["type"]) == ("SCATTER", "DIFFERENCE")
+    assert {scatter["xaxis"]["key"], scatter["yaxis"]["key"]} <= row.keys()
+    assert {line["metricKey"] for line in lines} == {"accuracy_val", "loss"} <= training.keys()
+    assert differences["showDifferencesOnly"]
+    sections = {section["uuid"] for section in VIEWS["students"]["compareRunSections"]}
+    assert {chart["metricSectionId"] for chart in VIEWS["students"]["compareRunCharts"]} <= sections
 
 
 def test_importing_track_is_cheap() -> None:
@@ -310,5 +385,5 @@ def test_a_row_of_one_seed_says_nothing_of_a_spread(spread: dict[str, float], tm
     file = records / "evaluate/kd.json"
     fabricated.edit(file, metrics=json.loads(file.read_text())["metrics"] | spread)
     row = next(row for row in build_rows(load_results(records, **fabricated.NAMES)) if row.name == "kd")
-    assert "spread" not in row.headline
+    assert "accuracy_test_spread" not in row.headline
     assert "standard deviation" not in description(row, {})

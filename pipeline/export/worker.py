@@ -1,6 +1,6 @@
 """One variant of a network in a process of its own. It is opened, then timed in short turns when asked.
 
-    python -m pipeline.benchmark.worker onnx|openvino FILE THREADS IMAGES.npy
+    python -m pipeline.export.worker onnx|openvino FILE THREADS IMAGES.npy
 
 This module imports neither torch nor pydantic, so that an ONNX file is measured in a process like the one
 that it will serve in.

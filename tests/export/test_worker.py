@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.benchmark import worker
+from pipeline.export import worker
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +50,6 @@ def test_a_turn_lasts_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_worker_imports_neither_torch_nor_pydantic() -> None:
     loaded = "{name.partition('.')[0] for name in sys.modules}"
-    code = f"import sys, pipeline.benchmark.worker; print({{'torch', 'pydantic', 'onnx'}} & {loaded})"
+    code = f"import sys, pipeline.export.worker; print({{'torch', 'pydantic', 'onnx'}} & {loaded})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

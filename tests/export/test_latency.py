@@ -1,0 +1,54 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.export import latency, worker
+
+IMAGE = np.zeros((1, 16, 16, 3), np.uint8)
+
+
+def test_one_image_is_timed_on_one_thread_in_a_process_for_each_file(
+    monkeypatch: pytest.MonkeyPatch, exported: Any
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    real, turns = latency.fresh, latency.take_turns
+
+    def fresh(runtime: str, file: Path, threads: int, images: Path) -> Any:
+        asked.append((runtime, file.name, threads, np.load(images).shape))
+        return real(runtime, file, threads, images)
+
+    def take_turns(processes: Any, batch: int, seconds: float) -> Any:
+        asked.append((sorted(processes), batch))
+        return turns(processes, batch, 0.01)
+
+    monkeypatch.setattr(latency, "fresh", fresh)
+    monkeypatch.setattr(latency, "take_turns", take_turns)
+    files = {name: exported.out / f"student{end}.onnx" for name, end in (("onnx", ""), ("int8", ".int8"))}
+    found = latency.measure(files, IMAGE)
+    assert found.keys() == {"onnx", "int8"}
+    assert all(0 < took < 1000 for took in found.values())
+    assert asked == [
+        ("onnx", "student.onnx", 1, IMAGE.shape),
+        ("onnx", "student.int8.onnx", 1, IMAGE.shape),
+        (["int8", "onnx"], 1),
+    ]
+
+
+def test_the_number_is_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        memory_mb = 0.0
+
+        def __enter__(self) -> "Fake":
+            return self
+
+        def __exit__(self, *reason: object) -> None:
+            return None
+
+        def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+            return {"wall": [0.001, 0.002, 0.9], "cpu": [0.001] * 3, "memory_mb": 1.0}
+
+    monkeypatch.setattr(latency, "fresh", lambda *arguments: Fake())
+    assert latency.measure({"onnx": Path("student.onnx")}, IMAGE) == {"onnx": 2.0}
+    assert worker.FEWEST == 3
