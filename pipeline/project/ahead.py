@@ -9,6 +9,7 @@ from typing import Literal
 
 from pipeline.project.dvc import dvc, printed_by_dvc
 
+ALWAYS = "installed"  # it runs at every start, and what it writes decides whether `check` runs
 State = Literal["runs", "up to date", "cached"]
 
 
@@ -34,7 +35,7 @@ def stages_ahead() -> list[Stage]:
     """
     if code := dvc("repro", "-q", "check"):
         sys.exit(code)
-    changed = set(json.loads(printed_by_dvc("status", "--json")))
+    changed = set(json.loads(printed_by_dvc("status", "--json"))) - {ALWAYS}
     dry = printed_by_dvc("repro", "--dry", "--ignore-errors") if changed else ""
     cached = set(re.findall(r"^Stage '([^']+)' is cached", dry, flags=re.MULTILINE))
     return states(*read_dot(printed_by_dvc("dag", "--dot")), changed=changed, cached=cached)

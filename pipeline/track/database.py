@@ -29,7 +29,7 @@ QUIET = {
 
 def project_folder() -> Path:
     """The main checkout, also while `dvc exp run --temp` works in a temporary copy."""
-    return Path(os.environ.get("DVC_ROOT") or Path(__file__).resolve().parents[2])
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd())
 
 
 def writer_id() -> str:
