@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     if name == "stage":
         _become_stage(*rest)
     if name == "--version":
-        print(version())
+        print(f"{version()} in {sys.prefix}")
     elif name not in COMMANDS:
         lines = [f"  {each:<9}{(_function(each).__doc__ or '').splitlines()[0]}" for each in COMMANDS]
         print(USAGE, *lines, "", "handdown COMMAND --help lists its options.", sep="\n")
@@ -52,11 +53,12 @@ def main(arguments: list[str] | None = None) -> None:
 def version() -> str:
     from importlib.metadata import version
 
-    return f"handdown {version('folder-to-student')} ({sys.prefix})"
+    return f"handdown {version('folder-to-student')}"
 
 
-def _function(name: str):  # type: ignore[no-untyped-def]
-    return getattr(import_module(f"pipeline.project.{COMMANDS[name]}"), name)
+def _function(name: str) -> Callable[..., None]:
+    found: Callable[..., None] = getattr(import_module(f"pipeline.project.{COMMANDS[name]}"), name)
+    return found
 
 
 def _become_stage(name: str, *options: str) -> None:

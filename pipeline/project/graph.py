@@ -17,9 +17,9 @@ NOT_COMPARED = (
 
 
 def check() -> None:
-    """Say what is wrong in params.yaml, and what would run again because code has changed."""
+    """Say what is wrong in params.yaml, and which stages would run again because code has changed."""
     mend_locks()
-    if code := dvc("repro", "-q", "check"):
+    if code := dvc("repro", "-q", "-f", "-s", "installed", "check"):
         sys.exit(code)
     print("params.yaml is sound.")
 

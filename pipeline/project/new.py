@@ -67,7 +67,7 @@ def _write(made: Path, params: str, name: str, images: Path) -> None:
         shutil.copyfile(TEMPLATE / source, made / target)
     readme = (TEMPLATE / "README.md").read_text()
     (made / "README.md").write_text(
-        readme.format(name=name, version=version().split()[1], images=images.resolve())
+        readme.format(name=name, version=version(), images=images.resolve())
     )
     write_plots_page(made / PLOTS_PAGE)
 
