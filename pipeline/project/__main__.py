@@ -7,7 +7,8 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-# command -> the module of this room with a function of that name. Imported when needed: each stage begins here.
+# command -> the module of this room with a function of that name. It is imported when it is needed, because
+# each stage begins here.
 COMMANDS = {
     "new": "new",
     "check": "graph",
@@ -26,8 +27,8 @@ COMMANDS = {
 ANYWHERE = ("new", "deploy")  # the others need a project
 USAGE = "handdown COMMAND, where COMMAND is one of:"
 NO_PROJECT = (
-    "Error: there is no project in this folder (no dvc.yaml and params.yaml). Go to the folder of one, or make "
-    "one: handdown new NAME --images FOLDER"
+    "Error: there is no project in this folder (no dvc.yaml and params.yaml). Go to the folder of one, or "
+    "make one: handdown new NAME --images FOLDER"
 )
 
 

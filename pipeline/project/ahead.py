@@ -28,7 +28,8 @@ class Stage:
 
 
 def stages_ahead() -> list[Stage]:
-    """All stages but `installed`. `check` runs first, because only it knows which code has changed; ends with its exit code.
+    """All stages but `installed`. `check` runs first, because only it knows which code has changed; ends with
+    its exit code.
 
     A stage is also counted as one that runs if a stage before it runs: nobody can know whether that will
     change anything for it.

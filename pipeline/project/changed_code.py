@@ -26,6 +26,6 @@ def in_words(stages: list[str], version: str) -> str:
     if not stages:
         return ""
     return (
-        f"Code has changed since these stages ran, so they will run again with {version}: {', '.join(stages)}. "
-        "Stages after them run again if what these make changes."
+        f"Code has changed since these stages ran, so they will run again with {version}: "
+        f"{', '.join(stages)}. Stages after them run again if what these make changes."
     )

@@ -48,7 +48,7 @@ def _size(look: Look) -> int:
 
 def _student_train(look: Look) -> dict[str, Any]:
     if look.are_photographs:  # pretrained weights change slowly
-        return _times(look, steps=600, epochs=(8, 60), batch=32) | {
+        return _times(look, steps=400, epochs=(8, 30), batch=32) | {
             "optimizer": "adamw",
             "lr": 0.001,
             "weight_decay": 0.02,

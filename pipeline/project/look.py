@@ -48,10 +48,10 @@ class Look:
     def words(self) -> str:
         unlabelled = f" and {self.unlabelled:,} without a label" if self.unlabelled else ""
         grey = ", grey" if self.is_grey else ""
-        return (
-            f"{self.labelled:,} images of {len(self.classes)} classes{unlabelled}, "
-            f"{min(self.counts):,} to {max(self.counts):,} of each, about {self.width} x {self.height}{grey}"
-        )
+        low, high = min(self.counts), max(self.counts)
+        of_each = f"{low:,} of each" if low == high else f"{low:,} to {high:,} of each"
+        what = f"{self.labelled:,} images of {len(self.classes)} classes{unlabelled}, {of_each}"
+        return f"{what}, about {self.width} x {self.height}{grey}"
 
 
 def look_at(images: Path) -> Look:

@@ -1,11 +1,13 @@
 """A network as a person names it on the command line, and what params.yaml says of it."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline import nets
 from pipeline.files import sha256
@@ -14,6 +16,7 @@ from pipeline.nets.start import SUFFIXES, read_weights
 from pipeline.settings import InputError
 
 HUBS = ("torchvision", "timm")
+Shapes = dict[str, tuple[int, ...]]
 IMAGENET = "{mean: imagenet, std: imagenet}    # what the weights were trained with"
 LITE = "{mean: [0.49804, 0.49804, 0.49804], std: [0.50196, 0.50196, 0.50196]}"
 
@@ -29,7 +32,7 @@ class Named:
         return not self.net.startswith("onnx:")
 
     def lines(self) -> list[str]:
-        net = f'"{self.net}"' if self.net.startswith("onnx:") else self.net
+        net = self.net if self.is_trainable else _quoted(self.net)
         given = {"net": net, "start": self.start, "input": self.input}
         return [f"{key}: {value}" for key, value in given.items() if value]
 
@@ -46,49 +49,55 @@ def named_net(words: str, option: str) -> Named:
         hub = net.partition(":")[0]
         return Named(net, f"{{source: {hub}}}" if hub in HUBS else "")
     path = _file(file, option)
-    start = f"{{source: file, file: {path},\n            sha256: {sha256(path)}}}"
+    start = f"{{source: file, file: {_quoted(path)},\n            sha256: {sha256(path)}}}"
     return Named(net, start, LITE if net.startswith("efficientnet_lite") else IMAGENET)
+
+
+def _quoted(text: str | Path) -> str:
+    """As a scalar of YAML, whatever is in it."""
+    return json.dumps(str(text), ensure_ascii=False)
 
 
 def _file(name: str, option: str) -> Path:
     path = Path(name).expanduser()
     if not path.is_file():
         raise InputError(
-            f"{option}: there is no file {name!r}. Name a network, such as torchvision:resnet50, or a file of "
-            "weights."
+            f"{option}: there is no file {name!r}. Name a network, such as torchvision:resnet50, or a file "
+            "of weights."
         )
     return path.resolve()
 
 
 def net_of_weights(file: Path, option: str) -> str:
     """The network of ours or of torchvision whose tensors have the names and shapes of those in the file."""
-    shapes = {key: tuple(tensor.shape) for key, tensor in read_weights(file, option).items()}
-    for name, own in _networks(_outputs(shapes)):
+    shapes = _shapes(read_weights(file, option))
+    for name, own in _networks():
         if _fits(own, shapes):
             return name
     raise InputError(
         f"{option}: the tensors in {file.name} are those of no network of torchvision or of our own. Write "
-        f"{option} NET={file.name}, where NET is timm:NAME, or my_nets.file:factory for a network of your own."
+        f"{option} NET={file.name}, where NET is timm:NAME, or my_nets.file:factory for one of yours."
     )
 
 
-def _outputs(shapes: dict[str, tuple[int, ...]]) -> int:
-    """How many classes weights tell apart: the length of their last bias, or what their last matrix gives."""
-    last = next((shape for shape in reversed(shapes.values()) if len(shape) in (1, 2, 4)), (1,))
-    return last[0]
-
-
-def _networks(classes: int) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
+def _networks() -> Iterator[tuple[str, Shapes]]:
     """Every network with a name of its own, and the shapes of its tensors; no memory is taken for them."""
     own = [name for name in nets.names() if "<" not in name and ":" not in name]
     for name in [*own, *(torchvision_zoo.PREFIX + member for member in torchvision_zoo.available())]:
-        with torch.device("meta"):
-            net: Any = nets.build(name, classes)
-        yield name, {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
+        with suppress(NotImplementedError), torch.device("meta"):  # regnets compute while they are built
+            yield name, _shapes(nets.build(name, classes=2).state_dict())
 
 
-def _fits(own: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int, ...]]) -> bool:
-    counters = "num_batches_tracked"  # which old files lack
-    return {k: v for k, v in own.items() if not k.endswith(counters)} == {
-        k: v for k, v in shapes.items() if not k.endswith(counters)
+def _shapes(weights: Mapping[str, Tensor]) -> Shapes:
+    """Without the counters of batch norm, which old files lack."""
+    return {
+        key: tuple(tensor.shape) for key, tensor in weights.items() if not key.endswith("num_batches_tracked")
     }
+
+
+def _fits(own: Shapes, found: Shapes) -> bool:
+    """The layer that classifies, a weight and a bias, may be for other classes."""
+    if own.keys() != found.keys():
+        return False
+    others = [key for key in own if own[key] != found[key]]
+    return len(others) <= 2 and all(own[key][1:] == found[key][1:] for key in others)

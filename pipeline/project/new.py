@@ -66,9 +66,7 @@ def _write(made: Path, params: str, name: str, images: Path) -> None:
         (made / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(TEMPLATE / source, made / target)
     readme = (TEMPLATE / "README.md").read_text()
-    (made / "README.md").write_text(
-        readme.format(name=name, version=version(), images=images.resolve())
-    )
+    (made / "README.md").write_text(readme.format(name=name, version=version(), images=images.resolve()))
     write_plots_page(made / PLOTS_PAGE)
 
 

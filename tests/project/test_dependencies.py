@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.params import Params, load_params
-from pipeline.project import dependencies
 from pipeline.project.check import modules_of_stages
 from pipeline.project.dependencies import ROOT, closure, listing
 
-STAGES = sorted(path.stem for path in (ROOT / "stages").glob("[!_]*.py") if path.stem not in ("check", "installed"))
+STAGES = sorted(
+    path.stem for path in (ROOT / "stages").glob("[!_]*.py") if path.stem not in ("check", "installed")
+)
 TRAINING = ("teacher/", "knowledge/", "pretrain/", "distill/")
 LOADED = """
 import pipeline, runpy, sys, unittest.mock
