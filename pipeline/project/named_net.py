@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,8 +83,12 @@ def _networks() -> Iterator[tuple[str, Shapes]]:
     """Every network with a name of its own, and the shapes of its tensors; no memory is taken for them."""
     own = [name for name in nets.names() if "<" not in name and ":" not in name]
     for name in [*own, *(torchvision_zoo.PREFIX + member for member in torchvision_zoo.available())]:
-        with suppress(NotImplementedError), torch.device("meta"):  # regnets compute while they are built
-            yield name, _shapes(nets.build(name, classes=2).state_dict())
+        try:
+            with torch.device("meta"):
+                net = nets.build(name, classes=2)
+        except NotImplementedError:  # regnets compute while they are built
+            continue
+        yield name, _shapes(net.state_dict())
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> Shapes:

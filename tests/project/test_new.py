@@ -141,7 +141,7 @@ def test_photographs_get_pretrained_networks(tmp_path: Path) -> None:
     assert found["teachers"]["big"]["net"] == "torchvision:resnet50"
     assert found["teachers"]["big"]["start"] == {"source": "torchvision"}
     assert found["students"]["small"]["start"] == {"source": "torchvision"}
-    assert (found["data"]["size"], found["augment"]["preset"]) == (160, "standard")
+    assert (found["data"]["size"], found["augment"]["pad"]) == (160, 5)
     assert found["train"]["lr"] == 0.001
     assert found["train"]["decay"] == "weights"
     assert found["teachers"]["big"]["train"]["lr"] == 0.0005
