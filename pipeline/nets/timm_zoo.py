@@ -66,8 +66,8 @@ def _timm(name: str) -> ModuleType:
         import timm
     except ModuleNotFoundError as error:
         raise InputError(
-            f"net: {name!r} is a network of timm, which is not installed. Install it: `make setup` in "
-            "a clone, `--with timm` for `uv tool install`, `pip install 'timm>=1.0.25,<2'` elsewhere."
+            f"net: {name!r} is a network of timm, which is not installed. Install it: `make setup`, or "
+            "`uv pip install 'timm>=1.0.25,<2'` in your own environment."
         ) from error
     module: ModuleType = timm
     return module
