@@ -45,7 +45,18 @@ ALLOWED: dict[str, set[str]] = {
         "settings",
         "training",
     },
-    "project": {"data", "files", "functional", "nets", "params", "records", "runs", "settings", "track"},
+    "project": {
+        "data",
+        "deploy",
+        "files",
+        "functional",
+        "nets",
+        "params",
+        "records",
+        "runs",
+        "settings",
+        "track",
+    },
 }
 KNOW_MLFLOW, KNOW_DVC = {"track"}, {"project"}
 # module -> packages that importing it must not bring in
