@@ -5,9 +5,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 UV := .venv/uv/bin/uv
-# a stamp's name is a lock's hash: a changed lock installs again, an unchanged one costs nothing
+# a stamp's name is a hash: a changed lock or pyproject.toml installs again, an unchanged one costs nothing
 UV_STAMP := .venv/uv/.installed-$(shell sha256sum < bootstrap.lock | cut -c1-16)
-STAMP := .venv/.installed-$(shell sha256sum < requirements.lock | cut -c1-16)
+STAMP := .venv/.installed-$(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-16)
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 PROJECT := $(BIN)/python -m pipeline.project
 export UV_SYSTEM_CERTS := 1
@@ -22,7 +22,7 @@ SEED ?=
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(STAMP) .dvc/plots/page.html  ## install everything into .venv from the lock
+setup: $(STAMP) .dvc/plots/page.html  ## install everything into .venv from the lock; `handdown` is then there
 
 $(UV_STAMP): bootstrap.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python3 is %d.%d; this project needs 3.11 or newer: make PYTHON=python3.12 ..." % sys.version_info[:2])'
@@ -31,14 +31,16 @@ $(UV_STAMP): bootstrap.lock
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-warn-script-location --require-hashes --target .venv/uv -r bootstrap.lock
 	@touch $@
 
-$(STAMP): requirements.lock $(UV_STAMP)
+$(STAMP): requirements.lock pyproject.toml $(UV_STAMP)
 	@rm -f .venv/.installed-*
 	@$(BIN)/python -c '' 2>/dev/null || $(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .venv
 	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --offline --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .dvc/plots/page.html: pipeline/project/plots_page.py $(STAMP)
-	@$(BIN)/python -m pipeline.project.plots_page $@
+	@rm -f $@
+	@$(BIN)/python -m pipeline.project.plots_page
 
 plan: setup  ## what `make run` would do, how long it would take, how much memory and disk it would need
 	@$(PROJECT) plan
@@ -71,6 +73,7 @@ test-oldest: $(UV_STAMP)  ## the tests on the oldest versions that pyproject.tom
 	$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .venv-oldest
 	$(UV) pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --group dev \
 		-r pyproject.toml
+	$(UV) pip install --quiet --python .venv-oldest/bin/python --offline --no-deps --no-build-isolation --editable .
 	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile \
 		--no-loadscope-reorder -m "not slow and not gpu" $(TESTS)
 

@@ -1,6 +1,8 @@
 from pathlib import Path
 
 from pipeline.params import load_params
+from pipeline.project.__main__ import version
+from pipeline.project.changed_code import changed_code, in_words
 from pipeline.project.check import (
     check_data_root,
     check_launcher,
@@ -20,6 +22,8 @@ def stage(code: Path, classes: Path, analysed: Path, learned: Path) -> None:
     write_class_split(params, classes)
     write_names(dict(params.analysis), analysed)
     write_names(dict(params.knowledge), learned)
+    if words := in_words(changed_code(code), version()):
+        print(words, flush=True)
 
 
 if __name__ == "__main__":

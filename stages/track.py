@@ -21,7 +21,9 @@ def stage(records: Path, bundles: Path, reports: Path, plots: Path, out: Path) -
         records, runs=runs, teachers=teachers, analysed=analysed, artifacts=artifacts, common=common, out=out
     )
     rows = len(done.runs) + len(done.teachers)
-    print(f"{len(done.new)} new of {rows} rows in MLflow at {done.tracking_uri}: `make ui` compares them.")
+    print(
+        f"{len(done.new)} new of {rows} rows in MLflow at {done.tracking_uri}: `handdown ui` compares them."
+    )
 
 
 if __name__ == "__main__":

@@ -190,6 +190,11 @@ def _read(start: StartConfig, field: str) -> dict[str, Tensor]:
     if file.suffix not in SUFFIXES:
         raise InputError(f"{where} must end in one of {', '.join(SUFFIXES)}.")
     _check_hash(file, start, where=where, field=field)
+    return read_weights(file, where)
+
+
+def read_weights(file: Path, where: str) -> dict[str, Tensor]:
+    """The state dict in a file, which `where` names in messages."""
     content = _load(file, where)
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

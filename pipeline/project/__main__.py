@@ -1,26 +1,81 @@
-"""`python -m pipeline.project COMMAND`: what the Makefile calls, to be used from the folder of a project."""
+"""`handdown COMMAND`: everything that a person does with a project, from its folder."""
 
+import os
+import shlex
 import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 
-from pipeline.project.balance import balance
-from pipeline.project.command import command
-from pipeline.project.graph import run, track, tries
-from pipeline.project.live import live
-from pipeline.project.plan import plan
-from pipeline.project.promote import promote
-from pipeline.project.ui import ui
+# command -> the module of this room with a function of that name. It is imported when it is needed, because
+# each stage begins here.
+COMMANDS = {
+    "new": "new",
+    "check": "graph",
+    "plan": "plan",
+    "run": "graph",
+    "report": "results",
+    "predict": "results",
+    "ui": "ui",
+    "live": "live",
+    "promote": "promote",
+    "tries": "graph",
+    "balance": "balance",
+    "track": "graph",
+    "deploy": "results",
+}
+ANYWHERE = ("new", "deploy")  # the others need a project
+USAGE = "handdown COMMAND, where COMMAND is one of:"
+NO_PROJECT = (
+    "Error: there is no project in this folder (no dvc.yaml and params.yaml). Go to the folder of one, or "
+    "make one: handdown new NAME --images FOLDER"
+)
 
-COMMANDS = {each.__name__: each for each in (plan, run, tries, track, ui, live, promote, balance)}
+
+def main(arguments: list[str] | None = None) -> None:
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name == "stage":
+        _become_stage(*rest)
+    if name == "--version":
+        print(f"{version()} in {sys.prefix}")
+    elif name not in COMMANDS:
+        lines = [f"  {each:<9}{(_function(each).__doc__ or '').splitlines()[0]}" for each in COMMANDS]
+        print(USAGE, *lines, "", "handdown COMMAND --help lists its options.", sep="\n")
+        sys.exit(0 if name in ("-h", "--help") else 2)
+    elif name not in ANYWHERE and not (Path("dvc.yaml").is_file() and Path("params.yaml").is_file()):
+        print(NO_PROJECT, file=sys.stderr)
+        sys.exit(2)
+    else:
+        from pipeline.project.command import command
+
+        command(_function(name), prog=f"handdown {name}", arguments=rest)
 
 
-def main(arguments: list[str]) -> None:
-    chosen = COMMANDS.get(arguments[0]) if arguments else None
-    if chosen is None:
-        lines = [f"  {name:<10}{(each.__doc__ or '').splitlines()[0]}" for name, each in COMMANDS.items()]
-        print("python -m pipeline.project COMMAND, where COMMAND is one of:", *lines, sep="\n")
-        sys.exit(0 if arguments in ([], ["-h"], ["--help"]) else 2)
-    command(chosen, prog=f"python -m pipeline.project {arguments[0]}", arguments=arguments[1:])
+def version() -> str:
+    from importlib.metadata import version
+
+    return f"handdown {version('folder-to-student')}"
+
+
+def _function(name: str) -> Callable[..., None]:
+    found: Callable[..., None] = getattr(import_module(f"pipeline.project.{COMMANDS[name]}"), name)
+    return found
+
+
+def _become_stage(name: str, *options: str) -> None:
+    """Run stages/NAME.py by this Python, whatever is on the PATH; of a clone, the code that lies there.
+
+    `--launcher "torchrun ..."` as the first option starts it with that program, of this environment if it
+    has one.
+    """
+    launcher, rest = ["python"], list(options)
+    if rest[:1] == ["--launcher"]:
+        launcher, rest = shlex.split(rest[1]), rest[2:]
+    binaries = Path(sys.executable).parent
+    path = f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"
+    program = sys.executable if launcher[0] == "python" else launcher[0]
+    os.execvpe(program, [program, *launcher[1:], "-m", f"stages.{name}", *rest], os.environ | {"PATH": path})  # noqa: S606
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

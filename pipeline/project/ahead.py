@@ -9,6 +9,7 @@ from typing import Literal
 
 from pipeline.project.dvc import dvc, printed_by_dvc
 
+ALWAYS = "installed"  # it runs at every start, and what it writes decides whether `check` runs
 State = Literal["runs", "up to date", "cached"]
 
 
@@ -27,17 +28,19 @@ class Stage:
 
 
 def stages_ahead() -> list[Stage]:
-    """All stages. `check` runs first, because only it knows which code has changed; ends with its exit code.
+    """All stages but `installed`. `check` runs first, because only it knows which code has changed; ends with
+    its exit code.
 
     A stage is also counted as one that runs if a stage before it runs: nobody can know whether that will
     change anything for it.
     """
     if code := dvc("repro", "-q", "check"):
         sys.exit(code)
-    changed = set(json.loads(printed_by_dvc("status", "--json")))
+    changed = set(json.loads(printed_by_dvc("status", "--json"))) - {ALWAYS}
     dry = printed_by_dvc("repro", "--dry", "--ignore-errors") if changed else ""
     cached = set(re.findall(r"^Stage '([^']+)' is cached", dry, flags=re.MULTILINE))
-    return states(*read_dot(printed_by_dvc("dag", "--dot")), changed=changed, cached=cached)
+    found = states(*read_dot(printed_by_dvc("dag", "--dot")), changed=changed, cached=cached)
+    return [stage for stage in found if stage.name != ALWAYS]
 
 
 def read_dot(text: str) -> tuple[list[str], dict[str, list[str]]]:

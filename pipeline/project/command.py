@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
 from pipeline.deploy import trouble
 from pipeline.records.place import here
@@ -23,18 +24,12 @@ def command(
     function: Callable[..., None], *, prog: str | None = None, arguments: Sequence[str] | None = None
 ) -> None:
     """Call `function` with its options from the command line."""
-    parser = argparse.ArgumentParser(
-        prog=prog or f"python -m {function.__module__}", description=inspect.getdoc(function)
-    )
-    for name, parameter in inspect.signature(function).parameters.items():
-        has_default = parameter.default is not parameter.empty
-        default = parameter.default if has_default else None
-        parser.add_argument(f"--{name}", type=parameter.annotation, required=not has_default, default=default)
+    words, options = _parsed(function, prog, sys.argv[1:] if arguments is None else arguments)
     if FIRST and (place := here()):
         print(f"[{place.at(0.0)}]", flush=True)
     usual = signal.signal(signal.SIGTERM, _end)
     try:
-        function(**vars(parser.parse_args(arguments)))
+        function(*words, **options)
         sys.stdout.flush()
     except KeyboardInterrupt as error:
         if FIRST:
@@ -55,3 +50,27 @@ def command(
 
 def _end(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
+
+
+def _parsed(
+    function: Callable[..., None], prog: str | None, arguments: Sequence[str]
+) -> tuple[Sequence[Any], dict[str, Any]]:
+    """Words and options. A function of any words (`*words`) gets all of them as they are."""
+    parser = argparse.ArgumentParser(
+        prog=prog or f"python -m {function.__module__}", description=inspect.getdoc(function)
+    )
+    words = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        has_default = parameter.default is not parameter.empty
+        default = parameter.default if has_default else None
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return arguments, {}
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            words.append(name)
+            parser.add_argument(name, type=parameter.annotation)
+        else:
+            parser.add_argument(
+                f"--{name}", type=parameter.annotation, required=not has_default, default=default
+            )
+    options = vars(parser.parse_args(arguments))
+    return [options.pop(name) for name in words], options

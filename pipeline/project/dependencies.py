@@ -1,6 +1,7 @@
-"""Which files of the project a stage's code consists of: the stage runs again if one of them changes.
+"""Which files a stage's code consists of, installed and of the project: it runs again if one of them changes.
 
-An edit of any other file leaves the stage's results, and its half-finished trainings, as they are.
+An edit of any other file leaves the stage's results, and its half-finished trainings, as they are. Files are
+named from where Python finds them, so that a list is the same on every machine.
 """
 
 import ast
@@ -8,10 +9,13 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]  # a clone, or the place where Python keeps what is installed
+OURS = ("pipeline", "stages")  # below ROOT; everything else of a project is in its own folder
 # Their imports are there to check params.yaml, or the file of a teacher. A stage imports the code that it
 # computes with elsewhere.
 CHECKS_ONLY = ("pipeline/params.py", "pipeline/nets/onnx_file.py")
+TEMPLATES = (".css", ".html")
+CODE = (".py", *TEMPLATES)
 # It imports the files beside it by the names in params.yaml, so any of them may be needed.
 IMPORTS_BY_NAME = "pipeline/nets/__init__.py"
 
@@ -19,12 +23,23 @@ IMPORTS_BY_NAME = "pipeline/nets/__init__.py"
 def listing(files: Iterable[str]) -> str:
     """Hashes and names in the form of `sha256sum`, so `sha256sum --check` says which file has changed."""
     return "".join(
-        f"{hashlib.sha256((ROOT / file).read_bytes()).hexdigest()}  {file}\n" for file in sorted(files)
+        f"{hashlib.sha256(place(file).read_bytes()).hexdigest()}  {file}\n" for file in sorted(files)
     )
 
 
+def installed() -> str:
+    """The listing of the whole tool."""
+    files = (path for room in OURS for path in (ROOT / room).rglob("*") if path.suffix in CODE)
+    return listing(path.relative_to(ROOT).as_posix() for path in files)
+
+
+def place(file: str) -> Path:
+    """Where a file lies: the tool's own below ROOT, all others in the project's folder."""
+    return (ROOT if file.partition("/")[0] in OURS else Path.cwd()) / file
+
+
 def closure(*modules: str) -> set[str]:
-    """The project's files that these modules consist of and import, directly or not."""
+    """The files that these modules consist of and import, directly or not; nothing of other packages."""
     seen: set[str] = set()
     todo = {file for module in modules for file in _files_of(module)}
     while todo:
@@ -38,8 +53,8 @@ def closure(*modules: str) -> set[str]:
 
 
 def imported_by(file: str) -> set[str]:
-    """The project's files that `file` itself imports, at any place in it, except for types only."""
-    tree = ast.parse((ROOT / file).read_text())
+    """The files that `file` itself imports, at any place in it, except for types only."""
+    tree = ast.parse(place(file).read_text())
     typing_only = {
         id(part)
         for node in ast.walk(tree)
@@ -66,11 +81,12 @@ def _files_of(module: str) -> set[str]:
     parts = module.split(".")
     candidates = [Path(*parts[:n], "__init__.py") for n in range(1, len(parts) + 1)]
     candidates.append(Path(*parts).with_suffix(".py"))
-    return {path.as_posix() for path in candidates if (ROOT / path).is_file()}
+    return {path.as_posix() for path in candidates if place(path.as_posix()).is_file()}
 
 
 def _beside(file: str) -> set[str]:
     """The files of the same folder that `file` may need without an import of them, such as templates."""
-    folder = (ROOT / file).parent
-    kinds = {".html", ".css"} | ({".py"} if file == IMPORTS_BY_NAME else set())
-    return {path.relative_to(ROOT).as_posix() for path in folder.iterdir() if path.suffix in kinds}
+    folder = place(file).parent
+    kinds = CODE if file == IMPORTS_BY_NAME else TEMPLATES
+    names = [path.name for path in folder.iterdir() if path.suffix in kinds]
+    return {(Path(file).parent / name).as_posix() for name in names}

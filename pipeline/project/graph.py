@@ -7,6 +7,7 @@ from pipeline.project.ahead import stages_ahead
 from pipeline.project.dvc import dvc
 from pipeline.project.locks import mend_locks
 from pipeline.project.plan import keep_plan
+from pipeline.project.plots_page import write_plots_page
 
 # what `dvc exp show` would list beside the parameters and scores that a person compares
 NOT_COMPARED = (
@@ -15,9 +16,18 @@ NOT_COMPARED = (
 )
 
 
+def check() -> None:
+    """Say what is wrong in params.yaml, and which stages would run again because code has changed."""
+    mend_locks()
+    if code := dvc("repro", "-q", "-f", "-s", "installed", "check"):
+        sys.exit(code)
+    print("params.yaml is sound.")
+
+
 def run() -> None:
     """Run what changed in the graph, then print the table of results."""
     mend_locks()
+    write_plots_page()
     keep_plan(stages_ahead())
     if code := dvc("repro"):
         sys.exit(code)

@@ -9,7 +9,7 @@ def live(port: int = 5000, work: Path = Path(".work")) -> None:
     from pipeline.track.view import view_link
 
     print(
-        f"Open {view_link(port, 'training')} (served by `make ui`). Ctrl-C ends this, not the training.",
+        f"Open {view_link(port, 'training')} (served by `handdown ui`). Ctrl-C ends this, not the training.",
         flush=True,
     )
     try:

@@ -31,7 +31,7 @@ class Group:
 
 
 def plan(data: Path = Path("data/prepared"), records: Path = Path("records")) -> None:
-    """Say what `make run` would do, how long it would take, and how much memory and disk it would need."""
+    """Say what `handdown run` would do, how long it would take, how much memory and disk it would need."""
     mend_locks()
     stages = stages_ahead()
     running = [stage.name for stage in stages if stage.state == "runs"]

@@ -1,17 +1,14 @@
 """The HTML page that `dvc plots` fills in.
 
-DVC's own page loads what draws the plots from a public address; this one holds it.
-
-    python -m pipeline.project.plots_page OUT.html
-
-`make setup` writes it once; `plots.html_template` in .dvc/config names the file.
+DVC's own page loads what draws the plots from a public address; this one holds it. `plots.html_template` in
+.dvc/config names the file.
 """
 
-import sys
 from pathlib import Path
 
 from pipeline.files import atomic_file
 
+FILE = Path(".dvc/plots/page.html")
 VEGA_LITE = "5.20"  # the newest version in vl-convert that our templates are written for: v5
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -41,6 +38,12 @@ def page() -> str:
     return PAGE % javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
 
 
+def write_plots_page(file: Path = FILE) -> None:
+    """Once, since it takes a second."""
+    if not file.exists():
+        with atomic_file(file) as partial:
+            partial.write_text(page(), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    with atomic_file(Path(sys.argv[1])) as file:
-        file.write_text(page(), encoding="utf-8")
+    write_plots_page()

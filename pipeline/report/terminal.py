@@ -34,7 +34,7 @@ def table(results: Results, *, bundles: Path, report: Path) -> str:
         "",
         f"bundles   {bundles}/RUN   (best: {bundles / best.name})",
         f"report    {report}",
-        "MLflow    make ui",
+        "MLflow    handdown ui   (in a clone: make ui)",
         "",
     ]
     return "\n".join(lines)

@@ -196,10 +196,10 @@ class _Watched:
     def images_per_epoch(self) -> int:
         return self.batches.images_per_epoch
 
-    def epoch(self, n: int) -> Iterator[Batch]:
+    def epoch(self, n: int, first: int = 0) -> Iterator[Batch]:
         if self._is_enough():
             return
-        for batch in self.batches.epoch(n):
+        for batch in self.batches.epoch(n, first):
             if self._is_enough():
                 return
             self.steps += 1

@@ -29,7 +29,7 @@ QUIET = {
 
 def project_folder() -> Path:
     """The main checkout, also while `dvc exp run --temp` works in a temporary copy."""
-    return Path(os.environ.get("DVC_ROOT") or Path(__file__).resolve().parents[2])
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd())
 
 
 def writer_id() -> str:
@@ -63,7 +63,8 @@ def explained_errors() -> Iterator[None]:
         raise InputError(
             f"MLflow at {public_uri(tracking_uri())} cannot be used: {_first_line(error)} No model is lost: "
             f"models, records and report are in the project. Check {check}. "
-            f"{address.hint(tracking_uri())}Then run `make track`: it logs what is missing."
+            f"{address.hint(tracking_uri())}Then run `handdown track` (in a clone `make track`): it "
+            "logs what is missing."
         ) from None  # the error itself may quote the password
 
 

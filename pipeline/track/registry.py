@@ -81,7 +81,7 @@ def register_best(
         logged = find_row(client, experiment, row)
         if logged is None:
             uri = database.public_uri(database.tracking_uri())
-            raise InputError(f"MLflow at {uri} has no row of run {run.name} yet. `make track` logs it.")
+            raise InputError(f"MLflow at {uri} has no row of run {run.name} yet. `handdown track` logs it.")
         version = _find_version(client, model, bundle)
         is_new = version is None
         if version is None:

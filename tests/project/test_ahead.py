@@ -64,7 +64,7 @@ def test_dvc_is_asked_and_its_own_order_is_found(tmp_path: Path, monkeypatch: py
     order, before = read_dot(printed_by_dvc("dag", "--dot"))
     dry = printed_by_dvc("repro", "--dry", "-f")
     assert order == [line.split("'")[1] for line in dry.splitlines() if line.startswith("Running stage")]
-    assert len(order) == 23
+    assert len(order) == 24
     assert set(before["pretrain@kd"]) == {"check", "prepare", "teacher@big"}
     monkeypatch.setattr(ahead, "dvc", lambda *arguments: 0)
     assert {stage.state for stage in stages_ahead()} == {"runs"}

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from scratch_project import ROOT, heeding_ctrl_c
 
+from pipeline.project.command import command
+
 OF_TEACHER = [
     "--name",
     "big",
@@ -59,6 +61,20 @@ def with_params(tmp_path: Path, **data: object) -> Path:
     params["data"] |= data
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     return tmp_path
+
+
+def test_words_before_a_slash_need_no_option_and_any_words_are_handed_on() -> None:
+    got: list[object] = []
+
+    def make(place: Path, /, size: int = 3) -> None:
+        got.append((place, size))
+
+    def pass_on(*words: str) -> None:
+        got.append(words)
+
+    command(make, arguments=["here", "--size", "4"])
+    command(pass_on, arguments=["--csv", "picture.png"])
+    assert got == [(Path("here"), 4), ("--csv", "picture.png")]
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.params import Params, load_params
-from pipeline.project import dependencies
 from pipeline.project.check import modules_of_stages
 from pipeline.project.dependencies import ROOT, closure, listing
 
-STAGES = sorted(path.stem for path in (ROOT / "stages").glob("[!_]*.py") if path.stem != "check")
+STAGES = sorted(
+    path.stem for path in (ROOT / "stages").glob("[!_]*.py") if path.stem not in ("check", "installed")
+)
 TRAINING = ("teacher/", "knowledge/", "pretrain/", "distill/")
 LOADED = """
 import pipeline, runpy, sys, unittest.mock
@@ -90,7 +91,7 @@ def test_a_network_of_ones_own_is_listed_with_what_it_imports(
 ) -> None:
     small = "from my_nets import blocks"
     write_modules(tmp_path, {"my_nets/__init__.py": "", "my_nets/small.py": small, "my_nets/blocks.py": ""})
-    monkeypatch.setattr(dependencies, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     listed = changed(params, students={"small": {"net": "my_nets.small:make"}})
     for stage in ("pretrain/kd", "distill/kd", "evaluate/kd", "export/kd", "benchmark/kd"):
         assert {"my_nets/small.py", "my_nets/blocks.py"} <= listed[stage], stage
@@ -108,7 +109,7 @@ def test_sha256sum_checks_the_listing(tmp_path: Path) -> None:
 
 
 def test_an_import_for_types_only_is_not_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dependencies, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     typing_only = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import two\n\n"
     write_modules(
         tmp_path,

@@ -1,14 +1,20 @@
 """The commands that the Makefile calls."""
 
+import hashlib
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from pipeline.project import __main__ as project
-from pipeline.project import balance, dvc, graph
+from pipeline.project import balance, dvc, graph, plots_page, results
+from pipeline.project.changed_code import changed_code, in_words
 from pipeline.settings import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -25,11 +31,30 @@ def test_what_can_be_called_is_listed(
     assert all(f"  {name} " in printed for name in project.COMMANDS)
 
 
-def test_make_has_a_target_for_every_command() -> None:
+def test_make_calls_these_commands() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    assert all(f"$(PROJECT) {name}" in makefile for name in project.COMMANDS)
+    called = set(re.findall(r"\$\(PROJECT\) (\w+)", makefile))
+    assert called == set(project.COMMANDS) - {"new", "check", "report", "predict", "deploy"}
 
 
+@pytest.fixture
+def in_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("dvc.yaml", "params.yaml"):
+        (tmp_path / name).touch()
+
+
+@pytest.mark.parametrize("missing", ["dvc.yaml", "params.yaml"])
+@pytest.mark.usefixtures("in_a_project")
+def test_outside_of_a_project_a_sentence_says_so(missing: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(missing).unlink()
+    with pytest.raises(SystemExit) as ended:
+        project.main(["run"])
+    assert ended.value.code == 2
+    assert "handdown new NAME --images FOLDER" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("in_a_project")
 def test_options_have_defaults_and_a_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         project.main(["promote", "--help"])
@@ -37,13 +62,14 @@ def test_options_have_defaults_and_a_help(capsys: pytest.CaptureFixture[str]) ->
     assert "Register the student that is best on validation" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("in_a_project")
 def test_a_mistake_is_a_paragraph(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse() -> None:
         raise InputError("there is nothing here. Go there.")
 
-    monkeypatch.setitem(project.COMMANDS, "run", refuse)
+    monkeypatch.setattr(graph, "run", refuse)
     with pytest.raises(SystemExit) as ended:
         project.main(["run"])
     assert ended.value.code == 2
@@ -78,6 +104,82 @@ def test_a_graph_that_fails_shows_no_old_table(tmp_path: Path, monkeypatch: pyte
         graph.run()
     assert ended.value.code == 255
     assert calls == [("repro",)]
+    assert (tmp_path / plots_page.FILE).is_file()  # so that `dvc plots` works in a clone of a project
+
+
+@pytest.mark.usefixtures("in_a_project")
+def test_there_is_nothing_to_show_before_the_first_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no results yet\. Make them: handdown run"):
+        results.report()
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    with pytest.raises(InputError, match=r"no results yet\. Make them: handdown run"):
+        results.predict("picture.png")
+
+
+def stage_becomes(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[str, list[str], str]:
+    """The program, its arguments and the PATH that `handdown stage ...` hands over to."""
+    handed: list[tuple[str, list[str], dict[str, str]]] = []
+    monkeypatch.setattr(os, "execvpe", lambda *call: handed.append(call) or sys.exit())
+    with pytest.raises(SystemExit):
+        project.main(["stage", *words])
+    ((program, arguments, environment),) = handed
+    return program, arguments, environment["PATH"]
+
+
+def test_a_stage_runs_under_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, arguments, path = stage_becomes(monkeypatch, "report", "--plots", "plots")
+    assert program == sys.executable
+    assert arguments == [sys.executable, "-m", "stages.report", "--plots", "plots"]
+    assert path.startswith(f"{Path(sys.executable).parent}{os.pathsep}")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "begins"),
+    [
+        ("python", [sys.executable]),
+        ("python -X dev", [sys.executable, "-X", "dev"]),
+        ("torchrun --nproc-per-node 4", ["torchrun", "--nproc-per-node", "4"]),
+    ],
+)
+def test_a_launcher_starts_a_stage(launcher: str, begins: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    program, arguments, _ = stage_becomes(monkeypatch, "distill", "--launcher", launcher, "--name", "kd")
+    assert (program, arguments) == (begins[0], [*begins, "-m", "stages.distill", "--name", "kd"])
+
+
+def test_check_asks_again_although_nothing_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it says again what will run because code has changed."""
+    calls = fail(monkeypatch, graph, code=7)
+    with pytest.raises(SystemExit) as ended:
+        graph.check()
+    assert (ended.value.code, calls) == (7, [("repro", "-q", "-f", "-s", "installed", "check")])
+
+
+def test_stages_with_other_code_are_found(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    (code / "distill").mkdir(parents=True)
+    for name in ("prepare", "distill/kd", "distill/at"):
+        (code / name).write_text(f"{name}\n")
+    lock = tmp_path / "dvc.lock"
+    assert changed_code(code, lock) == []  # nothing has run yet
+
+    def ran(path: str, text: str) -> dict[str, list[dict[str, str]]]:
+        other = {"path": "data", "md5": "0"}
+        return {"deps": [other, {"path": f"{code}/{path}", "md5": hashlib.md5(text.encode()).hexdigest()}]}
+
+    stages = {
+        "check": {},
+        "prepare": ran("prepare", "prepare\n"),
+        "distill@kd": ran("distill/kd", "old\n"),
+        "distill@at": ran("distill/at", "distill/at\n"),
+        "distill@gone": ran("distill/gone", "old\n"),
+    }
+    lock.write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    assert changed_code(code, lock) == ["distill@kd"]
+    assert in_words(["distill@kd"], "handdown 2") == (
+        "Code has changed since these stages ran, so they will run again with handdown 2: distill@kd. Stages "
+        "after them run again if what these make changes."
+    )
+    assert in_words([], "handdown 2") == ""
 
 
 @pytest.mark.usefixtures("nothing_ahead")

@@ -361,7 +361,7 @@ def test_missing_rows_and_bundles_and_impossible_names_are_refused(project: Path
         promote(project, model="a/b")
     fabricated.fabricate(project / "records", again=["evaluate/fitnet"])
     write_bundle(project, "fitnet")
-    with pytest.raises(InputError, match=r"no row of run fitnet yet\. `make track` logs it"):
+    with pytest.raises(InputError, match=r"no row of run fitnet yet\. `handdown track` logs it"):
         promote(project)
     shutil.rmtree(project / "bundles")
     with pytest.raises(InputError, match=r"fitnet: .*is not a bundle"):

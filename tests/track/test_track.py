@@ -308,11 +308,16 @@ def test_the_environment_may_name_another_database(
         assert connection.execute("SELECT count(*) FROM runs").fetchone() == (0,)
 
 
-def test_without_dvc_the_project_is_this_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_dvc_the_project_is_the_folder_at_hand(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert (database.project_folder(), database.tracking_uri()) == (CODE, f"sqlite:///{CODE}/mlflow.db")
+    assert (database.project_folder(), database.tracking_uri()) == (
+        tmp_path,
+        f"sqlite:///{tmp_path}/mlflow.db",
+    )
 
 
 def test_the_link_opens_a_view_of_all_rows_best_first(project: Path) -> None:
