@@ -45,7 +45,9 @@ def parts_read(
     set_trainable(phase, student, method)
     watched = _Watched(teacher)
     with watched:
-        step = replace(step_of(batch, cfg, student, teacher, autocast=autocast), stored=watched.answer)
+        step = replace(
+            step_of(batch, cfg, student, teacher, autocast=autocast, starts_epoch=True), stored=watched.answer
+        )
         terms = [term.weight * term.value for term in phase.loss(step).values()]
         if with_gradient := [term for term in terms if term.requires_grad]:
             torch.autograd.backward(torch.stack(with_gradient).sum())

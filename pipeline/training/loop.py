@@ -48,8 +48,8 @@ def fit(
     The student ends with its best weights on validation, or with its last ones without `validate`, which
     returns at least `val_accuracy`, `val_loss` and what `cfg.select` names, or `val_nearest_mean` alone.
     `on_point` gets the curves so far at each point. With a `state_file`, a phase that was stopped at any step
-    continues from there, and ends with the same weights and curves. `epoch` in the curves has a fraction where
-    `cfg.steps` cuts the last epoch.
+    continues from there, and ends with the same weights and curves. `epoch` in the curves has a fraction
+    where `cfg.steps` cuts the last epoch.
     """
     torch.manual_seed(seed)
     parameters = set_trainable(phase, student, method)
