@@ -37,8 +37,8 @@ from tqdm import tqdm
 from experiments import products
 from experiments._output import print_table
 from pipeline import nets
-from pipeline.benchmark import speed, worker
-from pipeline.export import int8, machine, onnx_format
+from pipeline.benchmark import speed
+from pipeline.export import int8, latency, machine, onnx_format, worker
 from pipeline.export.deployable import Deployable, plain_pools
 from pipeline.functional import normalise
 
@@ -182,10 +182,10 @@ def one_round(
 ) -> dict[int, dict[str, float]]:
     """Milliseconds of CPU time by batch and variant."""
     with ExitStack() as stack:
-        processes: dict[tuple[str, str], speed.Process] = {}
+        processes: dict[tuple[str, str], latency.Process] = {}
         for runtime, form in product(filter(importlib.util.find_spec, RUNTIMES), ("onnx", "int8")):
             processes["", RUNTIMES[runtime] + form] = stack.enter_context(
-                speed._fresh(runtime, folder / f"{form}.onnx", threads, folder / "images.npy")
+                latency.fresh(runtime, folder / f"{form}.onnx", threads, folder / "images.npy")
             )
         openings: dict[str, Callable[[], worker.Opened]] = {
             f"{form} product": partial(open_product, form, threads) for form in sorted(set(PRODUCTS.values()))
@@ -197,10 +197,10 @@ def one_round(
             processes["", variant] = stack.enter_context(speed._forked(opening, threads, images))
         for process in processes.values():
             process.ask({})
-        timed = {batch: speed._take_turns(processes, batch, seconds) for batch in batches}
+        timed = {batch: latency.take_turns(processes, batch, seconds) for batch in batches}
         return {
-            batch: {variant: row["cpu_ms"] for (_, variant), row in rows.items()}
-            for batch, rows in timed.items()
+            batch: {variant: speed._summary(batch, taken)["cpu_ms"] for (_, variant), taken in times.items()}
+            for batch, times in timed.items()
         }
 
 

@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "nets": {"deploy", "files", *MATHS},
     "checkpoint": {"files", "nets", "records", "settings"},
     "training": {"checkpoint", "data", "methods", "records", *MATHS},
-    "export": {"checkpoint", "data", "deploy", "files", "records", *MATHS},
+    "export": {"checkpoint", "data", "deploy", "files", "methods", "records", *MATHS},
     "benchmark": {"deploy", "device", "export", "functional", "records", "settings"},
     "runs": {"checkpoint", "data", "device", "files", "methods", "nets", "records", "training", *MATHS},
     "evaluation": {"checkpoint", "data", "export", "files", "records", *MATHS},

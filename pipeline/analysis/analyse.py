@@ -150,8 +150,8 @@ def _probes(subject: Subject, students: Path) -> Part:
         seed: load_facts(folder)["val_accuracy"] for seed, folder in student_folders(students).items()
     }
     part = Part(details={"probe": accuracies})
-    for name, of_seeds in accuracies.items():
-        part.metrics |= _summary(name, of_seeds)
+    for name, scores in accuracies.items():
+        part.metrics |= _summary(name, scores)
     return part
 
 
@@ -232,11 +232,15 @@ def _associations(
 def _mismatch(subject: Subject, net: Tapped, weights: Weights) -> float:
     """Mean over batches."""
     scores = []
-    for answers in subject.answers(net, subject.teacher):
+    for student, teacher in subject.answers(net, subject.teacher):
         if _is_before_activation(subject.run):
-            answers = tuple(replace(each, maps=each.maps | each.preactivations) for each in answers)
-        scores.append(mismatch(*answers, weights))
+            student, teacher = (_before_activation(each) for each in (student, teacher))
+        scores.append(mismatch(student, teacher, weights))
     return statistics.fmean(scores)
+
+
+def _before_activation(answer: Answer) -> Answer:
+    return replace(answer, maps={**answer.maps, **answer.preactivations})
 
 
 def _is_before_activation(run: Run) -> bool:

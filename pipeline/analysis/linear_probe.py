@@ -87,7 +87,7 @@ def layer_probe(train_x: np.ndarray, train_y: np.ndarray, val_x: np.ndarray, val
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [DROP])
     order = torch.Generator().manual_seed(0)
     for _ in range(EPOCHS):
-        for batch in torch.randperm(len(rows), generator=order).split(BATCH):
+        for batch in torch.split(torch.randperm(len(rows), generator=order), BATCH):
             optimizer.zero_grad()
             torch.autograd.backward(F.cross_entropy(layer(rows[batch]), labels[batch]))
             optimizer.step()
@@ -129,7 +129,8 @@ def _right(train: Rows, **others: Rows) -> list[np.ndarray]:
     mean, spread = train[0].mean(0, dtype=np.float64), train[0].std(0, dtype=np.float64)
 
     def standardised(x: np.ndarray) -> np.ndarray:
-        return (x - mean) / np.where(spread > 0, spread, 1.0)
+        scaled: np.ndarray = (x - mean) / np.where(spread > 0, spread, 1.0)
+        return scaled
 
     classifiers = [_fit(strength, standardised(train[0]), train[1]) for strength in STRENGTHS]
     return [

@@ -130,7 +130,7 @@ def build_bundle(
     _write_golden(out / "golden.npz", some, trained, files.runs.get("int8"), bool(calibrated))
     if calibrated and "int8" in files.runs:
         calibrated["int8"] = _measured(lambda part: files.runs["int8"](part)[0], test, trained.temperature)
-    onnx = {
+    onnx: dict[str, Path] = {
         format: out / files.entries[format]["file"] for format in ("onnx", "int8") if format in files.runs
     }
     milliseconds = latency.measure(onnx, np.ascontiguousarray(images[:1]))

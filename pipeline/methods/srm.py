@@ -32,7 +32,7 @@ cannot have the term `image`, because its similarities are not between 0 and 1. 
 not depend on the student, so they can be learned once for many students.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -114,9 +114,9 @@ class SparseRepresentationMatching(MapMethod[Config]):
             {_key(s): Dictionary(students[s], atoms[t], cfg.kernel) for s, t in self.pairs}
         )
 
-    def shown(self, answer: Answer) -> dict[str, Tensor]:
+    def shown(self, answer: Answer) -> Mapping[str, Tensor]:
         """The maps by name: as they are, or before their activation."""
-        return answer.maps | answer.preactivations if self.cfg.preactivation else answer.maps
+        return {**answer.maps, **answer.preactivations} if self.cfg.preactivation else answer.maps
 
     def terms(self, step: Step) -> Terms:
         return {}

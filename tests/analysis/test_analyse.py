@@ -177,7 +177,8 @@ def test_the_score_of_a_seed_has_its_own_weights_and_the_maps_of_its_method(
             with torch.no_grad():
                 answer = net(context.images(rows, net.input))
             answers.append(replace(answer, maps=answer.preactivations) if name == "pre" else answer)
-        scores.append(np.log(mismatch(*answers, associations.learned(past)[seed])))
+        by_student, by_teacher = answers
+        scores.append(np.log(mismatch(by_student, by_teacher, associations.learned(past)[seed])))
     assert result.metrics["sm_score"] == pytest.approx(np.mean(scores))
     assert result.metrics["sm_score_spread"] == pytest.approx(np.std(scores, ddof=1))
     assert result.details["sm_score"] == {

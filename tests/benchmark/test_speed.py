@@ -142,7 +142,7 @@ def test_the_teacher_is_measured_as_an_exported_file(
         asked.append((files, image.shape, files["onnx"].stat().st_size))
         return {"onnx": 0.75}
 
-    monkeypatch.setattr(speed.latency, "measure", as_the_export_does)
+    monkeypatch.setattr(latency, "measure", as_the_export_does)
     larger = np.repeat(np.repeat(images, 2, 1), 2, 2)
     done = measure(bundle, Network(student, images), Network(teacher, larger), CFG).details
     ((_, shape, size),) = asked

@@ -9,6 +9,11 @@ from world import World, moved, snapshot
 
 from pipeline import methods
 
+# what else a value needs, none of it a setting of what the teacher's phases learn
+NEEDED: dict[str, dict[str, Any]] = {
+    "linear": {"image": False},
+    "order": {"student_maps": ("stem", "stage1", "stage2", "stage3")},
+}
 NO_SETTING_OF_A_PHASE = ("name", "combine")
 
 
@@ -56,7 +61,7 @@ def test_a_setting_that_changes_what_is_learned_is_named(name: str) -> None:
         usual = learned(name, n)
         changing = set()
         for key, value in others(name):
-            needed = {"image": False} if value == "linear" else {}
+            needed = NEEDED.get(value, {}) if isinstance(value, str) else {}
             found = learned(name, n, **needed | {key: value})
             same = found.keys() == usual.keys() and all(found[k].shape == usual[k].shape for k in usual)
             if not same or moved(usual, found):

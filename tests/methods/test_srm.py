@@ -180,7 +180,7 @@ def test_maps_before_the_activation_are_used_with_preactivation() -> None:
     method, plain = made(student, teacher, preactivation=True, sparsity=0.3)
     others = step_of_maps(maps((2, 2, 2, 2), (2, 3, 1, 2)), maps((2, 3, 2, 2), (2, 4, 1, 2)))
     first, second = (
-        Answer(a.logits, b.maps | {"stage2": a.maps["stage2"]}, a.pooled, {"stage1": a.maps["stage1"]})
+        Answer(a.logits, {**b.maps, "stage2": a.maps["stage2"]}, a.pooled, {"stage1": a.maps["stage1"]})
         for a, b in ((plain.student, others.student), (plain.teacher, others.teacher))
     )
     mixed = Step.of(student=first, teacher=second, labels=plain.labels, index=plain.index)
@@ -320,7 +320,9 @@ def test_pixels_are_centred_by_the_first_batch() -> None:
     mean = dictionary.mean.clone()
     for epoch in (0, 1):
         method.dictionary_loss(
-            step_of_maps(dict(first.student.maps), {"stage1": teacher["stage1"] + 9}, epoch)
+            step_of_maps(
+                dict(first.student.maps), {"stage1": teacher["stage1"] + 9}, epoch, starts_epoch=epoch > 0
+            )
         )
     assert torch.equal(dictionary.mean, mean)
 
@@ -407,8 +409,8 @@ def test_phase_dictionary_never_runs_the_student() -> None:
     world = World.make()
     method = world.method("srm")
     step = world.step()
-    world.student.net.register_forward_hook(lambda *_: pytest.fail("the student ran"))
     phase = method.phases(world.student)[0]
+    world.student.net.register_forward_hook(lambda *_: pytest.fail("the student ran"))
     assert phase.of_teacher
     assert set(phase.loss(step)) == {"stage1", "stage2", "stage3"}
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NoReturn
 
 import pytest
 import yaml
@@ -119,7 +120,12 @@ def test_there_is_nothing_to_show_before_the_first_run(tmp_path: Path) -> None:
 def stage_becomes(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[str, list[str], str]:
     """The program, its arguments and the PATH that `handdown stage ...` hands over to."""
     handed: list[tuple[str, list[str], dict[str, str]]] = []
-    monkeypatch.setattr(os, "execvpe", lambda *call: handed.append(call) or sys.exit())
+
+    def hand_over(*call: Any) -> NoReturn:
+        handed.append(call)
+        sys.exit()
+
+    monkeypatch.setattr(os, "execvpe", hand_over)
     with pytest.raises(SystemExit):
         project.main(["stage", *words])
     ((program, arguments, environment),) = handed

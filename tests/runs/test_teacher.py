@@ -8,7 +8,7 @@ import pytest
 from small_runs import SmallRuns
 
 from pipeline.functional import lowest_rate
-from pipeline.runs import teacher
+from pipeline.runs.run import TeacherRun
 from pipeline.runs.teacher import check_accuracy
 from pipeline.settings import InputError
 
@@ -89,7 +89,7 @@ def test_of_unbalanced_classes_the_balanced_accuracy_counts_if_it_was_selected(
     assert refused(run, scores, labels) == is_refused
 
 
-def refused(run: teacher.TeacherRun, scores: dict[str, float], labels: np.ndarray) -> bool:
+def refused(run: TeacherRun, scores: dict[str, float], labels: np.ndarray) -> bool:
     try:
         check_accuracy(run, scores, labels, sheet=Path("sheet.png"))
     except InputError:

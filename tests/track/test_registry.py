@@ -179,7 +179,7 @@ def test_the_files_numbers_are_at_the_logged_model(project: Path) -> None:
     good = client().search_logged_models([experiment], "metrics.accuracy_test > 0.805")
     assert [f"models:/{model.model_id}" for model in good] == [version.source]
     assert client().search_logged_models([experiment], "metrics.accuracy_test > 0.815") == []
-    metrics = {metric.key: metric for metric in good[0].metrics}
+    metrics = {metric.key: metric for metric in good[0].metrics or []}
     assert metrics["latency_ms"].value == 0.5
     assert metrics["accuracy_test"].dataset_name == "digits"
     assert not {"accuracy_test_mean", "gain_points", "score_val"} & metrics.keys()  # those of the method

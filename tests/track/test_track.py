@@ -116,7 +116,8 @@ def test_a_row_has_numbers_curves_settings_hashes_and_artifacts(
     assert "| evaluate fitnet |" in tags["mlflow.note.content"]
     assert run.inputs is not None
     data = {each.tags[0].value: each.dataset for each in run.inputs.dataset_inputs}
-    assert {context: (each.name, json.loads(each.profile)["num_rows"]) for context, each in data.items()} == {
+    rows = {context: json.loads(str(each.profile))["num_rows"] for context, each in data.items()}
+    assert {context: (each.name, rows[context]) for context, each in data.items()} == {
         "training": ("digits", 20),
         "validation": ("digits", 20),
         "testing": ("digits", 100),

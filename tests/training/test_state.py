@@ -98,7 +98,7 @@ def test_a_phase_that_is_stopped_at_any_step_continues_to_the_same_weights(
     for seed, place in enumerate([(0, 0), (2, 1), (3, 2), None]):
         world = world_of(seed)  # another start each time: everything must come from the file
         world.teacher = straight.teacher
-        options = {"cfg": cfg, "batches": batches(world), "stop": place, "state_file": file}
+        options: dict[str, Any] = {"cfg": cfg, "batches": batches(world), "stop": place, "state_file": file}
         if place:
             with pytest.raises(KeyboardInterrupt):
                 world.fit(world.method("kd"), **options)
@@ -137,7 +137,7 @@ def test_the_state_is_saved_now_and_then_and_for_a_small_share_of_the_time(
     """A step takes a second, a save two: saved after step 1, 4 and 7; with a share of 0.1 after step 1 only.
     And at the end of each phase."""
     clock = [0.0]
-    monkeypatch.setattr(state.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(state, "SAVE_EVERY", every)
     monkeypatch.setattr(state, "SAVE_SHARE", share)
     made = []
