@@ -24,6 +24,7 @@ COMMANDS = {
     "track": "graph",
     "deploy": "results",
 }
+TRAINING = ("teacher", "knowledge", "pretrain", "distill")  # stages that may have several processes
 ANYWHERE = ("new", "deploy")  # the others need a project
 USAGE = "handdown COMMAND, where COMMAND is one of:"
 NO_PROJECT = (
@@ -65,16 +66,21 @@ def _function(name: str) -> Callable[..., None]:
 def _become_stage(name: str, *options: str) -> None:
     """Run stages/NAME.py by this Python, whatever is on the PATH; of a clone, the code that lies there.
 
-    `--launcher "torchrun ..."` as the first option starts it with that program, of this environment if it
-    has one.
+    A stage that trains is started by the launcher of params.yaml, a program of this environment if it has
+    one. DVC does not know the launcher, so another one makes no stage run again.
     """
-    launcher, rest = ["python"], list(options)
-    if rest[:1] == ["--launcher"]:
-        launcher, rest = shlex.split(rest[1]), rest[2:]
+    launcher = _launcher() if name in TRAINING else ["python"]
     binaries = Path(sys.executable).parent
     path = f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"
     program = sys.executable if launcher[0] == "python" else launcher[0]
-    os.execvpe(program, [program, *launcher[1:], "-m", f"stages.{name}", *rest], os.environ | {"PATH": path})  # noqa: S606
+    command = [program, *launcher[1:], "-m", f"stages.{name}", *options]
+    os.execvpe(program, command, os.environ | {"PATH": path})  # noqa: S606
+
+
+def _launcher() -> list[str]:
+    import yaml
+
+    return shlex.split(yaml.safe_load(Path("params.yaml").read_text())["launcher"])
 
 
 if __name__ == "__main__":

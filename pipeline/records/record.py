@@ -121,6 +121,7 @@ def environment() -> dict[str, Any]:
         "platform": sys.platform,
         "machine": platform.machine(),
         "cores": os.cpu_count(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),  # as launchers set it
         "device": _device(),
     } | _versions()
 

@@ -241,7 +241,20 @@ def caveats(results: Results) -> list[str]:
         "Compare it within this report only.",
         "The student knows only the classes it was trained on. It also gives one of them to an image of "
         "anything else.",
+        *processes(results),
         *warnings(results),
+    ]
+
+
+def processes(results: Results) -> list[str]:
+    """A sentence if the runs were trained by different numbers of processes; older records do not say."""
+    counts = {run.name: run.records["distill"].environment.get("processes", 1) for run in results.ranked}
+    if len(set(counts.values())) == 1:
+        return []
+    listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return [
+        f"The runs were trained by different numbers of processes ({listed}), which changes some methods' "
+        "results: see docs/scaling.md."
     ]
 
 

@@ -43,14 +43,22 @@ def test_the_folder_of_a_torchvision_set_may_hold_links(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "launcher",
-    ["", "pythn", "torchrunn --nproc-per-node 2", "A=1", "'python", "/usr/bin/nothing -u"],
+    [
+        "",
+        "pythn",
+        "torchrunn --nproc-per-node 2",
+        "A=1 python",
+        "'python",
+        "/usr/bin/nothing -u",
+        "$(echo python)",
+    ],
 )
 def test_a_launcher_that_is_no_program_is_refused(launcher: str) -> None:
     with pytest.raises(InputError, match=r"^launcher: .*Write python"):
         check_launcher(launcher)
 
 
-@pytest.mark.parametrize("launcher", ["sh", "A=1 sh -c", "/bin/sh", "$(which python) -u"])
+@pytest.mark.parametrize("launcher", ["sh", "env A=1 sh -c", "/bin/sh -u"])
 def test_other_launchers_are_taken(launcher: str) -> None:
     check_launcher(launcher)
 

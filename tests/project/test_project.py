@@ -147,9 +147,21 @@ def test_a_stage_runs_under_this_python(monkeypatch: pytest.MonkeyPatch) -> None
         ("torchrun --nproc-per-node 4", ["torchrun", "--nproc-per-node", "4"]),
     ],
 )
-def test_a_launcher_starts_a_stage(launcher: str, begins: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    program, arguments, _ = stage_becomes(monkeypatch, "distill", "--launcher", launcher, "--name", "kd")
-    assert (program, arguments) == (begins[0], [*begins, "-m", "stages.distill", "--name", "kd"])
+def test_a_launcher_starts_what_trains(
+    launcher: str, begins: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").write_text(f"launcher: {launcher}\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("teacher", "knowledge", "pretrain", "distill"):
+        program, arguments, _ = stage_becomes(monkeypatch, name, "--name", "kd")
+        assert (program, arguments) == (begins[0], [*begins, "-m", f"stages.{name}", "--name", "kd"])
+    _, arguments, _ = stage_becomes(monkeypatch, "export", "--name", "kd")
+    assert arguments[0] == sys.executable
+
+
+def test_no_command_of_the_graph_names_the_launcher() -> None:
+    """Or else another launcher would make every training run again."""
+    assert "launcher" not in (ROOT / "dvc.yaml").read_text()
 
 
 def test_check_asks_again_although_nothing_changed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,9 +32,17 @@ def test_a_record_says_what_ran(tmp_path: Path) -> None:
     assert datetime.fromisoformat(written["finished"]) >= datetime.fromisoformat(written["started"])
     assert written["environment"]["torch"]
     assert written["environment"]["device"] == "cpu"
+    assert written["environment"]["processes"] == 1
     with recording(tmp_path / "again.json", "distill", "kd", {"a": 1}):
         pass
     assert json.loads((tmp_path / "again.json").read_text())["id"] != written["id"]
+
+
+def test_a_record_says_how_many_processes_there_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with recording(tmp_path / "r.json", "distill", "kd", {}):
+        pass
+    assert json.loads((tmp_path / "r.json").read_text())["environment"]["processes"] == 4
 
 
 def test_a_failed_stage_leaves_no_record(tmp_path: Path) -> None:

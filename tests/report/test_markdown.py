@@ -56,6 +56,13 @@ def test_a_gain_of_one_seed_may_be_chance(tmp_path: Path) -> None:
     assert not re.search("±|standard deviation", text)
 
 
+def test_different_numbers_of_processes_are_told(records: Path) -> None:
+    assert "numbers of processes" not in report(records)
+    edit(records / "distill/kd.json", environment={"processes": 2})
+    assert "different numbers of processes (" in report(records)
+    assert re.search(r"processes \(.*kd 2.*\), which changes", report(records))
+
+
 def test_what_was_planned_stands_beside_what_it_took(records: Path) -> None:
     assert "| seconds | outputs |" in report(records)
     file = records / "distill/kd.json"
