@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,9 +108,12 @@ class World:
         phase = method.phases(student)[number]
         optimizer = RECIPE.build_optimizer(set_trainable(phase, student, method))
 
+        made = count()
+
         def make_step() -> Tensor:
             optimizer.zero_grad(set_to_none=True)
             step = Step(self.images.detach(), self.labels, self.index, student, teacher)
+            step.starts_epoch = next(made) == 0
             total = torch.stack([term.weight * term.value for term in phase.loss(step).values()]).sum()
             torch.autograd.backward(total)
             method.after_backward(step, student)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -118,10 +119,12 @@ class World:
         optimizer = RECIPE.build_optimizer(set_trainable(phase, self.student, method))
         autocast = partial(torch.autocast, self.check.device.type, dtype=torch.bfloat16, enabled=bf16)
 
+        made = count()
+
         def make_step() -> Tensor:
             optimizer.zero_grad(set_to_none=True)
             step = Step(self.images.detach(), self.targets, self.index, self.student, self.teacher)
-            step.autocast = autocast
+            step.autocast, step.starts_epoch = autocast, next(made) == 0
             loss = torch.stack([term.weight * term.value for term in phase.loss(step).values()]).sum()
             torch.autograd.backward(loss)
             method.after_backward(step, self.student)

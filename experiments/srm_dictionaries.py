@@ -60,8 +60,10 @@ def learn(answer: Answer, steps: int, seed: int, **settings: Any) -> SparseRepre
     )
     optimizer = torch.optim.AdamW(method.dictionary.parameters(), 0.01, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps)
-    for _ in range(steps):
-        loss = method.dictionary_loss(step_of(answer, torch.randperm(count)[:BATCH]))
+    for n in range(steps):
+        step = step_of(answer, torch.randperm(count)[:BATCH])
+        step.starts_epoch = n == 0
+        loss = method.dictionary_loss(step)
         optimizer.zero_grad()
         torch.autograd.backward(torch.stack([term.value for term in loss.values()]).sum())
         optimizer.step()

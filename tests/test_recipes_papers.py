@@ -21,6 +21,7 @@ from pipeline.taps import Tapped
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "recipes/papers").glob("*.yaml"))
 BATCH = 4
+QUICK = ("semckd_tables_2_3", "srm_cifar100")  # the others take minutes in all
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 
@@ -70,7 +71,7 @@ def test_a_recipe_says_what_it_costs_and_which_numbers_it_is_to_meet(file: Path)
     text = file.read_text()
     head = " ".join(line.lstrip("# ") for line in text.partition("\nlauncher:")[0].splitlines())
     assert "Cost:" in head
-    assert "to meet" in head or "meets no number" in head
+    assert "to meet" in head.lower() or "meets no number" in head
     assert f"recipes/papers/{file.name}" in head
     assert max(map(len, text.splitlines())) <= 110
 
@@ -91,7 +92,10 @@ def test_a_recipe_is_legal_and_all_its_networks_can_be_built(file: Path) -> None
     assert used == set(params.students)
 
 
-@every_file
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(f, id=f.stem, marks=() if f.stem in QUICK else pytest.mark.slow) for f in FILES],
+)
 def test_a_run_of_a_recipe_trains(file: Path) -> None:
     params = load_params(file)
     train(params, last_of_the_methods(params))

@@ -7,6 +7,7 @@ named from where Python finds them, so that a list is the same on every machine.
 import ast
 import hashlib
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]  # a clone, or the place where Python keeps what is installed
@@ -54,22 +55,26 @@ def closure(*modules: str) -> set[str]:
 
 def imported_by(file: str) -> set[str]:
     """The files that `file` itself imports, at any place in it, except for types only."""
-    tree = ast.parse(place(file).read_text())
+    modules = _modules_in(place(file).read_text())
+    return {found for module in modules for found in _files_of(module)} - {file}
+
+
+@cache
+def _modules_in(code: str) -> frozenset[str]:
+    """The modules that code may import."""
+    tree = ast.parse(code)
     typing_only = {
         id(part)
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for part in ast.walk(node)
     }
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if id(node) not in typing_only:
-            for module in _modules_in(node):
-                found |= _files_of(module)
-    return found - {file}
+    return frozenset(
+        module for node in ast.walk(tree) if id(node) not in typing_only for module in _named_by(node)
+    )
 
 
-def _modules_in(node: ast.AST) -> list[str]:
+def _named_by(node: ast.AST) -> list[str]:
     """The modules that an import statement may mean: a name in `from a import b` may be the module a.b."""
     if isinstance(node, ast.ImportFrom) and node.module:
         return [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
@@ -85,8 +90,9 @@ def _files_of(module: str) -> set[str]:
 
 
 def _beside(file: str) -> set[str]:
-    """The files of the same folder that `file` may need without an import of them, such as templates."""
-    folder = place(file).parent
-    kinds = CODE if file == IMPORTS_BY_NAME else TEMPLATES
-    names = [path.name for path in folder.iterdir() if path.suffix in kinds]
+    """The files of the same folder that `file` needs without an import: modules, or templates it names."""
+    text, is_by_name = place(file).read_text(), file == IMPORTS_BY_NAME
+    kinds = CODE if is_by_name else TEMPLATES
+    beside = (path for path in place(file).parent.iterdir() if path.suffix in kinds)
+    names = [path.name for path in beside if is_by_name or path.name in text]
     return {(Path(file).parent / name).as_posix() for name in names}

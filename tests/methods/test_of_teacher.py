@@ -14,7 +14,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "linear": {"image": False},
     "order": {"student_maps": ("stem", "stage1", "stage2", "stage3")},
 }
-NO_SETTING_OF_A_PHASE = ("name", "combine")
+NO_SETTING_OF_A_PHASE = ("name", "combine", "alternate")  # alternate: there is one phase of both
 
 
 def phases_of_teacher(name: str) -> dict[int, tuple[str, ...]]:

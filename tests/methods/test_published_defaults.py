@@ -155,7 +155,7 @@ def test_every_number_is_published_or_ours_for_a_reason(name: str) -> None:
 
 def test_the_400_of_semckd_is_for_a_mean_over_the_students_maps() -> None:
     """Maps of zeros give projections of zeros, so each map of the student costs the same."""
-    teacher, values = maps((2, 3, 4, 4), (2, 4, 2, 2)), []
+    teacher, values = maps((2, 3, 4, 4), (2, 4, 4, 4)), []
     for count in (1, 2):
         student = {name: 0 * shown for name, shown in list(teacher.items())[:count]}
         method, step = method_on_maps(SemanticCalibration, student, teacher, ablation="equal")

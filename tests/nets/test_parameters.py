@@ -57,7 +57,7 @@ def test_numbers_are_those_of_the_cifar_100_tables(name: str) -> None:
         ("mobilenet_x0.25", 1000, "0.47"),
         # SRM (Tran et al., 2021): 5.1 million on the transfer sets, 2.2 at width 0.66 on CIFAR-100
         ("allcnn", 200, "5.06"),
-        ("allcnn_stem7", 200, "5.07"),  # SRM, section 4.2: 5.1
+        ("allcnn_stem7", 200, "5.08"),  # SRM, section 4.2: 5.1
         ("allcnn_x0.66", 100, "2.18"),
         # the README of EfficientNet-Lite: 4.7, 5.4 and 6.1 million
         ("efficientnet_lite0", 1000, "4.65"),

@@ -130,7 +130,8 @@ def test_training_does_not_depend_on_the_report_or_the_tracking(params: Params) 
     assert {f"{name.partition('/')[0]}/" for name in training} == set(TRAINING)
     later = ("pipeline/report", "pipeline/track", "pipeline/evaluation", "pipeline/export", "pipeline/deploy")
     for name in training:
-        assert not [file for file in listed[name] if file.startswith(later)], name
+        found = {file for file in listed[name] if file.startswith(later)}
+        assert found <= {"pipeline/deploy/__init__.py", "pipeline/deploy/trouble.py"}, name  # errors in words
 
 
 def test_training_depends_on_the_loop_and_the_data(params: Params) -> None:

@@ -50,8 +50,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[Batches, set[int]]:
     shown: dict[Batches, set[int]] = {}
     epoch = Batches.epoch
 
-    def watched(self: Batches, n: int) -> Any:
-        for batch in epoch(self, n):
+    def watched(self: Batches, n: int, first: int = 0) -> Any:
+        for batch in epoch(self, n, first):
             shown.setdefault(self, set()).update(self.views.rows[batch.index].tolist())
             yield batch
 
