@@ -22,6 +22,9 @@ CODE = (
     "my_nets",
     "dvc.yaml",
     "Makefile",
+    "bootstrap.lock",
+    "requirements.lock",
+    "pyproject.toml",
     ".gitignore",
     ".dvcignore",
     ".dvc/config",
@@ -98,10 +101,10 @@ class Project:
         (self.place / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
 
     def rows(self) -> list[str]:
+        """Of the runs and the teachers, without the trainings below them."""
         with sqlite3.connect(self.place / "mlflow.db") as database:
-            return [
-                name
-                for (name,) in database.execute(
-                    "select name from runs where status = 'FINISHED' and lifecycle_stage = 'active'"
-                )
-            ]
+            found = database.execute(
+                "select name from runs where status = 'FINISHED' and lifecycle_stage = 'active' and run_uuid "
+                "not in (select run_uuid from tags where key = 'mlflow.parentRunId')"
+            )
+            return [name for (name,) in found]

@@ -1,4 +1,7 @@
-"""A short form of `make soak`: every kind of case, with the same seed each time."""
+"""A short form of `make soak`: every kind of case, with the same seed each time.
+
+With this seed a training is stopped three times, and another has too little room: both take a moment.
+"""
 
 import os
 import re
@@ -10,7 +13,7 @@ from pipeline.project.dependencies import ROOT
 
 def test_no_generated_case_breaks_a_promise() -> None:
     done = subprocess.run(
-        [sys.executable, "tests/soak.py", "--seed", "1", "--rounds", "2"],
+        [sys.executable, "tests/soak.py", "--seed", "28", "--rounds", "1"],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from pipeline.data.seen import Seen, images_at_once
 from pipeline.functional import normalise
@@ -80,20 +79,21 @@ def layer_probe(train_x: np.ndarray, train_y: np.ndarray, val_x: np.ndarray, val
     for name, x, y in (("train", train_x, train_y), ("val", val_x, val_y)):
         _check(name, x, y, width=train_x.shape[-1])
     rows, labels = torch.as_tensor(train_x).float(), torch.as_tensor(train_y)
-    layer = nn.Linear(rows.shape[1], int(max(train_y.max(), val_y.max())) + 1)
-    nn.init.zeros_(layer.weight)  # it has one minimum, so the start only has to be the same in every call
-    nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.Adam(layer.parameters(), LR, weight_decay=WEIGHT_DECAY)
+    classes = int(max(train_y.max(), val_y.max())) + 1
+    # the loss has one minimum, so the start only has to be the same in every call
+    weight = torch.zeros(classes, rows.shape[1], requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    optimizer = torch.optim.Adam([weight, bias], LR, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [DROP])
     order = torch.Generator().manual_seed(0)
     for _ in range(EPOCHS):
         for batch in torch.split(torch.randperm(len(rows), generator=order), BATCH):
             optimizer.zero_grad()
-            torch.autograd.backward(F.cross_entropy(layer(rows[batch]), labels[batch]))
+            torch.autograd.backward(F.cross_entropy(F.linear(rows[batch], weight, bias), labels[batch]))
             optimizer.step()
         schedule.step()
     with torch.no_grad():
-        answers = layer(torch.as_tensor(val_x).float()).argmax(1)
+        answers = F.linear(torch.as_tensor(val_x).float(), weight, bias).argmax(1)
     return float((answers.numpy() == val_y).mean())
 
 

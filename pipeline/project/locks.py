@@ -7,9 +7,10 @@ other lock files hold nothing: the system frees their locks when a process ends,
 import fcntl
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.settings import InputError
 LIST = Path(".dvc/tmp/rwlock")
 GUARD = Path(".dvc/tmp/rwlock.lock")  # held by whoever reads or writes the list
 SLACK = 2.0  # seconds by which the clocks of files and processes may differ
+MOMENT = 0.5  # seconds; what waits for DVC's daemon ends at the latest so long after it
 
 
 def mend_locks() -> None:
@@ -91,15 +93,38 @@ def _without(held: dict[str, dict[str, Any]], ended: list[int]) -> dict[str, dic
 
 
 def _refuse_if_dvc_runs() -> None:
-    here = Path.cwd()
-    for process in psutil.process_iter(["pid", "cmdline", "cwd"]):
-        command, folder = process.info["cmdline"] or [], process.info["cwd"]
-        is_dvc = any(Path(word).name == "dvc" for word in command[:3])
-        if is_dvc and folder and Path(folder).is_relative_to(here):
-            raise InputError(
-                f"{LIST} is damaged, and DVC runs in this project (process {process.info['pid']}), which may "
-                "use files of the graph. Wait until it has ended, then run this again."
-            )
+    if _dvc_here():
+        time.sleep(MOMENT)
+    if running := _dvc_here():
+        raise InputError(
+            f"{LIST} is damaged, and DVC runs in this project (process {running[0]}), which may use files of "
+            "the graph. Wait until it has ended, then run this again."
+        )
+
+
+def _dvc_here() -> list[int]:
+    """The processes of DVC in this project that may use files of the graph.
+
+    DVC's daemon uses none: it looks for a newer version, or sends statistics. A copy of the `dvc` that
+    started it, with the same command line, waits for it in the background.
+    """
+    every = [process.info for process in psutil.process_iter(["pid", "ppid", "cmdline", "cwd"])]
+    waiting = {info["ppid"] for info in every if _is_daemon(info["cmdline"] or [])}
+    return [info["pid"] for info in every if _is_dvc_here(info) and info["pid"] not in waiting]
+
+
+def _is_dvc_here(info: dict[str, Any]) -> bool:
+    command, folder = info["cmdline"] or [], info["cwd"]
+    is_dvc = any(Path(word).name == "dvc" for word in command[:3]) and not _is_daemon(command)
+    return is_dvc and bool(folder) and Path(folder).is_relative_to(Path.cwd())
+
+
+def _is_daemon(command: list[str]) -> bool:
+    """Whether it is `dvc daemon`, or `python .../dvc/__main__.py daemon`."""
+    return any(
+        word == "daemon" and (Path(before).name == "dvc" or Path(before).parts[-2:] == ("dvc", "__main__.py"))
+        for before, word in pairwise(command[:3])
+    )
 
 
 def _say(what: str) -> None:

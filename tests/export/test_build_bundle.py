@@ -368,7 +368,10 @@ def test_without_calibration_nothing_is_said_of_it(exported: Any) -> None:
     assert not {"temperature", "calibration"} & set(exported.bundle)
     with np.load(exported.out / "golden.npz") as golden:
         assert set(golden) == {"images", "logits_fp32", "logits_int8"}
-    assert "calibrat" not in (exported.out / "README.md").read_text()
+    card = (exported.out / "README.md").read_text()
+    assert "Its probabilities are not calibrated. " in card
+    for told_of_one in ("are calibrated", "temperature", "fitted", "without it"):
+        assert told_of_one not in card
 
 
 def test_a_wrong_temperature_in_a_file_fails_the_gate(

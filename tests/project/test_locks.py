@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -111,6 +112,25 @@ def test_a_damaged_list_stays_while_dvc_runs_here(folder: Path) -> None:
         other.wait()
     assert LIST.read_bytes() == b""
     mend_locks()
+    assert not LIST.exists()
+
+
+def test_the_daemon_that_dvc_leaves_behind_is_not_waited_for(folder: Path) -> None:
+    """DVC forks, and the copy, which looks like `dvc repro`, waits for a daemon that may take long."""
+    LIST.write_bytes(b"")
+    daemon = folder / "site/dvc/__main__.py"
+    daemon.parent.mkdir(parents=True)
+    daemon.write_text("print('started', flush=True); import time; time.sleep(60)")
+    start = [sys.executable, str(daemon), "daemon", "updater"]
+    (folder / "dvc").write_text(f"import subprocess; subprocess.run({start})")
+    command = [sys.executable, "dvc", "repro"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as copy:
+        try:
+            assert copy.stdout is not None
+            assert copy.stdout.readline() == "started\n"
+            mend_locks()
+        finally:
+            os.killpg(copy.pid, signal.SIGKILL)
     assert not LIST.exists()
 
 

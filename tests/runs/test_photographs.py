@@ -234,7 +234,7 @@ def test_the_exported_student_carries_its_own_input(ready: SmallRuns, tmp_path: 
     result, predictions = evaluate_run(ready.data, ready.place / "big", students)
     past = {}
     for stage, done in (("distill", distilled), ("evaluate", result)):
-        past[stage] = Record(stage, "kd", {})
+        past[stage] = Record(stage, "kd", dict(params.run("kd").settings))
         past[stage].add(done)
     out = tmp_path / "bundle"
     cfg = ExportConfig(formats=("onnx", "int8"), int8={"required": False})

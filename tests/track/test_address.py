@@ -1,9 +1,10 @@
 """No password is printed, whatever is in it."""
 
-import os
+import signal
+import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -77,13 +78,26 @@ def test_an_error_that_quotes_no_password_is_printed() -> None:
     assert address.clean("via http://me:other@proxy:80", uri) == "via http://proxy:80"
 
 
-def test_the_list_of_processes_shows_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_list_of_processes_shows_none(monkeypatch: pytest.MonkeyPatch) -> None:
     uri = "postgresql://ann:s3cret@host/db"
-    started = []
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def start(command: list[str], *, env: dict[str, str]) -> MagicMock:
+        started.append((command, env))
+        server = MagicMock(returncode=0)
+        server.__enter__.return_value = server
+        return server
+
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setitem(sys.modules, "pipeline.track", SimpleNamespace(view_link=lambda port: "link"))
-    monkeypatch.setattr(os, "execvpe", lambda *given: started.append(given))
-    ui.ui()
-    ((_, command, environment),) = started
-    assert "s3cret" not in " ".join(map(str, command))
+    monkeypatch.setattr(signal, "signal", lambda *handler: None)
+    monkeypatch.setattr(ui, "_assert_free", lambda port: None)
+    monkeypatch.setattr(ui, "_answers", lambda server, port: True)
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(SystemExit) as ended:
+        ui.ui()
+    assert ended.value.code == 0
+    ((command, environment),) = started
+    assert command[1] == "server"
+    assert "s3cret" not in " ".join(command)
     assert environment["MLFLOW_BACKEND_STORE_URI"] == uri
