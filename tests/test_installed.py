@@ -51,6 +51,7 @@ def test_it_says_what_it_is_and_where(tool: Installed, tmp_path: Path) -> None:
     assert "usage: " in tool.do("handdown", "deploy", "--help", cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_two_projects_share_it_and_an_upgrade_changes_no_file_of_theirs(tool: Installed) -> None:
     one, two = (tool.bin.parent / name for name in ("one", "two"))
     for project in (one, two):
