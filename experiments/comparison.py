@@ -56,6 +56,16 @@ class Comparison:
 
     def run(self, name: str) -> None:
         """Train and test one run."""
+        self.train(name)
+        if (file := self.missing("evaluate", name)) is not None:
+            with recording(file, "evaluate", name, {}) as done:
+                teacher = self.teacher(self.params.run(name).teacher)
+                result, _ = evaluate_run(self.data, teacher, self.work / "students" / name)
+                done.add(result)
+            print(f"{name}: test accuracy {result.metrics['accuracy']:.1%}", flush=True)
+
+    def train(self, name: str) -> None:
+        """Train one run, without a look at the test images."""
         run = self.params.run(name)
         teacher, initial = self.teacher(run.teacher), self.work / "initial" / name
         students = self.work / "students" / name
@@ -65,11 +75,6 @@ class Comparison:
         if (file := self.missing("distill", name)) is not None:
             with recording(file, "distill", name, dict(run.settings)) as done:
                 done.add(distill(run, **self.common, teacher=teacher, initial=initial, out=students))
-        if (file := self.missing("evaluate", name)) is not None:
-            with recording(file, "evaluate", name, {}) as done:
-                result, _ = evaluate_run(self.data, teacher, students)
-                done.add(result)
-            print(f"{name}: test accuracy {result.metrics['accuracy']:.1%}", flush=True)
 
     @property
     def common(self) -> dict[str, Any]:

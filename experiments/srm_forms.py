@@ -21,9 +21,8 @@ from experiments.comparison import Comparison
 from pipeline.methods.srm import Health, SparseRepresentationMatching
 from pipeline.params import Params, load_params
 from pipeline.project.dependencies import ROOT
-from pipeline.records.record import recording
 from pipeline.runs.context import Context
-from pipeline.runs.student import build_student, distill, pretrain
+from pipeline.runs.student import build_student
 
 RECIPE = ROOT / "recipes/few_shot.yaml"
 BATCH = 128
@@ -48,17 +47,6 @@ def with_forms(recipe: Params, images: str, sparsities: Sequence[float], seeds: 
 
 
 class Forms(Comparison):
-    def run(self, name: str) -> None:
-        """Train one run; it is not tested."""
-        run, teacher = self.params.run(name), self.teacher("big")
-        initial, students = self.work / "initial" / name, self.work / "students" / name
-        if (file := self.missing("pretrain", name)) is not None:
-            with recording(file, "pretrain", name, dict(run.settings)) as done:
-                done.add(pretrain(run, **self.common, teacher=teacher, out=initial))
-        if (file := self.missing("distill", name)) is not None:
-            with recording(file, "distill", name, dict(run.settings)) as done:
-                done.add(distill(run, **self.common, teacher=teacher, initial=initial, out=students))
-
     def health(self, name: str, seed: int) -> tuple[dict[str, Health], dict[str, int]]:
         """The dictionaries of a seed on validation images, and k; both by map."""
         run = self.params.run(name)
@@ -117,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     forms.prepare()
     for name in forms.params.runs:
-        forms.run(name)
+        forms.train(name)
     print_table(forms.table(), given.write)
 
 

@@ -555,7 +555,7 @@ class Kind:
 def kinds(graph: Graph, server: Server) -> list[Kind]:
     return [
         Kind("kill", "a stage stopped at any moment ends with the same result", partial(kill, graph)),
-        Kind("full", "a stage whose files do not fit says so, and runs later", partial(full, graph)),
+        Kind("full", "a stage says that the disk is full, and runs once there is room", partial(full, graph)),
         Kind("bundle", "a changed bundle is refused", partial(bundle, graph), many=5),
         Kind("description", "a changed description is no traceback", partial(description, graph), many=20),
         Kind("state", "a changed state is not used", state, many=50),

