@@ -36,7 +36,8 @@ from pipeline.device import keep_memory
 from pipeline.export import machine
 from pipeline.runs.answers import stored_answers
 from pipeline.runs.context import Context
-from pipeline.taps import Answer, Tapped
+from pipeline.taps.answer import Answer
+from pipeline.taps.tapped import Tapped
 from pipeline.training.loop import set_trainable, step_of
 from pipeline.training.recipe import TrainConfig
 

@@ -33,7 +33,8 @@ from pipeline import methods, nets
 from pipeline.device import keep_memory
 from pipeline.export import machine
 from pipeline.methods import Method
-from pipeline.taps import Step, Tapped
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 from pipeline.training.loop import set_trainable
 from pipeline.training.recipe import TrainConfig
 

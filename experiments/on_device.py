@@ -26,7 +26,10 @@ from pipeline.functional import Input, normalise
 from pipeline.methods import Method
 from pipeline.methods._combined import build_method
 from pipeline.records.record import Curves
-from pipeline.taps import Answer, Step, Tapped, in_eval_mode
+from pipeline.taps.answer import Answer
+from pipeline.taps.calls import in_eval_mode
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 from pipeline.training.loop import fit, set_trainable
 from pipeline.training.recipe import TrainConfig
 

@@ -23,7 +23,9 @@ from pipeline.methods.srm import Config, Health, SparseRepresentationMatching
 from pipeline.params import load_params
 from pipeline.project.dependencies import ROOT
 from pipeline.runs.context import Context
-from pipeline.taps import Answer, Step, Tapped
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 
 BATCH = 32
 HEADING = """\

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from world import World
 
-from pipeline.taps import Tapped
+from pipeline.taps.tapped import Tapped
 
 HEAD = {"head.fc.weight", "head.fc.bias"}
 

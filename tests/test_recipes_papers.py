@@ -16,7 +16,7 @@ from pipeline.nets import NetConfig
 from pipeline.params import Params, load_params
 from pipeline.runs.phase import check_phases
 from pipeline.runs.run import Run
-from pipeline.taps import Tapped
+from pipeline.taps.tapped import Tapped
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "recipes/papers").glob("*.yaml"))

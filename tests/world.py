@@ -20,7 +20,9 @@ from pipeline.functional import Input, normalise
 from pipeline.methods import Method
 from pipeline.methods._combined import build_method
 from pipeline.records.record import Curves
-from pipeline.taps import Answer, LogitsOnly, Step, Tapped
+from pipeline.taps.answer import Answer, LogitsOnly
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 from pipeline.training.loop import fit
 from pipeline.training.recipe import TrainConfig
 

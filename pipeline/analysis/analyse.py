@@ -44,7 +44,8 @@ from pipeline.runs.context import Context
 from pipeline.runs.run import Run
 from pipeline.runs.student import load_initial
 from pipeline.settings import InputError
-from pipeline.taps import Answer, Tapped
+from pipeline.taps.answer import Answer
+from pipeline.taps.tapped import Tapped
 
 MOST = 512  # images on which maps are compared
 BATCH = 128

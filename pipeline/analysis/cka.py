@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from pipeline.taps import Answer
+from pipeline.taps.answer import Answer
 
 
 def batchwise_cka(batches: Iterable[tuple[Answer, Answer]]) -> Tensor:

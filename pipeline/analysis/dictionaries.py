@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from pipeline.analysis.drawing import Use, uses
-from pipeline.taps import Answer
+from pipeline.taps.answer import Answer
 
 FEWEST = 0.5  # share of the atoms
 MOST_LOST = 0.9  # share of the variance

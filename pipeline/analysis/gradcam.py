@@ -22,7 +22,8 @@ from torch import Tensor
 from pipeline.analysis.drawing import Font, fitted, paper, save
 from pipeline.data.seen import Seen
 from pipeline.functional import normalise
-from pipeline.taps import Tapped, in_eval_mode
+from pipeline.taps.calls import in_eval_mode
+from pipeline.taps.tapped import Tapped
 
 TILE = 128
 GAP = 8

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from pipeline.data.seen import Seen, images_at_once
 from pipeline.functional import normalise
 from pipeline.settings import InputError
-from pipeline.taps import Tapped, in_eval_mode
+from pipeline.taps.calls import in_eval_mode
+from pipeline.taps.tapped import Tapped
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression

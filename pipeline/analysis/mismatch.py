@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.taps import Answer
+from pipeline.taps.answer import Answer
 
 
 def mismatch(student: Answer, teacher: Answer, weights: Mapping[tuple[str, str], float]) -> float:

@@ -14,7 +14,7 @@ from pipeline.analysis.linear_probe import ProbeScores, embeddings, linear_probe
 from pipeline.data.prepare import prepare
 from pipeline.data.sources import DataConfig
 from pipeline.data.store import SPLITS, Store
-from pipeline.taps import Tapped
+from pipeline.taps.tapped import Tapped
 
 Facts = dict[str, Any]
 

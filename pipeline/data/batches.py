@@ -15,7 +15,8 @@ from pipeline.data.protocol import Subset
 from pipeline.data.views import Rows, Views
 from pipeline.functional import Input, class_weights
 from pipeline.settings import InputError
-from pipeline.taps import Answer, Labelled, Live
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Labelled, Live
 
 
 @dataclass(frozen=True)

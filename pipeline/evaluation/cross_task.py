@@ -24,7 +24,7 @@ from pipeline.evaluation.scores import check_logits, logits_of
 from pipeline.export.calibration import confidence
 from pipeline.functional import Input, auc, centre_products, centre_scores, normalise
 from pipeline.settings import InputError
-from pipeline.taps import Tapped
+from pipeline.taps.tapped import Tapped
 
 TAU = 2.0  # REFILLED's tau2
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from pipeline.functional import softened_kl, standardised
 from pipeline.settings import InputError, Settings
-from pipeline.taps import Answer, Step, Tapped
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 
 Terms = dict[str, Tensor]
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pipeline import methods
 from pipeline.methods import Loss, Method, MethodConfig, Pairs, Phase, Terms
-from pipeline.taps import Step, Tapped
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.methods import MapsConfig, Method, preactivation_pairs
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 C = TypeVar("C", bound=MapsConfig)
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pipeline.functional import attention_difference
 from pipeline.methods import MapMethod, MapsConfig, Terms
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 
 class Config(MapsConfig):

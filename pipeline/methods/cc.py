@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.methods import Method, MethodConfig, Pairs, Terms
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 
 class Config(MethodConfig):

@@ -1,7 +1,7 @@
 """Cross-entropy on the labels: the baseline, and how teachers are fine-tuned. The teacher never runs."""
 
 from pipeline.methods import Method, MethodConfig, Terms
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 
 class CrossEntropy(Method[MethodConfig]):

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from pipeline.methods import Method, MethodConfig, Pairs, Terms
 from pipeline.settings import InputError
-from pipeline.taps import Step, Tapped
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 
 
 class Config(MethodConfig):

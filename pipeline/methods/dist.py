@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.methods import LogitConfig, LogitMethod, Terms
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 
 class Config(LogitConfig):

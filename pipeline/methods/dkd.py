@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pipeline.functional import softened_kl
 from pipeline.methods import LogitConfig, LogitMethod, Terms, warm_up
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 
 class Config(LogitConfig):

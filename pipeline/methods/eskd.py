@@ -25,7 +25,7 @@ from torch import Tensor
 from pipeline.functional import attention_difference
 from pipeline.methods import Loss, Method, MethodConfig, Terms, Weighted, map_pairs
 from pipeline.settings import InputError
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 
 class Config(MethodConfig):

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from pipeline.functional import match_size
 from pipeline.methods import Loss, Method, MethodConfig, Phase, Terms, Weighted
-from pipeline.taps import Answer, Step, Tapped
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 
 
 class Config(MethodConfig):

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from pipeline.functional import match_size
 from pipeline.methods import Loss, Method, MethodConfig, Phase, Terms, Weighted, map_pairs
 from pipeline.settings import InputError
-from pipeline.taps import Step, Tapped
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 
 
 class Config(MethodConfig):

@@ -35,7 +35,10 @@ from pipeline.functional import exact_distances
 from pipeline.methods import Loss, Method, MethodConfig, Pairs, Phase, Terms, Weighted
 from pipeline.methods._neighbours import cosine, neighbours, transfer
 from pipeline.settings import InputError
-from pipeline.taps import Answer, Step, Tapped, in_eval_mode
+from pipeline.taps.answer import Answer
+from pipeline.taps.calls import in_eval_mode
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 
 
 class Config(MethodConfig):

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from pipeline.functional import squared_distances
 from pipeline.methods import MapMethod, MapsConfig, Terms
-from pipeline.taps import Answer, Step
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
 
 
 class Config(MapsConfig):

@@ -17,7 +17,7 @@ formula, over all classes; the authors' program divides by one class less.
 from pydantic import Field
 
 from pipeline.methods import Method, MethodConfig, Terms
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 
 class Config(MethodConfig):

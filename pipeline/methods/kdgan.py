@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pipeline.methods import Method, MethodConfig, Terms
 from pipeline.settings import InputError
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 
 class Config(MethodConfig):

@@ -64,7 +64,9 @@ from torch import Tensor, nn
 from pipeline.functional import match_size, softened_kl
 from pipeline.methods import Loss, Method, MethodConfig, Phase, Terms, Weighted
 from pipeline.settings import InputError
-from pipeline.taps import Step, Tapped, in_eval_mode
+from pipeline.taps.calls import in_eval_mode
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 
 TINY = 1e-30  # smaller values count as this in a division or a logarithm
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipeline.functional import match_size
 from pipeline.methods import MapMethod, MapsConfig, Terms
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 
 class Config(MapsConfig):

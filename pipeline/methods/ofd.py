@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from pipeline.functional import match_size
 from pipeline.methods import MapsConfig, Terms
 from pipeline.methods._margin import MarginMethod, partial_distance
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 
 class Config(MapsConfig):

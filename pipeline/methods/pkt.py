@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pipeline.methods import Method, MethodConfig, Pairs, Terms
 from pipeline.methods._neighbours import transfer
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 
 class Config(MethodConfig):

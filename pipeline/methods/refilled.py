@@ -51,7 +51,9 @@ from torch import Tensor, nn
 
 from pipeline.functional import centre_products, centre_scores, exact_distances
 from pipeline.methods import Loss, Method, MethodConfig, Pairs, Phase, Terms, Weighted
-from pipeline.taps import Answer, Step, Tapped
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 
 NEVER = -1e9  # score of what is left out of a softmax
 

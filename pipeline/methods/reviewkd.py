@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from pipeline.functional import match_size, pool_to
 from pipeline.methods import MapsConfig, Method, Terms, map_pairs, warm_up
-from pipeline.taps import Answer, Step
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
 
 WIDEST = 512  # channels of the common width, at most
 SIDES = (4, 2, 1)  # of the maps that HCL compares beside the whole ones

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.functional import squared_distances
 from pipeline.methods import Method, MethodConfig, Pairs, Terms
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 
 class Config(MethodConfig):

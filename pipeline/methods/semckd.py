@@ -54,7 +54,7 @@ from torch import Tensor, nn
 
 from pipeline.functional import match_size
 from pipeline.methods import MapsConfig, Method, Terms, map_pairs, preactivation_pairs
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 Maps = Sequence[Tensor]  # B x C x H x W each
 LONGEST = 1024  # images in the longest batch in which each has a column of its own

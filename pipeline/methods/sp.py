@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pipeline.methods import Method, MethodConfig, Terms
 from pipeline.settings import InputError
-from pipeline.taps import Answer, Step
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
 
 
 class Config(MethodConfig):

@@ -43,7 +43,9 @@ from torch import Tensor, nn
 from pipeline.functional import match_size
 from pipeline.methods import Loss, MapMethod, MapsConfig, Phase, Terms, Weighted
 from pipeline.settings import InputError
-from pipeline.taps import Answer, Step, Tapped
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 
 Kernel = Literal["sigmoid", "rbf", "linear"]
 RESEED_UNTIL = 0.5  # share of the phase; atoms that are moved later would have no time to settle

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from pipeline.functional import transformed_kl
 from pipeline.methods import LogitConfig, LogitMethod, Terms
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 
 class Config(LogitConfig):

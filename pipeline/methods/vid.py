@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.functional import match_size
 from pipeline.methods import MapMethod, MapsConfig, Terms
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 SMALLEST_VARIANCE = 1e-5
 

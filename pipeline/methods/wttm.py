@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.functional import transformed_kl
 from pipeline.methods import LogitConfig, LogitMethod, Terms
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 
 class Config(LogitConfig):

@@ -12,7 +12,7 @@ import torch
 from pipeline import data, taps
 from pipeline.data.batches import Batches
 from pipeline.runs.context import Context
-from pipeline.taps import Tapped
+from pipeline.taps.tapped import Tapped
 
 
 def depends_on(context: Context, teacher: Tapped, batches: Batches, precision: str) -> dict[str, Any]:

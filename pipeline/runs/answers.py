@@ -27,7 +27,9 @@ from pipeline.runs.answer_file import AnswerFile, BeyondPrecision, bytes_of
 from pipeline.runs.answer_key import depends_on, key_of
 from pipeline.runs.context import Context
 from pipeline.runs.parts_read import PartsRead, parts_read
-from pipeline.taps import Answer, InParts, Live, Tapped
+from pipeline.taps.answer import Answer, InParts
+from pipeline.taps.step import Live
+from pipeline.taps.tapped import Tapped
 from pipeline.training.recipe import TrainConfig
 
 AT_ONCE = 256  # images that the teacher answers to, at most

@@ -32,7 +32,9 @@ from pipeline.methods._combined import build_method
 from pipeline.nets import NetConfig
 from pipeline.nets.input import resolve_input
 from pipeline.settings import InputError
-from pipeline.taps import Step, Tapped, in_eval_mode
+from pipeline.taps.calls import in_eval_mode
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 from pipeline.training.recipe import TrainConfig
 
 

@@ -11,7 +11,9 @@ from pipeline.data.seen import images_at_once
 from pipeline.functional import auc, exact_distances
 from pipeline.runs.context import Context
 from pipeline.runs.phase import Trainee
-from pipeline.taps import Step, Tapped, in_eval_mode
+from pipeline.taps.calls import in_eval_mode
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 
 BINS = 10  # of the histogram of weights from 0 to 1
 

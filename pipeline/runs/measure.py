@@ -20,7 +20,8 @@ from pipeline.runs.context import Context
 from pipeline.runs.phase import Trainee
 from pipeline.runs.run import KnowledgeRun, Run, StudentConfig, TeacherConfig, TeacherRun
 from pipeline.runs.teacher import SEED, start_teacher, teacher_phase
-from pipeline.taps import Tapped, in_eval_mode
+from pipeline.taps.calls import in_eval_mode
+from pipeline.taps.tapped import Tapped
 from pipeline.training.loop import fit
 from pipeline.training.recipe import TrainConfig
 

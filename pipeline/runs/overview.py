@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pipeline.methods import Pairs
-from pipeline.taps import Answer
+from pipeline.taps.answer import Answer
 
 LAST = ("pooled", "logits")  # after all maps
 COLUMNS = ("output", "student", "teacher", "matched with the teacher's")

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from pipeline.data.batches import Batch
 from pipeline.methods import Method, Phase
-from pipeline.taps import Answer, InParts, Live, Tapped
+from pipeline.taps.answer import Answer, InParts
+from pipeline.taps.step import Live
+from pipeline.taps.tapped import Tapped
 from pipeline.training.loop import set_trainable, step_of
 from pipeline.training.recipe import TrainConfig
 

@@ -12,7 +12,7 @@ from pipeline.records.record import Curves, Result
 from pipeline.runs.answers import stored_answers
 from pipeline.runs.context import Context
 from pipeline.settings import unknown
-from pipeline.taps import Tapped
+from pipeline.taps.tapped import Tapped
 from pipeline.training.loop import Validate, fit
 from pipeline.training.recipe import TrainConfig
 

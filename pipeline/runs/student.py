@@ -23,7 +23,8 @@ from pipeline.runs.run import Run
 from pipeline.runs.start_network import start_network
 from pipeline.runs.work_folder import ANSWERS, work_folder
 from pipeline.settings import InputError
-from pipeline.taps import Tapped, in_eval_mode
+from pipeline.taps.calls import in_eval_mode
+from pipeline.taps.tapped import Tapped
 from pipeline.training.loop import Validate
 
 METHOD = "method.safetensors"  # the method's own weights beside those of an initial student

@@ -22,7 +22,7 @@ from pipeline.runs.run import TeacherRun
 from pipeline.runs.start_network import start_network
 from pipeline.runs.work_folder import ANSWERS, work_folder
 from pipeline.settings import InputError
-from pipeline.taps import Tapped
+from pipeline.taps.tapped import Tapped
 
 SEED = 0
 

@@ -15,7 +15,7 @@ from pipeline.runs.context import Context
 from pipeline.runs.run import Run
 from pipeline.runs.student import build_student, load_initial
 from pipeline.settings import InputError
-from pipeline.taps import Tapped
+from pipeline.taps.tapped import Tapped
 from pipeline.training.loop import pretrained, set_trainable, step_of
 from pipeline.training.monitor import BASE, gradient_norm
 from pipeline.training.recipe import TrainConfig

@@ -18,7 +18,8 @@ from pipeline.methods import Loss, Method, Phase
 from pipeline.records.record import Curves
 from pipeline.records.ticker import Ticker
 from pipeline.settings import InputError
-from pipeline.taps import Step, Tapped
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 from pipeline.training.monitor import Means, Shares, gradient_shares
 from pipeline.training.recipe import TrainConfig
 from pipeline.training.state import State

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pipeline.analysis.cka import batchwise_cka
-from pipeline.taps import Answer
+from pipeline.taps.answer import Answer
 
 Rows = list[list[float]]
 

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline import nets
 from pipeline.analysis.gradcam import GAP, LINE, RIGHT, TILE, WRONG, grad_cam, side_by_side
 from pipeline.functional import Input
-from pipeline.taps import Tapped
+from pipeline.taps.tapped import Tapped
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 CLASSES = ["dark", "bright"]

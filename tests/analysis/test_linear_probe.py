@@ -9,7 +9,7 @@ from torch import nn
 from pipeline import nets
 from pipeline.analysis.linear_probe import STRENGTHS, cross_probe, embeddings, layer_probe, linear_probe
 from pipeline.functional import Input, normalise
-from pipeline.taps import Tapped
+from pipeline.taps.tapped import Tapped
 
 Split = tuple[np.ndarray, np.ndarray]
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)

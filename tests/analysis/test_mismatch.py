@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from pipeline.analysis.mismatch import mismatch
-from pipeline.taps import Answer
+from pipeline.taps.answer import Answer
 
 
 def answer(**maps: Tensor) -> Answer:

@@ -8,7 +8,7 @@ from pipeline import nets
 from pipeline.analysis.transfer import transfer_scores
 from pipeline.data.sources import DataConfig
 from pipeline.functional import Input
-from pipeline.taps import Tapped
+from pipeline.taps.tapped import Tapped
 
 
 def test_the_embedding_of_a_network_is_tested_on_other_images(tmp_path: Path) -> None:

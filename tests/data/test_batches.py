@@ -11,7 +11,8 @@ from pipeline.data.protocol import Subset
 from pipeline.data.views import Rows
 from pipeline.functional import Input, normalise
 from pipeline.settings import InputError
-from pipeline.taps import Answer, Live
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Live
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from world import World, noise
 
 from pipeline.methods.aml import AsymmetricMetricLearning, Config, contrastive, triplet
-from pipeline.taps import Answer, Step
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
 
 FORMS = ["contrastive", "triplet"]
 

@@ -7,7 +7,8 @@ from torch import Tensor
 from world import World, noise
 
 from pipeline.methods.cc import Config, CorrelationCongruence, correlation
-from pipeline.taps import Answer, Step
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
 
 
 def step_of(student: Tensor, teacher: Tensor) -> Step:

@@ -15,7 +15,7 @@ from pipeline import checkpoint, methods
 from pipeline.methods import Method
 from pipeline.methods.kd import Config, KnowledgeDistillation
 from pipeline.params import load_params
-from pipeline.taps import Labelled, Step
+from pipeline.taps.step import Labelled, Step
 from pipeline.training.loop import set_trainable
 
 ROOT = Path(__file__).parents[2]

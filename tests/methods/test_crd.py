@@ -7,7 +7,8 @@ from torch import Tensor
 from world import World
 
 from pipeline.methods.crd import Config, ContrastiveRepresentation
-from pipeline.taps import Answer, Step
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
 
 LABELS = torch.tensor([2, 0, 1, 0, 2, 0, 1, 4, 2, 0])  # not sorted, of unequal number, none of class 3
 

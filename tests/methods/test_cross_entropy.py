@@ -9,7 +9,7 @@ from torch import Tensor
 from world import World, noise
 
 from pipeline import methods
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 
 def slow_cross_entropy(

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from world import World, noise
 
 from pipeline.methods.fitnet import Config, FitNet
-from pipeline.taps import Answer, Step
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
 
 
 def answer(features: Tensor) -> Answer:

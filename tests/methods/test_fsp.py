@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from world import World, noise
 
 from pipeline.methods.fsp import Config, FlowOfSolution, flows
-from pipeline.taps import Answer, Step
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
 
 Maps = dict[str, Tensor]
 Rows = list[list[float]]

@@ -9,7 +9,8 @@ from world import World, noise
 from pipeline import nets
 from pipeline.methods._neighbours import cosine, neighbours, transfer
 from pipeline.methods.hkd import InformationFlow, divergence, doubled, t_student
-from pipeline.taps import Step, Tapped
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 

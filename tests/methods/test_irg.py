@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from world import noise
 
 from pipeline.methods.irg import Config, InstanceRelationshipGraph, edges
-from pipeline.taps import Answer, Step
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
 
 MAPS = ("stem", "stage1", "stage2")
 

@@ -8,7 +8,9 @@ from world import CLASSES, World, noise
 
 from pipeline import nets
 from pipeline.methods.jacobian import Config, JacobianMatching, gradient_distance
-from pipeline.taps import Answer, Step, Tapped
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 
 Net = Callable[[Tensor], Answer]
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from world import World, noise
 
 from pipeline.methods.kdgan import KDGAN, Config, forged_score, true_score
-from pipeline.taps import Answer, Step
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
 
 
 def step_of(student: Tensor, teacher: Tensor, pooled: Tensor, labels: list[int]) -> Step:

@@ -21,7 +21,9 @@ from pipeline.methods.knowledge_representing import (
     penalty,
     weights_of,
 )
-from pipeline.taps import Answer, Step, Tapped
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 
 NAME = "knowledge_representing"
 

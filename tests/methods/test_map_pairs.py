@@ -6,7 +6,8 @@ from torch import Tensor
 from world import noise
 
 from pipeline.methods import map_pairs, preactivation_pairs
-from pipeline.taps import Answer, Step
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
 
 TWO = ("stem", "stage1", "stage2")
 THREE = (*TWO, "stage3")

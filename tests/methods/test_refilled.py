@@ -12,7 +12,9 @@ from world import QUICK, World, moved, snapshot
 from pipeline import nets
 from pipeline.functional import centre_scores
 from pipeline.methods.refilled import Centres, Config, Refilled, mine
-from pipeline.taps import Answer, Step, Tapped
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 from pipeline.training import state
 
 LABELS = torch.tensor([0, 1, 0, 2, 1, 0, 2, 0])

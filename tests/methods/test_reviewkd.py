@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from world import World, maps, noise
 
 from pipeline.methods.reviewkd import Config, Fusion, KnowledgeReview, Norm, context_loss
-from pipeline.taps import Answer, Step
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
 
 Map = np.ndarray  # B x C x H x W
 

@@ -18,7 +18,8 @@ from pipeline.methods.semckd import (
     SemanticCalibration,
     SharedWeights,
 )
-from pipeline.taps import Answer, Step
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
 
 Maps = dict[str, Tensor]
 Rows = list[list[float]]

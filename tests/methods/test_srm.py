@@ -16,7 +16,9 @@ from pipeline.methods.srm import (
     SparseRepresentationMatching,
     dictionary_of,
 )
-from pipeline.taps import Answer, Step, Tapped
+from pipeline.taps.answer import Answer
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 
 PAPERS_FORM: dict[str, Any] = {"centre": False}
 

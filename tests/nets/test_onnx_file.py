@@ -18,7 +18,7 @@ from pipeline.nets.onnx_file import OnnxNet
 from pipeline.nets.start import StartConfig, keep_outputs, load_start
 from pipeline.runs.overview import overview
 from pipeline.settings import InputError
-from pipeline.taps import Tapped
+from pipeline.taps.tapped import Tapped
 
 FIELD = "teachers.big.start"
 READ_LOGITS = {"ce", "dist", "dkd", "eskd", "kd", "mlkd", "ttm", "wttm"}  # others read more of the teacher

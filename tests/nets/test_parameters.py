@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.nets import build
-from pipeline.taps import Tapped
+from pipeline.taps.tapped import Tapped
 
 
 def parameters(name: str, classes: int) -> int:

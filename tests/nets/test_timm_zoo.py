@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.nets import build
 from pipeline.nets.start import StartConfig, load_start
 from pipeline.settings import InputError
-from pipeline.taps import Tapped
+from pipeline.taps.tapped import Tapped
 
 TINY = "timm:test_resnet.r160_in1k"
 TIMM = StartConfig(source="timm")

@@ -6,7 +6,7 @@ from torch import nn
 
 from pipeline.nets import build
 from pipeline.nets.torchvision_zoo import available
-from pipeline.taps import Tapped
+from pipeline.taps.tapped import Tapped
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -141,7 +141,7 @@ def test_training_depends_on_the_loop_and_the_data(params: Params) -> None:
         "pipeline/data/batches.py",
         "pipeline/data/augment.py",
         "pipeline/nets/resnet.py",
-        "pipeline/taps.py",
+        "pipeline/taps/tapped.py",
         "pipeline/runs/context.py",
     }
     for name, files in changed(params).items():

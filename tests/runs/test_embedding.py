@@ -15,7 +15,7 @@ from pipeline.data.protocol import class_sets
 from pipeline.functional import auc
 from pipeline.params import Params
 from pipeline.runs.context import Context
-from pipeline.taps import Tapped
+from pipeline.taps.tapped import Tapped
 
 REFILLED = {"name": "refilled"}
 SETTINGS: dict[str, Any] = {

@@ -7,7 +7,7 @@ from world import QUICK, World, moved, snapshot
 
 from pipeline.methods import Loss, Phase, Weighted
 from pipeline.runs.term_balance import Balance, balance
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 
 
 def balance_of(loss: Callable[[Step], Loss], steps: int = 6) -> Balance:

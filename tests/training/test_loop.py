@@ -16,7 +16,8 @@ from world import QUICK, World, moved, snapshot
 from pipeline.methods import Method, MethodConfig, Terms
 from pipeline.records import ticker
 from pipeline.records.record import Curves
-from pipeline.taps import Step, Tapped
+from pipeline.taps.step import Step
+from pipeline.taps.tapped import Tapped
 from pipeline.training.loop import fit, step_of
 from pipeline.training.recipe import TeacherTrainConfig, TrainConfig
 

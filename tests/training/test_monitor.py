@@ -5,7 +5,7 @@ import torch
 from world import QUICK, World
 
 from pipeline.methods import Method, MethodConfig, Terms
-from pipeline.taps import Step
+from pipeline.taps.step import Step
 from pipeline.training.loop import shares_are_due
 from pipeline.training.monitor import gradient_shares, print_once
 

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from world import World, moved, snapshot
 
 from pipeline.settings import InputError
-from pipeline.taps import Answer, InParts, Labelled, Live, LogitsOnly, Step, Tapped, in_eval_mode
+from pipeline.taps.answer import Answer, InParts, LogitsOnly
+from pipeline.taps.calls import in_eval_mode
+from pipeline.taps.step import Labelled, Live, Step
+from pipeline.taps.tapped import Tapped
 
 
 class Plain(nn.Module):

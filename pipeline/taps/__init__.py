@@ -1,0 +1,1 @@
+"""What a network answers to a batch, and how it is caught."""
