@@ -10,6 +10,7 @@ from pipeline.project.look import Look
 from pipeline.project.named_net import Named, named_net
 
 COLUMN = 28  # where the comments of params.yaml begin
+EPOCHS = f"{'  epochs: 0':<{COLUMN}}# or, instead, steps: how many batches"
 
 
 def first_params(template: str, look: Look, *, teacher: str = "", student: str = "") -> tuple[str, str]:
@@ -17,7 +18,7 @@ def first_params(template: str, look: Look, *, teacher: str = "", student: str =
     is_photo = look.are_photographs
     big = named_net(teacher or ("torchvision:resnet50" if is_photo else "resnet20"), "--teacher")
     small = named_net(student or ("torchvision:mobilenet_v2" if is_photo else "resnet8"), "--student")
-    text = template
+    text = re.sub(r"^  steps: .*$", EPOCHS, template, flags=re.MULTILINE)
     for section, values in _settings(look).items():
         text = _with_values(text, section, values)
     teach = _teacher_train(look) if big.is_trainable else {"epochs": 0}
@@ -31,11 +32,10 @@ def _settings(look: Look) -> dict[str, dict[str, Any]]:
     channels = 1 if look.is_grey and not look.are_photographs else 3
     pad = max(1, _size(look) // (32 if look.are_photographs else 8))
     balance = {"class_balance": "sampler", "select": "macro_f1"} if look.are_unbalanced else {}
-    unlabelled = {"rest": "unlabelled"} if look.unlabelled else {}
     return {
         "data": look.data | {"size": _size(look), "channels": channels},
         "augment": {"pad": pad, "flip": 0.5},  # in so few epochs better than crops (docs/results.md)
-        "protocol": {"shots": 0} | unlabelled,
+        "protocol": {"shots": 0, "rest": "unused"},  # all images; a folder `unlabelled` is seen anyway
         "train": _student_train(look) | balance,
     }
 

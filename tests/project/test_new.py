@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipeline.settings import InputError
 
 ROOT = Path(__file__).parents[2]
 PARAMS = (TEMPLATE / "params.yaml").read_text()
+DEFAULT = yaml.safe_load(PARAMS)
 
 
 def images(
@@ -39,7 +41,12 @@ def images(
 
 
 def chosen(folder: Path, **words: str) -> dict[str, Any]:
+    """What params.yaml says, which is sound."""
     text, _ = first_params(PARAMS, look_at(folder), **words)
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "params.yaml"
+        file.write_text(text)
+        load_params(file)
     settings: dict[str, Any] = yaml.safe_load(text)
     return settings
 
@@ -161,7 +168,7 @@ def test_images_without_a_label_are_used(tmp_path: Path) -> None:
     look = look_at(images(tmp_path / "raw", {"a": 3, "b": 3, "unlabelled": 4}))
     assert (look.counts, look.unlabelled) == ((3, 3), 4)
     assert "and 4 without a label" in look.words()
-    assert chosen(tmp_path / "raw")["protocol"]["rest"] == "unlabelled"
+    assert chosen(tmp_path / "raw")["protocol"] == {**DEFAULT["protocol"], "shots": 0, "rest": "unused"}
 
 
 def test_a_table_is_found(tmp_path: Path) -> None:
