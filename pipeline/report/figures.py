@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BINS = 15  # those of the calibration error
 LABELLED = 10  # points of a scatter; of more points only the important ones have a name
-Line = tuple[list[float], list[float]]  # epochs, values
+Line = tuple[list[float], list[float]]  # images shown, values
 
 
 class Row(NamedTuple):
@@ -174,9 +174,9 @@ def validation_curves(results: Results) -> list[Figure]:
     found = {name: lines for name, lines in found.items() if lines}
     if not found:
         return []
-    epochs = [epoch for lines in found.values() for xs, _ in lines for epoch in xs]
+    shown = [images for lines in found.values() for xs, _ in lines for images in xs]
     accuracies = [value for lines in found.values() for _, ys in lines for value in ys]
-    x = Scale(0, max(epochs), about=4)
+    x = Scale(0, max(shown), about=4)
     y = charts.scale_around([100 * value for value in accuracies], least=2.0)
     figures = []
     for name, lines in found.items():
@@ -188,7 +188,7 @@ def validation_curves(results: Results) -> list[Figure]:
         of_seeds = (
             f"{len(lines)} seeds; at the end {final} on average" if len(lines) > 1 else f"at the end {final}"
         )
-        says = f"{name}: accuracy on validation by epoch, {of_seeds}"
+        says = f"{name}: accuracy on validation by images shown, {of_seeds}"
         figures.append(Figure(name, charts.curves(x, y, drawn, says=says, form="g"), f"validation {final}"))
     return figures
 
@@ -205,7 +205,10 @@ def loss_curves(results: Results) -> list[Figure]:
                 x = Scale(0, max(xs[-1] for xs, _ in lines), about=4)
                 y = charts.scale_around([value for _, ys in lines for value in ys])
                 title = name if phase == "teacher" else f"{name} · {phase}"
-                says, drawn = f"{title}: training loss by epoch", [("seed", xs, ys) for xs, ys in lines]
+                says, drawn = (
+                    f"{title}: training loss by images shown",
+                    [("seed", xs, ys) for xs, ys in lines],
+                )
                 figures.append(Figure(title, charts.curves(x, y, drawn, says=says, form=".3g")))
     return figures
 
@@ -322,7 +325,7 @@ def _lines(record: Record, column: str, phase: str | None = None) -> list[Line]:
     lines = []
     for key, curve in record.curves.items():
         if phase in (None, _phase(key)) and column in curve:
-            known = [(x, y) for x, y in zip(curve["epoch"], curve[column], strict=True) if y is not None]
+            known = [(x, y) for x, y in zip(curve["images"], curve[column], strict=True) if y is not None]
             if known:
                 lines.append(([x for x, _ in known], [y for _, y in known]))
     return lines

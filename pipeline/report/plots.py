@@ -15,7 +15,7 @@ def write_plots(results: Results, out: Path) -> None:
     each pair of classes, for the exported seed)."""
     with atomic_folder(out) as folder:
         points = list(_points(results))
-        columns = ["run", "phase", "seed", "epoch"]
+        columns = ["run", "phase", "seed", "epoch", "images"]
         columns += sorted({column for point in points for column in point} - set(columns))
         lines = ([point.get(column, "") for column in columns] for point in points)
         _write(folder / "curves.csv", columns, lines)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.records.record import Record
 from pipeline.records.results import Results, RunResults
 from pipeline.report.run_gains import gains_over_baseline
-from pipeline.report.words import file_in_words, file_with_interval, gain_with_interval
+from pipeline.report.words import file_in_words, file_with_interval
 from pipeline.track import measures, shown_settings
 from pipeline.track.measures import MEANINGS
 from pipeline.track.naming import Point, milliseconds
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pipeline.evaluation.gains import Gain
 
 CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
-FORM = "2"  # of names and children; a row of these executions in another form is written again
+FORM = "3"  # of names, curves and children; a row of these executions in another form is written again
+CURVE = "accuracy_val"  # of the student that is exported, so that a chart of rows has its line
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _run_row(results: Results, run: RunResults, gain: "Gain | None") -> Row:
         shared=[results.prepare, teacher, *knowledge],
         own=list(run.records.values()),
         headline=measures.of_run(results, run, gain),
-        shown={"accuracy": file_with_interval(run)} | ({"gain": gain_with_interval(gain)} if gain else {}),
+        shown={"accuracy": file_with_interval(run)} | ({"gain": _short(gain)} if gain else {}),
         params=shown_settings.of_run(run.params, _data(results), teacher.params["teacher"]["net"]),
         trainings=_trainings(run, knowledge),
         in_words=f"The file to deploy is {file_in_words(results, run)}",
@@ -97,6 +98,12 @@ def _teacher_row(results: Results, name: str) -> Row:
         in_words="The teacher, on the test images and as an exported file.",
         compared_with=[],
     )
+
+
+def _short(gain: "Gain") -> str:
+    """Percentage points, and half of the 95 % interval: a column of MLflow's list has room for no more."""
+    half = "" if gain.high is None else f" ± {100 * (gain.high - gain.mean):.1f}"
+    return f"{100 * gain.mean:+.1f}{half}"
 
 
 def _data(results: Results) -> Mapping[str, Any]:
@@ -125,6 +132,9 @@ def points(row: Row) -> Iterator[Point]:
     """MLflow's pages keep this order, and compare runs by the metric that comes first."""
     for key, value in row.headline.items():
         yield key, value, row.end, 0
+    for training in row.trainings:
+        if training.exported:
+            yield from (point for point in training.points() if point[0] == CURVE)
 
 
 def tags(row: Row) -> dict[str, str]:

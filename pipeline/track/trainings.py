@@ -3,7 +3,6 @@
 So MLflow draws the same curve of several trainings in one chart.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -65,11 +64,11 @@ def phase_and_seed(key: str) -> tuple[str, int | None]:
 def points(curve: Curves, *, start: float, prefix: str = "", first: int = 0) -> Iterator[Point]:
     """The points of a curve that began at the millisecond `start`, from the point `first` on.
 
-    Matrices that methods log (`note/a~b`) are left out: they are in the record.
+    The step is the number of images that were shown: epochs of different runs may differ in length. Matrices that methods log (`note/a~b`) are left out: they are in the record.
     """
     columns = [each for each in curve if each not in SKIPPED and "~" not in each]
     for i in range(first, len(curve["epoch"])):
-        moment, step = round(start + 1000 * curve["seconds"][i]), math.ceil(curve["epoch"][i])
+        moment, step = round(start + 1000 * curve["seconds"][i]), round(curve["images"][i])
         for column in columns:
             yield metric_name(f"{prefix}{column}"), curve[column][i], moment, step
         if not prefix and (rate := _images_per_s(curve, i)):  # of phases of one training, the last
@@ -78,8 +77,6 @@ def points(curve: Curves, *, start: float, prefix: str = "", first: int = 0) -> 
 
 def _images_per_s(curve: Mapping[str, list[float]], i: int) -> float | None:
     """MLflow shows what begins with `system/` on a page of its own."""
-    if "images" not in curve:
-        return None
     before = (curve["images"][i - 1], curve["seconds"][i - 1]) if i else (0, 0.0)
     images, seconds = curve["images"][i] - before[0], curve["seconds"][i] - before[1]
     return images / seconds if seconds > 0 else None

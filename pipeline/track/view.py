@@ -41,8 +41,8 @@ def _charts(*charts: dict[str, Any]) -> dict[str, Any]:
     return {"compareRunCharts": list(charts), "compareRunSections": sections}
 
 
-ACCURACY = _line("Accuracy on validation by epoch", "accuracy_val")
-LOSS = _line("Training loss by epoch", "loss")
+ACCURACY = _line("Accuracy on validation by images shown", "accuracy_val")
+LOSS = _line("Training loss by images shown", "loss")
 DIFFERENCES = _chart(
     "What differs",
     "DIFFERENCE",
@@ -54,15 +54,14 @@ DIFFERENCES = _chart(
 )
 VIEWS: dict[str, dict[str, Any]] = {
     "students": {
-        # rows, and the trainings below them
-        "searchFilter": "tags.kind != 'stage' AND attributes.status = 'FINISHED'",
+        # rows without the trainings below them, which MLflow would list among the rows
+        "searchFilter": "tags.pipeline_key LIKE '%' AND attributes.status = 'FINISHED'",
         "orderByKey": "metrics.`score_val`",  # on validation: the test images decide nothing
         "orderByAsc": False,
         "selectedColumns": COLUMNS,
         **_charts(
             _scatter("Accuracy of the file by latency", "latency_ms", "accuracy_test"),
             ACCURACY,
-            LOSS,
             DIFFERENCES,
         ),
     },
@@ -76,9 +75,9 @@ VIEWS: dict[str, dict[str, Any]] = {
 }
 MODES = {"students": "", "training": "&compareRunsMode=CHART"}
 NOTE = (
-    "Small students that learned from big teachers. A row is a run of params.yaml, or a teacher; the runs "
-    "below it are its trainings. `accuracy_test` is the accuracy of the exported file on the test images, "
-    "`gain_points` what its method gains over the baseline. The best on validation comes first. "
+    "Small students that learned from big teachers. A row is a run of params.yaml, or a teacher; its page "
+    "links the trainings below it. `accuracy_test` is the accuracy of the exported file on the test images, "
+    "`gain` what its method gains over the baseline, in points. The best on validation comes first. "
     "docs/tracking.md explains the rest.\n"
 )
 

@@ -573,11 +573,11 @@ def test_extreme_results_have_the_right_words(
 def test_one_seed_has_no_spread(tmp_path: Path) -> None:
     several = html(fabricate(tmp_path / "several"))
     assert re.search("± is their standard", several)
-    assert "by epoch, 3 seeds; at the end" in several
+    assert "by images shown, 3 seeds; at the end" in several
     records = fabricate(tmp_path / "one", right={name: scores[:1] for name, scores in RIGHT.items()})
     one = html(records)
     assert not re.search("± is their| seeds;", one)
-    assert "by epoch, at the end" in one
+    assert "by images shown, at the end" in one
 
 
 def test_one_run_without_teacher_or_baseline_has_a_page(tmp_path: Path) -> None:

@@ -50,9 +50,8 @@ def training(project: Path, key: str, *, id: str | None = None) -> Iterator[Call
             nonlocal points
             points += 1
             for name, curve in done.curves.items():
-                on_point(
-                    name, {column: [values[0] + i for i in range(points)] for column, values in curve.items()}
-                )
+                first = {column: [values[0] + i for i in range(points)] for column, values in curve.items()}
+                on_point(name, first | {"images": [curve["images"][0] * (i + 1) for i in range(points)]})
 
         add_points()
         yield add_points
@@ -94,7 +93,7 @@ def test_a_stage_is_shown_while_it_trains_and_makes_room_for_its_row(project: Pa
     with ExitStack() as stack:
         add_points = stack.enter_context(training(project, "distill/kd"))
         follow_for(work, see, add_points, see, stack.close, see)
-    assert seen == [("RUNNING", [1]), ("RUNNING", [1, 2]), ("FINISHED", [1, 2])]
+    assert seen == [("RUNNING", [20]), ("RUNNING", [20, 40]), ("FINISHED", [20, 40])]
     shown = live_runs()
     assert set(shown) == {f"distill kd seed {seed}" for seed in range(3)}
     assert shown["distill kd seed 1"].data.params["method"] == "kd"
@@ -102,7 +101,7 @@ def test_a_stage_is_shown_while_it_trains_and_makes_room_for_its_row(project: Pa
     assert not files(work)
     logged = log(project)
     assert not live_runs()  # the same curves are below the row now
-    assert steps(trainings(logged.runs["kd"])["kd seed 0"], "accuracy_val") == [1, 2, 3]
+    assert steps(trainings(logged.runs["kd"])["kd seed 0"], "accuracy_val") == [20, 40, 60]  # images shown
 
 
 def test_rows_are_the_same_whether_somebody_followed_or_not(project: Path) -> None:
@@ -112,7 +111,7 @@ def test_rows_are_the_same_whether_somebody_followed_or_not(project: Path) -> No
     assert "pipeline_key" not in tags  # so that it is neither listed as a row nor taken for one
     logged = log(project)
     (training_run,) = trainings(logged.teachers["big"]).values()
-    assert steps(training_run, "accuracy_val") == [1, 2]
+    assert steps(training_run, "accuracy_val") == [40, 80]
     assert len(logged_rows(logged)) == 4
 
 
@@ -162,7 +161,7 @@ def test_to_stop_following_and_start_again_repeats_nothing(project: Path) -> Non
             add_points()
     mlflow, experiment = open_experiment()
     assert len(mlflow.search_runs([experiment], "tags.kind = 'stage'")) == 3
-    assert steps(live_runs()["pretrain fitnet seed 0"], "hint_loss") == [1, 2, 3]
+    assert steps(live_runs()["pretrain fitnet seed 0"], "hint_loss") == [20, 40, 60]
 
 
 def test_the_link_shows_what_trains_and_nothing_else(project: Path) -> None:

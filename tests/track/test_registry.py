@@ -161,7 +161,7 @@ def test_a_version_says_how_good_it_is_and_where_it_comes_from(project: Path) ->
         "0.81000",  # of the file
         "0.80000",  # of the method
     )
-    assert (tags["accuracy"], tags["gain"]) == ("81.00 [72.2, 87.5]", "+8.00 [+5.52, +10.48]")
+    assert (tags["accuracy"], tags["gain"]) == ("81.00 [72.2, 87.5]", "+8.0 ± 2.5")
     assert (tags["formats"], tags["method"]) == ("onnx", "fitnet")
     text = str(version.description)
     assert "The file to deploy is right on 81.00 % of 100 test images" in text
