@@ -64,7 +64,8 @@ def phase_and_seed(key: str) -> tuple[str, int | None]:
 def points(curve: Curves, *, start: float, prefix: str = "", first: int = 0) -> Iterator[Point]:
     """The points of a curve that began at the millisecond `start`, from the point `first` on.
 
-    The step is the number of images that were shown: epochs of different runs may differ in length. Matrices that methods log (`note/a~b`) are left out: they are in the record.
+    The step is the number of images that were shown, because epochs of different runs may differ in length.
+    Matrices that methods log (`note/a~b`) are left out: they are in the record.
     """
     columns = [each for each in curve if each not in SKIPPED and "~" not in each]
     for i in range(first, len(curve["epoch"])):
