@@ -28,7 +28,7 @@ def start_dvc(*arguments: str, environment: Mapping[str, str]) -> "subprocess.Po
     """Start dvc in a process group of its own, with a pipe for all that it and its stages print."""
     return subprocess.Popen(  # noqa: S603
         [BIN / "dvc", *arguments],
-        env=_environment() | environment,
+        env=_environment() | dict(environment),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -71,7 +71,7 @@ def divided(devices: Sequence[str], jobs: int) -> list[list[str]]:
 
 
 def slots(jobs: int, devices: Sequence[str], cores: int, threads: str = "") -> list[Mapping[str, str]]:
-    """What to change in the environment of each slot. `threads` of each process are kept if they are given."""
+    """What to change in the environment of each slot. `threads` are those of each process, if given."""
     return [
         {"OMP_NUM_THREADS": threads or str(max(1, cores // jobs))}
         | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {})

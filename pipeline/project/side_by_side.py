@@ -1,9 +1,9 @@
 """Parts of the graph at the same time on one machine, each by a `dvc repro` of its own.
 
 DVC runs one stage at a time. But while a stage works, DVC holds only the locks of the paths that this stage
-reads and writes, so another `dvc repro` may run a stage that writes elsewhere. It must ask for that stage alone
-(`-s`), since a stage before it would be locked for writing, and wait where the first one reads or writes
-dvc.lock. So every stage is recorded by DVC itself.
+reads and writes, so another `dvc repro` may run a stage that writes elsewhere. It must ask for that stage
+alone (`-s`), because it would lock the stages before it for writing. And it must wait for the moments in
+which the other one uses dvc.lock. So DVC itself records every stage.
 """
 
 import os
@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -56,9 +56,8 @@ def side_by_side(stages: Sequence[Stage], jobs: int) -> None:
     What else there is, such as the benchmarks, which must have the machine for themselves, is left to do.
     """
     todo = parts(stages)
-    if first := needed_by(todo, stages):
-        if code := dvc("repro", *first):
-            sys.exit(code)
+    if (first := needed_by(todo, stages)) and (code := dvc("repro", *first)):
+        sys.exit(code)
     if not todo:
         return
     free = slots(jobs, _devices(), len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", ""))

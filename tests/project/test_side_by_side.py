@@ -69,9 +69,10 @@ def log() -> dict[str, dict[str, Any]]:
     return {entry["stage"]: entry for entry in map(json.loads, Path("log").read_text().splitlines())}
 
 
-def at_once(entries: list[Any]) -> int:
+def at_once(entries: list[dict[str, Any]]) -> int:
     """How many were at work at the same time, at most."""
-    return max(sum(each["begun"] <= one["begun"] < each["ended"] for each in entries) for one in entries)
+    spans = [(float(each["begun"]), float(each["ended"])) for each in entries]
+    return max(sum(begun <= moment < ended for begun, ended in spans) for moment, _ in spans)
 
 
 @pytest.mark.parametrize("jobs", [2, 3])
