@@ -13,6 +13,11 @@ from pipeline.settings import InputError
 BIN = Path(sys.executable).parent
 
 
+def programs() -> Path:
+    """The folder of dvc and of this program."""
+    return BIN
+
+
 def dvc(*arguments: str) -> int:
     """Run dvc with this Python first on the PATH, since stages are run as `python -m ...`; its exit code."""
     with subprocess.Popen([BIN / "dvc", *arguments], env=_environment()) as process:  # noqa: S603

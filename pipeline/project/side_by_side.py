@@ -55,9 +55,7 @@ def side_by_side(stages: Sequence[Stage], jobs: int) -> None:
 
     What else there is, such as the benchmarks, which must have the machine for themselves, is left to do.
     """
-    todo = parts(stages)
-    if (first := needed_by(todo, stages)) and (code := dvc("repro", *first)):
-        sys.exit(code)
+    todo = begun(stages)
     if not todo:
         return
     free = slots(jobs, _devices(), len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", ""))
@@ -65,6 +63,14 @@ def side_by_side(stages: Sequence[Stage], jobs: int) -> None:
     failed, done = _Scheduler(todo, list(free)).run()
     if failed:
         raise InputError(_told(failed, done, cannot_begin(todo, list(failed))))
+
+
+def begun(stages: Sequence[Stage]) -> list[Part]:
+    """What can run at the same time, once what it needs has run; ends with the exit code of what fails."""
+    todo = parts(stages)
+    if (first := needed_by(todo, stages)) and (code := dvc("repro", *first)):
+        sys.exit(code)
+    return todo
 
 
 class _Scheduler:
