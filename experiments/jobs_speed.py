@@ -4,10 +4,10 @@
     python -m experiments.insert jobs_speed FILE docs/scaling.md
 
 It makes a project in a temporary folder, with four runs on the digits of scikit-learn, and trains its
-teacher. Then the stages `pretrain` and `distill` of all runs are made in three ways, which take turns: one run
-at a time with one thread, one at a time with two threads, and two at a time with one thread each. A ratio is
-that of two times of the same round. The times are those of the clock, with the starts of all processes and all
-that DVC does, so nothing else may run meanwhile. A new seed each time keeps DVC from remembering the results.
+teacher. Then the stages `pretrain` and `distill` of all runs are made in three ways, which take turns: one
+run at a time with one thread, one at a time with two threads, and two at a time with one thread each. A ratio
+is that of two times of the same round. The times are those of the clock, with the starts of all processes and
+all that DVC does, so nothing else may run meanwhile. A new seed each time keeps DVC from remembering results.
 """
 
 import argparse
