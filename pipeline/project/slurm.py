@@ -34,12 +34,12 @@ PROJECT={project}
 FOLDER="$PROJECT/{folder}"
 COPY="$FOLDER/${{NAMES[$TASK]}}"
 export PATH={programs}:"$PATH" OMP_NUM_THREADS="${{OMP_NUM_THREADS:-${{SLURM_CPUS_ON_NODE:-1}}}}"
-if [ ! -d "$COPY/.dvc" ]; then  # or else it goes on where it was stopped
+if [ ! -f "$COPY/"{inside}dvc.yaml ]; then  # or else it goes on where it was stopped
   rm -rf "$COPY"
-  git clone --quiet --no-checkout "$PROJECT" "$COPY"
+  git clone --quiet --no-checkout {repository} "$COPY"
   git -C "$COPY" checkout --quiet {commit}
 fi
-cd "$COPY"
+cd "$COPY/"{inside}
 cp "$FOLDER/dvc.lock" dvc.lock
 printf '[cache]\\n    dir = "%s"\\n    type = "hardlink,symlink,copy"\\n' {cache} > .dvc/config.local
 dvc checkout --quiet ${{THERE[$TASK]}}
@@ -114,6 +114,8 @@ def script(
         there=_words(there),
         stages=_words(own),
         project=shlex.quote(str(Path.cwd())),
+        repository=shlex.quote(_git("rev-parse", "--show-toplevel").strip()),
+        inside=shlex.quote(_git("rev-parse", "--show-prefix").strip()),
         folder=folder,
         programs=shlex.quote(str(programs())),
         commit=commit,
@@ -141,7 +143,8 @@ def _words(lists: Sequence[Sequence[str]]) -> str:
 
 def _commit() -> str:
     """What the copies are made of."""
-    changed = [line[3:] for line in _git("status", "--porcelain").splitlines()]
+    relative = ("-c", "color.status=false", "-c", "status.relativePaths=true")  # a project may be in a folder
+    changed = [line[3:] for line in _git(*relative, "status", "--short", "--", ".").splitlines()]
     if own := [path for path in changed if not path.strip('"').startswith(MADE)]:
         raise InputError(
             f"{', '.join(own)}: not committed, and the tasks work on copies of the last commit. Commit "

@@ -57,6 +57,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
+def git_init(project: Path) -> None:
+    """The project is a folder of a repository."""
+    author = ["-c", "user.name=t", "-c", "user.email=t@t"]
+    for words in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "start"]):
+        subprocess.run(["git", *words], cwd=project.parent, check=True)
+
+
 def array_of(name: str, text: str) -> list[str]:
     """The words of an array in the script, as bash reads them."""
     lines = [line for line in text.splitlines() if re.match(r"[A-Z]+=\(", line)]
@@ -65,8 +72,8 @@ def array_of(name: str, text: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.usefixtures("folder")
-def test_what_needs_another_part_comes_in_a_later_array(stages: list[Stage]) -> None:
+def test_what_needs_another_part_comes_in_a_later_array(folder: Path, stages: list[Stage]) -> None:
+    git_init(folder)
     files = slurm.write_files(parts(stages), stages, Path("x"), "--gres=gpu:1 --mem=8G", "c0ffee")
     texts = [file.read_text() for file in files]
     assert [array_of("NAMES", text) for text in texts] == [
@@ -77,6 +84,8 @@ def test_what_needs_another_part_comes_in_a_later_array(stages: list[Stage]) -> 
     assert "\n#SBATCH --array=0-1\n#SBATCH --gres=gpu:1 --mem=8G\n" in texts[0]
     assert "\n#SBATCH --array=0-0\n" in texts[2]
     assert "checkout --quiet c0ffee\n" in texts[0]
+    assert f"git clone --quiet --no-checkout {folder.parent} " in texts[0]
+    assert "cd \"$COPY/\"'a place/'\n" in texts[0]
     assert array_of("THERE", texts[0]) == ["check prepare", "prepare teacher@old"]
     assert array_of("STAGES", texts[1]) == ["teacher@big knowledge@atoms", "teacher@big distill@a"]
     assert array_of("STAGES", texts[2]) == ["teacher@big knowledge@atoms distill@b"]
@@ -92,12 +101,11 @@ def test_options_of_several_lines_are_refused(stages: list[Stage]) -> None:
 
 
 def test_what_is_not_committed_is_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match="`git status --porcelain` failed: "):
+    with pytest.raises(InputError, match=r"`git .* failed: .*not a git repository"):
         slurm._commit()
-    for words in (["init", "-q"], ["add", "dvc.lock"]):
-        subprocess.run(["git", *words], check=True)
-    author = ["-c", "user.name=t", "-c", "user.email=t@t"]
-    subprocess.run(["git", *author, "commit", "-qm", "start"], check=True)
+    git_init(folder)
+    assert len(slurm._commit()) == 40
+    (folder.parent / "other").touch()  # in the repository, but not in the project
     Path("dvc.lock").write_text("stages: {a: 1}\n")
     Path("metrics").mkdir()
     Path("metrics/gain.json").touch()
