@@ -66,6 +66,19 @@ def test_the_classes_in_most_mistakes_are_shown(tmp_path: Path) -> None:
     assert frequent_errors(run, 9) == [("cat", "dog", 3, 0.12)]
 
 
+def test_a_class_that_others_are_taken_for_is_shown_and_shares_are_of_all_its_images(tmp_path: Path) -> None:
+    records = fabricate(tmp_path / "records", right={"alone": (70,), "kd": (80,), "fitnet": (97,)})
+    as_written_now(records)
+    answered = [(0, 0)] * 4 + [(0, 3)] * 5 + [(0, 1)] + [(1, 1)] * 6 + [(1, 2)] * 2 + [(2, 2)] * 3
+    labels, predicted = np.array(answered).T
+    student = Predictions(predicted, np.ones(len(labels)))
+    everything = AllPredictions(np.arange(len(labels)), labels, student, {0: student})
+    found = confusion(load_results(records, **NAMES).runs["fitnet"], everything, 2)
+    assert found.names == ["cat", "fox"]
+    assert found.images.tolist() == [[4, 5], [0, 0]]
+    assert found.shares.tolist() == [[0.4, 0.5], [0.0, 0.0]]
+
+
 def evaluated(records: Path, name: str) -> None:
     """The record and predictions of three equal students of a thousand classes, as stages write them."""
     rng, labels = np.random.default_rng(0), np.repeat(np.arange(CLASSES), IMAGES // CLASSES)
