@@ -68,7 +68,8 @@ def _occurring(
     """Actual class, predicted class and number of images of the pairs that occur."""
     if "confusion" in run.file_scores:  # of an older record
         counts = np.array(run.file_scores["confusion"])
-        return *np.nonzero(counts), counts[counts > 0]
+        actual, predicted = np.nonzero(counts)
+        return actual, predicted, counts[actual, predicted]
     if predictions is None:
         stage = target("evaluate", run.name)
         raise InputError(f"The predictions of {run.name} are not there. {write_again(stage)}")

@@ -24,7 +24,11 @@ CLASSES, IMAGES = 1000, 4000
 
 def written(records: Path, out: Path, **names: Any) -> dict[str, str]:
     """All that stage `report` writes."""
-    places = {"bundles": Path("models/export"), "data": Path("data/prepared"), "views": Path("no.png")}
+    places: dict[str, Any] = {
+        "bundles": Path("models/export"),
+        "data": Path("data/prepared"),
+        "views": Path("no.png"),
+    }
     write_report(records, out / "reports", out / "plots", out / "gain.json", **(names or NAMES), **places)
     return {str(file.relative_to(out)): file.read_text() for file in out.rglob("*") if file.is_file()}
 
