@@ -67,6 +67,8 @@ def params(epochs: int, seed: int) -> dict[str, Any]:
         "students": {"small": {"net": "resnet8"}},
         "runs": {name: run | {"method": method} for name, method in METHODS.items()},
         "analysis": {},
+        "export": {},
+        "benchmark": {},
     }
 
 
