@@ -16,6 +16,7 @@ PORT ?= 5000
 MODEL ?= folder-to-student
 MINUTES ?= 60
 SEED ?=
+JOBS ?= 1
 
 .PHONY: help setup plan run tries track ui live promote balance test test-all soak test-oldest docs check format lock
 
@@ -45,8 +46,8 @@ $(STAMP): requirements.lock pyproject.toml $(UV_STAMP)
 plan: setup  ## what `make run` would do, how long it would take, how much memory and disk it would need
 	@$(PROJECT) plan
 
-run: setup  ## the whole graph on params.yaml, then the table of results
-	@$(PROJECT) run
+run: setup  ## the whole graph on params.yaml, then the table of results (JOBS=4: so many runs at a time)
+	@$(PROJECT) run --jobs "$(JOBS)"
 
 tries: setup  ## what was tried with `dvc exp run`: the parameters that differ, accuracies and gains
 	@$(PROJECT) tries

@@ -12,6 +12,8 @@ from PIL import Image
 
 from pipeline.evaluation import predictions
 from pipeline.evaluation.predictions import AllPredictions, Predictions
+from pipeline.evaluation.scores import MISTAKES
+from pipeline.records.mistakes import images_per_class, mistakes
 
 CLASSES = ["cat", "dog", "eel", "fox"]
 # right answers for 100 test images by run and seed, and mean accuracy on validation
@@ -283,6 +285,17 @@ def save_predictions(records: Path) -> None:
             {int(seed): _predictions(scores["confusion"]) for seed, scores in tested["seeds"].items()},
         )
         predictions.save_predictions(file.with_suffix(".npz"), saved)
+
+
+def as_written_now(records: Path) -> None:
+    """Of the confusions, what stage `evaluate` writes: predictions, and the mistakes among the scores."""
+    save_predictions(records)
+    for file in (records / "evaluate").glob("*.json"):
+        tested = json.loads(file.read_text())["details"]
+        for scores in (tested["teacher"], *tested["seeds"].values()):
+            scores |= {"images_per_class": images_per_class(scores), "mistakes": mistakes(scores)[:MISTAKES]}
+            del scores["confusion"]
+        edit(file, details=tested)
 
 
 def _predictions(confusion: Sequence[Sequence[int]]) -> Predictions:

@@ -22,6 +22,7 @@ from pipeline.methods import Method, MethodConfig
 from pipeline.params import load_params
 
 ROOT = Path(__file__).parents[1]
+MACHINES = "tests/project/test_many_machines.py"
 FILES = [*sorted(ROOT.glob("*.md")), ROOT / "models/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = {file.relative_to(ROOT).as_posix(): file.read_text() for file in FILES}
 README, ARCHITECTURE = PAGES["README.md"], PAGES["docs/architecture.md"]
@@ -117,7 +118,8 @@ def test_make_has_every_target_and_the_readme_shows_the_main_ones() -> None:
 
 def test_every_command_of_dvc_is_run_by_a_test_or_by_ci() -> None:
     run = "".join(
-        (ROOT / file).read_text() for file in ("tests/test_repro.py", "tests/test_sweeps.py", ".ci/run")
+        (ROOT / file).read_text()
+        for file in ("tests/test_repro.py", "tests/test_sweeps.py", "tests/test_jobs.py", MACHINES, ".ci/run")
     )
     shown = set()
     for command in commands("dvc"):

@@ -10,6 +10,8 @@ from pipeline.export.calibration import calibration_error
 from pipeline.records.ticker import counting
 from pipeline.settings import InputError
 
+MISTAKES = 50  # pairs of classes that a record holds, at most; evaluate/RUN.npz has what else there is
+
 
 def logits_of(
     predict: Callable[[np.ndarray], np.ndarray],
@@ -49,7 +51,8 @@ class Scores:
     ece: float
     agreement: float | None  # share of the images for which the teacher predicts the same class
     per_class: list[float | None]  # accuracy; None: no image of this class
-    confusion: list[list[int]]  # rows: actual, columns: predicted
+    images_per_class: list[int]
+    mistakes: list[tuple[int, int, int]]  # the most frequent: actual class, predicted class, images
     n: int
 
 
@@ -64,9 +67,8 @@ def score(
             f"labels: expected at least one image, and for each a whole number from 0 to {classes - 1}."
         )
     predicted = logits.argmax(1)
-    confusion = np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(
-        classes, classes
-    )
+    images = np.bincount(labels, minlength=classes)
+    right = np.bincount(labels[predicted == labels], minlength=classes)
     agreement = None
     if teacher_logits is not None:
         teacher_logits = np.asarray(teacher_logits)
@@ -82,10 +84,19 @@ def score(
         top5=float((_rank(logits, labels) < 5).mean()) if classes > 5 else None,
         ece=calibration_error(logits, labels),
         agreement=agreement,
-        per_class=[float(row[i] / row.sum()) if row.sum() else None for i, row in enumerate(confusion)],
-        confusion=confusion.tolist(),
+        per_class=[float(a / n) if n else None for a, n in zip(right, images, strict=True)],
+        images_per_class=images.tolist(),
+        mistakes=_mistakes(labels, predicted),
         n=len(labels),
     )
+
+
+def _mistakes(labels: np.ndarray, predicted: np.ndarray) -> list[tuple[int, int, int]]:
+    """Of pairs that are equally frequent, those of the first classes."""
+    wrong = np.stack([labels, predicted], axis=1)[predicted != labels]
+    pairs, counts = np.unique(wrong, axis=0, return_counts=True)
+    first = np.argsort(-counts, kind="stable")[:MISTAKES]
+    return [(int(a), int(p), int(n)) for (a, p), n in zip(pairs[first], counts[first], strict=True)]
 
 
 def summarise(scores: Sequence[Scores]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from pipeline.export.build_bundle import ExportConfig, Labelled, build_bundle
 from pipeline.files import atomic_folder, sha256
 from pipeline.functional import Input
 from pipeline.records.intervals import of_scores
+from pipeline.records.mistakes import images_per_class
 from pipeline.records.record import Record, Result
 
 FILE_SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "per_class")
@@ -59,7 +60,7 @@ def export_run(
         "seed": seed,
         "images": counted.images,
         "interval": [counted.low, counted.high],
-        "images_per_class": [sum(row) for row in scores["confusion"]],
+        "images_per_class": images_per_class(scores),
         **{key: scores[key] for key in FILE_SCORES},
     }
     with atomic_folder(out) as folder:

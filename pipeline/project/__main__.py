@@ -14,6 +14,7 @@ COMMANDS = {
     "check": "graph",
     "plan": "plan",
     "run": "graph",
+    "slurm": "slurm",
     "report": "results",
     "predict": "results",
     "ui": "ui",

@@ -69,8 +69,7 @@ def _parsed(
             words.append(name)
             parser.add_argument(name, type=parameter.annotation)
         else:
-            parser.add_argument(
-                f"--{name}", type=parameter.annotation, required=not has_default, default=default
-            )
+            how = {"action": "store_true"} if parameter.annotation is bool else {"type": parameter.annotation}
+            parser.add_argument(f"--{name}", required=not has_default, default=default, **how)
     options = vars(parser.parse_args(arguments))
     return [options.pop(name) for name in words], options

@@ -4,13 +4,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from pipeline.settings import InputError
 
 BIN = Path(sys.executable).parent
+
+
+def programs() -> Path:
+    """The folder of dvc and of this program."""
+    return BIN
 
 
 def dvc(*arguments: str) -> int:
@@ -22,6 +27,20 @@ def dvc(*arguments: str) -> int:
             except KeyboardInterrupt as error:  # the terminal sent it to dvc too, which stops in its own way
                 if error.args:  # SIGTERM came to this process alone
                     _send_ctrl_c(process.pid)
+
+
+def start_dvc(*arguments: str, environment: Mapping[str, str]) -> "subprocess.Popen[str]":
+    """Start dvc in a process group of its own, with a pipe for all that it and its stages print."""
+    return subprocess.Popen(  # noqa: S603
+        [BIN / "dvc", *arguments],
+        env=_environment() | dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        process_group=0,
+    )
 
 
 def _send_ctrl_c(process: int) -> None:

@@ -8,6 +8,8 @@ from pipeline.project.dvc import dvc
 from pipeline.project.locks import mend_locks
 from pipeline.project.plan import keep_plan
 from pipeline.project.plots_page import write_plots_page
+from pipeline.project.side_by_side import side_by_side
+from pipeline.settings import InputError
 
 # what `dvc exp show` would list beside the parameters and scores that a person compares
 NOT_COMPARED = (
@@ -24,11 +26,16 @@ def check() -> None:
     print("params.yaml is sound.")
 
 
-def run() -> None:
-    """Run what changed in the graph, then print the table of results."""
+def run(jobs: int = 1) -> None:
+    """Run what changed in the graph, `jobs` runs at a time, then print the table of results."""
+    if jobs < 1:
+        raise InputError(f"--jobs: {jobs} runs at a time cannot be. Write a number from 1.")
     mend_locks()
     write_plots_page()
-    keep_plan(stages_ahead())
+    stages = stages_ahead()
+    keep_plan(stages, jobs=jobs)
+    if jobs > 1:
+        side_by_side(stages, jobs)
     if code := dvc("repro"):
         sys.exit(code)
     print(Path("reports/table.txt").read_text(), end="")

@@ -51,21 +51,29 @@ def plan(data: Path = Path("data/prepared"), records: Path = Path("records")) ->
     print(f"\nBegun now, it would end at about {ends:%H:%M on %d %B} ({about(seconds)} from now).")
 
 
-def write_plan(stages: Sequence[Stage], records: Path, start: float, seconds: Mapping[str, float]) -> None:
+def write_plan(
+    stages: Sequence[Stage], records: Path, start: float, seconds: Mapping[str, float], *, jobs: int = 1
+) -> None:
     """For the stages, which say where in the graph they are. `seconds` by name of a stage, if they are known.
 
-    A stage needs `start` beside its work.
+    A stage needs `start` beside its work. `jobs` runs are at work at the same time.
     """
     listed = [
         {"name": stage.name, "runs": stage.state == "runs", "seconds": seconds.get(stage.name)}
         for stage in stages
     ]
-    content = {"params": params_key(PARAMS), "records": str(records), "start": start, "stages": listed}
+    content = {
+        "params": params_key(PARAMS),
+        "records": str(records),
+        "start": start,
+        "jobs": jobs,
+        "stages": listed,
+    }
     with atomic_file(PLAN) as file:
         file.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def keep_plan(stages: Sequence[Stage], records: Path = Path("records")) -> None:
+def keep_plan(stages: Sequence[Stage], records: Path = Path("records"), *, jobs: int = 1) -> None:
     """Write down what runs now. What an earlier plan of the same params.yaml measured stays."""
     start, seconds = 0.0, {}
     try:
@@ -74,7 +82,7 @@ def keep_plan(stages: Sequence[Stage], records: Path = Path("records")) -> None:
             start, seconds = old["start"], {each["name"]: each["seconds"] for each in old["stages"]}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # there is none, or it is damaged
-    write_plan(stages, records, start, seconds)
+    write_plan(stages, records, start, seconds, jobs=jobs)
 
 
 def groups(stages: Sequence[Stage], found: Mapping[str, Estimate]) -> list[Group]:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from pipeline.records.mistakes import images_per_class
+
 SIGMAS = 1.96
 
 
@@ -26,7 +28,7 @@ def of_share(right: int, images: int) -> Share:
 
 def of_scores(scores: Mapping[str, Any]) -> Share:
     """The accuracy of one network, from its scores in a record of stage `evaluate`."""
-    images = sum(map(sum, scores["confusion"]))
+    images = sum(images_per_class(scores))
     return of_share(round(images * scores["accuracy"]), images)
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 PLAN = Path(".work/plan.json")  # below DVC_ROOT. It is no output of a stage, so that it makes none stale.
 OF_A_RUN = ("pretrain", "distill", "analyse", "evaluate", "export", "benchmark")
+# what may run at the same time, for several teachers and runs. A benchmark needs the machine for itself.
+SIDE_BY_SIDE = ("teacher", "knowledge", "pretrain", "distill", "analyse", "evaluate", "export")
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def place_of(stage: str, plan: Mapping[str, Any], root: Path) -> Place:
     names = [each["name"] for each in plan["stages"]]
     mine, start = names.index(stage), plan["start"]
     own, *after = [
-        _seconds(each, root / plan["records"])
+        _seconds(each, root / plan["records"], plan["jobs"] if each["name"] != stage else 1)
         for each in plan["stages"][mine:]
         if each["name"] == stage or each["runs"]
     ]
@@ -91,11 +93,15 @@ def _of_its_kind(stage: str, names: Sequence[str]) -> str:
     return f", {what} {alike.index(stage) + 1} of {len(alike)}" if is_one_of_many else ""
 
 
-def _seconds(stage: Mapping[str, Any], records: Path) -> float | None:
-    """What the plan says, or else what stages of the same kind took before; None if there is neither."""
-    if stage["seconds"] is not None:
-        return float(stage["seconds"])
+def _seconds(stage: Mapping[str, Any], records: Path, jobs: int) -> float | None:
+    """What the plan says, or else what stages of the same kind took before; None if there is neither.
+
+    Of stages of which `jobs` run at the same time, each counts as a part of its time.
+    """
     kind = stage["name"].partition("@")[0]
+    share = jobs if kind in SIDE_BY_SIDE else 1
+    if stage["seconds"] is not None:
+        return float(stage["seconds"]) / share
     files = [records / f"{kind}.json", *(records / kind).glob("*.json")]
     took = [json.loads(file.read_text())["seconds"] for file in files if file.is_file()]
-    return statistics.fmean(took) if took else None
+    return statistics.fmean(took) / share if took else None

@@ -84,12 +84,6 @@ class RunResults:
         }
 
     @property
-    def confusion(self) -> list[list[int]]:
-        """Test images of the exported seed by actual class (rows) and predicted class (columns)."""
-        counts: list[list[int]] = self.file_scores["confusion"]
-        return counts
-
-    @property
     def analysis(self) -> Record | None:
         """The record of stage `analyse`, if params.yaml asks to analyse this run."""
         return self.records.get("analyse")

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from markupsafe import Markup
 
 from pipeline.evaluation.predictions import AllPredictions, missed, outcomes
 from pipeline.records.results import Results, RunResults
 from pipeline.report import costs, exports, figures, pictures, tables
+from pipeline.report.confusions import confusion
 from pipeline.report.next_steps import next_steps
 from pipeline.report.run_gains import gains_on_images, gains_over_baseline, load_all_predictions
 from pipeline.report.words import (
@@ -39,6 +39,7 @@ CLASSES_OPEN = 30  # bars; if there are more, half as many from each end, and al
 PANELS_OPEN = 12
 MISSED_SHOWN = 24
 IMAGES_OF_A_CLASS = 8
+CLASSES_IN_HEAT = 1000  # as a pixel each
 HEAT = (64, 122, 216)
 
 
@@ -227,7 +228,7 @@ def _errors(results: Results, predictions: Mapping[str, AllPredictions], data: P
     return {
         "outcomes": _outcomes(best, of_best) if of_best else [],
         "missed": _missed(best, of_best, data) if of_best else [],
-        "confusion": _confusion(best),
+        "confusion": _confusion(best, of_best),
         "frequent_errors": tables.frequent_errors(best),
         "calibration": figures.calibration(compared, results),
         "calibration_bins": figures.BINS,
@@ -260,17 +261,17 @@ def _missed(best: RunResults, predictions: AllPredictions, data: Path) -> list[M
     ]
 
 
-def _confusion(best: RunResults) -> dict[str, Any]:
+def _confusion(best: RunResults, predictions: AllPredictions | None) -> dict[str, Any]:
     """Numbers, or a picture if there are too many classes to read them."""
-    names, counts = best.records["evaluate"].details["classes"], np.array(best.confusion)
-    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    names, counts, shares = confusion(best, predictions, CLASSES_IN_HEAT)
+    found = {"names": names, "heat": "", "cells": [], "of": len(best.per_class)}
     if len(names) > CLASSES_DRAWN:
-        return {"heat": pictures.heat_map(shares, HEAT), "names": names, "cells": []}
+        return found | {"heat": pictures.heat_map(shares, HEAT)}
     cells = [
         [(int(n), float(share)) for n, share in zip(*row, strict=True)]
         for row in zip(counts, shares, strict=True)
     ]
-    return {"heat": "", "names": names, "cells": cells}
+    return found | {"cells": cells}
 
 
 def _training(results: Results) -> dict[str, Any]:

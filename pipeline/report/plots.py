@@ -5,14 +5,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.evaluation.predictions import AllPredictions
 from pipeline.files import atomic_folder
 from pipeline.records.results import Results
-from pipeline.report.confusions import class_pairs
+from pipeline.report.confusions import confusion, pairs
+
+CLASSES = 30  # of a confusion matrix, at most: names of more cannot be read
 
 
-def write_plots(results: Results, out: Path) -> None:
+def write_plots(results: Results, out: Path, predictions: Mapping[str, AllPredictions]) -> None:
     """Write `curves.csv` (a line for each run, phase, seed and epoch) and `confusion/<run>.csv` (a line for
-    each pair of classes, for the exported seed)."""
+    each pair of the classes in most mistakes, for the exported seed)."""
     with atomic_folder(out) as folder:
         points = list(_points(results))
         columns = ["run", "phase", "seed", "epoch", "images"]
@@ -21,9 +24,8 @@ def write_plots(results: Results, out: Path) -> None:
         _write(folder / "curves.csv", columns, lines)
         (folder / "confusion").mkdir()
         for name, run in results.runs.items():
-            lines = (
-                [pair.actual, pair.predicted, pair.images, round(pair.share, 4)] for pair in class_pairs(run)
-            )
+            shown = pairs(confusion(run, predictions.get(name), CLASSES))
+            lines = ([pair.actual, pair.predicted, pair.images, round(pair.share, 4)] for pair in shown)
             _write(folder / "confusion" / f"{name}.csv", ["actual", "predicted", "images", "share"], lines)
 
 

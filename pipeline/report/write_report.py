@@ -45,7 +45,7 @@ def write_report(
     for name, text in texts.items():
         with atomic_file(out_dir / name) as file:
             file.write_text(text, encoding="utf-8")
-    write_plots(results, plots_dir)
+    write_plots(results, plots_dir, predictions)
     metrics = {
         "gain": {name: gain.mean for name, gain in gains_over_baseline(results).items()},
         "validation": {name: run.validation for name, run in results.runs.items()},

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.evaluation.scores import Scores, logits_of, score, summarise
+from pipeline.evaluation.scores import MISTAKES, Scores, logits_of, score, summarise
 from pipeline.settings import InputError
 
 
 def scores(accuracy: float, **others: float | None) -> Scores:
     means = {"balanced_accuracy": accuracy - 0.1, "macro_f1": accuracy - 0.2}
     values = {"top5": None, "ece": 0.1, "agreement": None, **means, **others}
-    return Scores(accuracy=accuracy, per_class=[], confusion=[], n=10, **values)  # type: ignore[arg-type]
+    return Scores(accuracy=accuracy, per_class=[], images_per_class=[], mistakes=[], n=10, **values)  # type: ignore[arg-type]
 
 
 def slow(logits: np.ndarray, labels: np.ndarray, classes: int, teacher: np.ndarray) -> dict[str, float]:
@@ -62,7 +62,11 @@ def test_scores_equal_those_of_sklearn() -> None:
     got, predicted = score(logits, labels, 8), logits.argmax(1)
     assert got.accuracy == pytest.approx(accuracy_score(labels, predicted))
     assert got.top5 == pytest.approx(top_k_accuracy_score(labels, logits, k=5))
-    assert got.confusion == confusion_matrix(labels, predicted).tolist()
+    counts = confusion_matrix(labels, predicted)
+    assert got.images_per_class == counts.sum(1).tolist()
+    pairs = [(i, j, int(counts[i, j])) for i in range(8) for j in range(8) if i != j and counts[i, j]]
+    assert got.mistakes == sorted(pairs, key=lambda pair: -pair[2])[:MISTAKES]
+    assert len(pairs) > MISTAKES
     assert got.per_class == pytest.approx(recall_score(labels, predicted, average=None))
     assert got.balanced_accuracy == pytest.approx(recall_score(labels, predicted, average="macro"))
     assert got.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
@@ -75,7 +79,7 @@ def test_confident_and_always_wrong_predictions_have_the_largest_error() -> None
     assert (got.accuracy, got.top5) == (0, None)
     assert got.ece == pytest.approx(1)
     assert got.per_class == [None, 0.0]  # class 0 does not occur
-    assert got.confusion == [[0, 0], [5, 0]]
+    assert (got.images_per_class, got.mistakes) == ([0, 5], [(1, 0, 5)])
 
 
 def test_a_constant_network_scores_chance_and_is_calibrated() -> None:
@@ -96,21 +100,17 @@ def test_scores_are_within_bounds_and_do_not_depend_on_the_order(
     assert 0 <= got.accuracy <= 1
     assert 0 <= got.ece <= 1 + 1e-12
     assert got.agreement == 1
-    assert sum(map(sum, got.confusion)) == n
-    assert sum(got.confusion[i][i] for i in range(classes)) == round(got.accuracy * n)
+    assert sum(got.images_per_class) == n
+    assert sum(images for _, _, images in got.mistakes) == n - round(got.accuracy * n)
     order = np.random.default_rng(0).permutation(n)
     again = score(logits[order], labels[order], classes)
-    assert again.confusion == got.confusion
+    assert (again.images_per_class, again.mistakes) == (got.images_per_class, got.mistakes)
     assert again.ece == pytest.approx(got.ece, abs=1e-9)
 
 
 def test_scores_become_json() -> None:
-    got = score(np.eye(3), np.array([0, 1, 2]), 3)
-    assert json.loads(json.dumps(dataclasses.asdict(got), allow_nan=False))["confusion"] == [
-        [1, 0, 0],
-        [0, 1, 0],
-        [0, 0, 1],
-    ]
+    got = json.loads(json.dumps(dataclasses.asdict(score(np.eye(3), np.array([0, 2, 2]), 3))))
+    assert (got["images_per_class"], got["mistakes"]) == ([1, 0, 2], [[2, 1, 1]])
 
 
 @pytest.mark.parametrize(

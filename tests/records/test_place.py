@@ -16,7 +16,7 @@ NAMES = ["check", "prepare", "teacher@big", "distill@alone", "distill@kd", "eval
 def plan(seconds: dict[str, float] | None = None, still: tuple[str, ...] = ("check",)) -> dict[str, Any]:
     known = seconds or {}
     stages = [{"name": name, "runs": name not in still, "seconds": known.get(name)} for name in NAMES]
-    return {"params": "", "records": "records", "start": 3.0, "stages": stages}
+    return {"params": "", "records": "records", "start": 3.0, "jobs": 1, "stages": stages}
 
 
 @pytest.fixture
@@ -63,6 +63,17 @@ def test_the_time_left_is_that_of_this_stage_and_of_those_after_it_that_run(tmp_
     assert found.left(0.0) == "about 17 min left"  # 1000 s
     assert found.left(300.0) == "about 12 min left"
     assert found.left(5000.0) == "about 10 min left"  # late: only the others are left
+
+
+def test_what_runs_at_the_same_time_takes_a_part_of_the_time(tmp_path: Path) -> None:
+    made = plan(dict.fromkeys(NAMES, 60.0)) | {"jobs": 3}
+    found = place_of("distill@alone", made, tmp_path)
+    assert (found.words, found.whole) == ("stage 4 of 7, run 1 of 2", 60.0)
+    assert found.after == 20.0 + 20.0 + 60.0  # distill, evaluate, report
+    (tmp_path / "records/distill").mkdir(parents=True)
+    (tmp_path / "records/distill/kd.json").write_text(json.dumps({"seconds": 30.0}))
+    made["stages"][4]["seconds"] = None
+    assert place_of("distill@alone", made, tmp_path).after == 10.0 + 20.0 + 60.0
 
 
 def test_without_a_plan_earlier_stages_of_the_same_kind_say_how_long(tmp_path: Path) -> None:

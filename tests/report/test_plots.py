@@ -15,7 +15,7 @@ def records(tmp_path: Path) -> Path:
 
 
 def test_curves_have_a_line_for_each_point(records: Path, tmp_path: Path) -> None:
-    write_plots(load_results(records, **NAMES), tmp_path / "plots")
+    write_plots(load_results(records, **NAMES), tmp_path / "plots", {})
     with (tmp_path / "plots" / "curves.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert Counter((row["run"], row["phase"]) for row in rows) == {
@@ -36,7 +36,7 @@ def test_curves_have_a_line_for_each_point(records: Path, tmp_path: Path) -> Non
 
 def test_curves_include_knowledge(records: Path, tmp_path: Path) -> None:
     learn(records, "atoms", "kd")
-    write_plots(load_results(records, **NAMES), tmp_path / "plots")
+    write_plots(load_results(records, **NAMES), tmp_path / "plots", {})
     with (tmp_path / "plots" / "curves.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["run"] == "atoms"]
     assert [(row["phase"], row["seed"], row["loss"]) for row in rows] == [
@@ -48,7 +48,7 @@ def test_curves_include_knowledge(records: Path, tmp_path: Path) -> None:
 def test_confusions_count_the_exported_seed_of_each_run(records: Path, tmp_path: Path) -> None:
     (tmp_path / "plots" / "confusion").mkdir(parents=True)
     (tmp_path / "plots" / "confusion" / "dropped.csv").write_text("actual,predicted\n")
-    write_plots(load_results(records, **NAMES), tmp_path / "plots")
+    write_plots(load_results(records, **NAMES), tmp_path / "plots", {})
     assert sorted(path.name for path in (tmp_path / "plots" / "confusion").iterdir()) == [
         "alone.csv",
         "fitnet.csv",
