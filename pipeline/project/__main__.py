@@ -13,6 +13,7 @@ COMMANDS = {
     "new": "new",
     "check": "graph",
     "plan": "plan",
+    "dag": "dag",
     "run": "graph",
     "report": "results",
     "predict": "results",
@@ -34,7 +35,15 @@ NO_PROJECT = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        _do(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # before the command began, which catches its own
+        print("\nStopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _do(arguments: list[str]) -> None:
+    name, *rest = arguments or ["--help"]
     if name == "stage":
         _become_stage(*rest)
     if name == "--version":

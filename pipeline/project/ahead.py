@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.project.dvc import dvc, printed_by_dvc
@@ -17,6 +17,7 @@ State = Literal["runs", "up to date", "cached"]
 class Stage:
     name: str  # as DVC calls it, such as distill@kd
     state: State
+    before: tuple[str, ...] = field(default=(), compare=False)  # the stages that must come before it
 
     @property
     def kind(self) -> str:
@@ -64,4 +65,4 @@ def states(
             found[name] = "cached" if name in cached else "runs"
         else:
             found[name] = "up to date"
-    return [Stage(name, state) for name, state in found.items()]
+    return [Stage(name, state, tuple(before[name])) for name, state in found.items()]

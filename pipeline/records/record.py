@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import resource
 import sys
 import uuid
 from collections.abc import Iterator
@@ -68,13 +69,14 @@ def recording(
 
     Of several processes, only the one with `write` writes it.
     """
-    record, start = Record(stage, name, params), datetime.now(UTC)
+    record, start, computed = Record(stage, name, params), datetime.now(UTC), _cpu_seconds()
     with metered() if write else nullcontext(Energy()) as energy:
         yield record
     end = datetime.now(UTC)
     record.started, record.finished = (moment.isoformat(timespec="milliseconds") for moment in (start, end))
     record.seconds = round((end - start).total_seconds(), 3)
     record.environment |= environment()
+    record.details["usage"] = {"cpu_s": round(_cpu_seconds() - computed, 2), "memory_mb": _peak_memory_mb()}
     if (place := here()) and place.planned is not None:
         record.details["planned_seconds"] = round(place.planned, 1)
     if energy.joules:
@@ -84,6 +86,18 @@ def recording(
     if write:
         with atomic_file(path) as file:
             file.write_text(json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
+
+
+def _cpu_seconds() -> float:
+    """Of all threads of this process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _peak_memory_mb() -> int:
+    """The largest that this process had, which may be more than it needed in this stage."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
 
 
 def load_record(path: Path) -> Record:
