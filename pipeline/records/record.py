@@ -76,7 +76,6 @@ def recording(
     record.started, record.finished = (moment.isoformat(timespec="milliseconds") for moment in (start, end))
     record.seconds = round((end - start).total_seconds(), 3)
     record.environment |= environment()
-    record.details["usage"] = {"cpu_s": round(_cpu_seconds() - computed, 2), "memory_mb": _peak_memory_mb()}
     if (place := here()) and place.planned is not None:
         record.details["planned_seconds"] = round(place.planned, 1)
     if energy.joules:
@@ -84,6 +83,8 @@ def recording(
     if energy.complete:
         record.metrics["energy_j"] = round(sum(energy.joules.values()), 1)
     if write:
+        used = {"cpu_s": round(_cpu_seconds() - computed, 2), "memory_mb": _peak_memory_mb()}
+        record.details["usage"] = used
         with atomic_file(path) as file:
             file.write_text(json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
 

@@ -43,7 +43,7 @@ def test_what_follows_from_other_needs_is_not_drawn() -> None:
 def test_the_page_says_times_and_states_and_needs_no_other_file() -> None:
     page = dag.page(STAGES, {"check": 1.25, "distill@a": 61.0})
     assert not re.search(r"<script|<link|\bsrc=|\bhref=|@import|url\(", page)
-    assert "6 stages: 2 up to date, 1 in DVC's cache, 3 would run. They took 1 min" in page.replace(
+    assert "6 stages: 2 up to date, 1 in DVC's cache, 3 would run. They took 62 s" in page.replace(
         "&#x27;", "'"
     )
     drawing = ElementTree.fromstring(re.findall(r"<svg.*</svg>", page, re.DOTALL)[0].replace("xmlns", "x"))

@@ -21,6 +21,24 @@ from pipeline.settings import InputError
 ROOT = Path(__file__).parents[2]
 
 
+def test_make_installs_with_a_python_outside_its_environment_even_if_that_is_active(tmp_path: Path) -> None:
+    """The one inside has no pip, and `make` after a pull would say that Python has none."""
+    for name in ("Makefile", "bootstrap.lock", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    active = tmp_path / ".venv" / "bin"
+    active.mkdir(parents=True)
+    (active / "python3").symlink_to(sys.executable)
+    env = os.environ | {"PATH": f"{active}:{os.environ['PATH']}"}
+    env.pop("MAKEFLAGS", None)
+    command = ["make", "-n", "setup"]
+    printed = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    ).stdout
+    (installer,) = re.findall(r"^(\S+) -m pip install ", printed, re.MULTILINE)
+    assert Path(installer).name == "python3"
+    assert Path(installer).parent != active
+
+
 @pytest.mark.parametrize(("arguments", "code"), [([], 0), (["--help"], 0), (["fly"], 2)])
 def test_what_can_be_called_is_listed(
     arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]
