@@ -83,6 +83,8 @@ def _become_stage(name: str, *options: str) -> None:
     path = f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"
     program = sys.executable if launcher[0] == "python" else launcher[0]
     command = [program, *launcher[1:], "-m", f"stages.{name}", *options]
+    if launcher != ["python"]:  # a params.yaml of somebody else may start anything
+        print(f"launcher: {shlex.join(command)}", flush=True)
     os.execvpe(program, command, os.environ | {"PATH": path})  # noqa: S606
 
 

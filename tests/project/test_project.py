@@ -177,6 +177,25 @@ def test_a_launcher_starts_what_trains(
     assert arguments[0] == sys.executable
 
 
+@pytest.mark.parametrize(
+    ("launcher", "shown"),
+    [("python", ""), ("python -c 'do evil'", "launcher: PYTHON -c 'do evil' -m stages.distill --name kd\n")],
+)
+def test_what_a_params_file_of_somebody_else_starts_is_printed_first(
+    launcher: str,
+    shown: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"launcher": launcher}))
+    monkeypatch.chdir(tmp_path)
+    stage_becomes(monkeypatch, "distill", "--name", "kd")
+    assert capsys.readouterr().out == shown.replace("PYTHON", sys.executable)
+    stage_becomes(monkeypatch, "export", "--name", "kd")
+    assert capsys.readouterr().out == ""
+
+
 def test_no_command_of_the_graph_names_the_launcher() -> None:
     """Or else another launcher would make every training run again."""
     assert "launcher" not in (ROOT / "dvc.yaml").read_text()
