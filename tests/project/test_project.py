@@ -25,6 +25,8 @@ def test_make_installs_with_a_python_outside_its_environment_even_if_that_is_act
     """The one inside has no pip, and `make` after a pull would say that Python has none."""
     for name in ("Makefile", "bootstrap.lock", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "pipeline" / "project").mkdir(parents=True)
+    (tmp_path / "pipeline" / "project" / "plots_page.py").touch()
     active = tmp_path / ".venv" / "bin"
     active.mkdir(parents=True)
     (active / "python3").symlink_to(sys.executable)

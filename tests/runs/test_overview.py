@@ -28,11 +28,11 @@ def test_maps_that_only_the_teacher_has_are_in_their_place() -> None:
     step = World.make().step(2)
     example, logits = step.student.maps["stage1"], step.student.logits
     for student, expected in names.items():
-        given = [
+        own, others = [
             Answer(logits, dict.fromkeys(each.split(), example), step.student.pooled, {})
             for each in (student, "stem stage1 stage2 stage3 stage4")
         ]
-        rows = overview(*given, [])
+        rows = overview(own, others, [])
         assert [row[0] for row in rows] == [*expected.split(), "pooled", "logits"]
         assert [row[0] for row in rows if row[1]] == [*student.split(), "pooled", "logits"]
 
