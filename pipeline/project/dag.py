@@ -12,11 +12,13 @@ from pipeline.records.place import about
 
 WIDTH, HEIGHT, GAP, ROW = 98, 34, 20, 44  # of a box, between two columns, from box to box of a column
 COLOURS = {"up to date": "#d8ecd9", "cached": "#dfe6f5", "runs": "#fbe3c4"}
+SHORT = {"up to date": "up to date", "cached": "in DVC's cache", "runs": "would run"}
 WORDS = {
     "up to date": "up to date",
     "cached": "changed, but DVC's cache has what it would make",
     "runs": "would run (it, or a stage before it, has changed)",
 }
+OF_TEACHERS = ("teacher", "knowledge")  # their keys are no runs
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -69,14 +71,11 @@ def page(stages: Sequence[Stage], took: Mapping[str, float]) -> str:
 
 def summary(stages: Sequence[Stage], took: Mapping[str, float]) -> str:
     states = [stage.state for stage in stages]
-    counts = ", ".join(f"{states.count(state)} {words}" for state, words in _SHORT.items() if state in states)
+    counts = ", ".join(f"{states.count(state)} {words}" for state, words in SHORT.items() if state in states)
     last = (
         f" They took {about(sum(took.values())).removeprefix('about ')} when they last ran." if took else ""
     )
     return f"{len(stages)} stages: {counts}.{last}"
-
-
-_SHORT = {"up to date": "up to date", "cached": "in DVC's cache", "runs": "would run"}
 
 
 def drawing(stages: Sequence[Stage], took: Mapping[str, float]) -> str:
@@ -92,28 +91,26 @@ def drawing(stages: Sequence[Stage], took: Mapping[str, float]) -> str:
 
 
 def places_of(stages: Sequence[Stage]) -> dict[str, tuple[int, int]]:
-    """Column and row of each stage: one column further than all that it needs; runs keep their row."""
-    keys = list(dict.fromkeys(stage.key for stage in stages if stage.key and stage.kind not in _OF_TEACHERS))
-    column: dict[str, int] = {}
-    taken: set[tuple[int, int]] = set()
-    found = {}
-    for stage in stages:
-        column[stage.name] = 1 + max((column[name] for name in stage.before if name in column), default=-1)
-        row = keys.index(stage.key) if stage.key in keys and stage.kind not in _OF_TEACHERS else 0
-        while (place := (column[stage.name], row)) in taken:
+    """Column and row of each stage: one column further than all that it needs. A run keeps its row."""
+    runs = list(dict.fromkeys(run for stage in stages if (run := _run_of(stage))))
+    found: dict[str, tuple[int, int]] = {}
+    for stage in stages:  # each comes after all that it needs
+        column = 1 + max((found[name][0] for name in stage.before if name in found), default=-1)
+        row = runs.index(_run_of(stage)) if _run_of(stage) else 0
+        while (column, row) in found.values():
             row += 1
-        taken.add(place)
-        found[stage.name] = place
+        found[stage.name] = column, row
     return found
 
 
-_OF_TEACHERS = ("teacher", "knowledge")
+def _run_of(stage: Stage) -> str:
+    return "" if stage.kind in OF_TEACHERS else stage.key
 
 
 def direct_needs(stages: Sequence[Stage]) -> list[tuple[str, str]]:
     """Pairs of stages, without those that follow from others: what needs both a and what needs a."""
     above: dict[str, set[str]] = {}
-    for stage in stages:  # each comes after all that it needs
+    for stage in stages:
         needs = [name for name in stage.before if name in above]
         above[stage.name] = {*needs, *(far for name in needs for far in above[name])}
     return [
