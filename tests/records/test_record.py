@@ -48,13 +48,14 @@ def test_a_record_says_how_many_processes_there_were(tmp_path: Path, monkeypatch
 
 
 def test_a_record_says_what_the_stage_took_of_the_machine(tmp_path: Path) -> None:
+    begun = time.process_time()  # what was computed before it does not count
     with recording(tmp_path / "r.json", "distill", "kd", {}):
         end, before = time.process_time() + 0.3, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         while time.process_time() < end:
             pass
         large = bytes(range(256)) * (before * 4 + 400_000)  # 100 MB more than ever before
     used = json.loads((tmp_path / "r.json").read_text())["details"]["usage"]
-    assert 0.3 <= used["cpu_s"] < 10
+    assert 0.3 <= used["cpu_s"] <= time.process_time() - begun + 0.02
     assert used["memory_mb"] * 1e6 >= len(large)
 
 
