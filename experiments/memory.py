@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bundle", type=Path, help="a bundle to serve")
     parser.add_argument("--write", type=Path, help="a file for the table")
     parser.add_argument("--of", choices=("training", "decoding"), help=argparse.SUPPRESS)
-    parser.add_argument("--work", default="{}", help=argparse.SUPPRESS)
+    parser.add_argument("--work", default="{}", help='other amounts of work, such as {"epochs": 20}')
     given = parser.parse_args(arguments)
     work = Work(**json.loads(given.work))
     if given.of:

@@ -94,6 +94,10 @@ def starting(p: Any, section: str, file: str, net: str) -> None:
             r"^runs\.fitnet\.phases\.hint\.batch_size is 2000",
         ),
         (
+            lambda p: p["runs"]["fitnet"]["phases"].update(distill={"batch_size": 2000}),
+            r"^runs\.fitnet\.phases\.distill\.batch_size is 2000",
+        ),
+        (
             lambda p: p["knowledge"].update(atoms=KNOWN | {"phases": {"dictionary": {"batch_size": 2000}}}),
             r"^knowledge\.atoms\.phases\.dictionary\.batch_size is 2000",
         ),
