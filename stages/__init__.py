@@ -10,7 +10,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 def _end(number: int, frame: FrameType | None) -> None:
     """Ctrl-C while a stage imports what it needs, which takes seconds. `command` has more to say later."""
-    print("\nStopped before it began: `dvc repro` goes on from there.", file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") == "0":  # of several processes under a launcher, one prints
+        print("\nStopped before it began: `dvc repro` goes on from there.", file=sys.stderr, flush=True)
     os._exit(128 + number)
 
 
