@@ -2,8 +2,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-PYTHON ?= python3
 BIN := .venv/bin
+# not that of .venv, which has no pip: its environment may be active
+PYTHON ?= $(or $(shell PATH="$$(printf %s "$$PATH" | tr : '\n' | grep -vx '$(CURDIR)/$(BIN)' | paste -sd :)" \
+	command -v python3),python3)
 UV := .venv/uv/bin/uv
 # a stamp's name is a hash: a changed lock or pyproject.toml installs again, an unchanged one costs nothing
 UV_STAMP := .venv/uv/.installed-$(shell sha256sum < bootstrap.lock | cut -c1-16)

@@ -60,7 +60,7 @@ class KnowledgeConfig(Settings):
     phases: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="by phase: settings that differ from `train`"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 class AnalysisConfig(Settings):
@@ -131,9 +131,17 @@ class Params(Settings):
             raise InputError(
                 f"{where}.method: all weights are 0, so nothing is learned. Raise ce_weight or kd_weight."
             )
-        if run.augment.pad >= self.data.size:
+        if run.partner and not run.partner.term_weight:
             raise InputError(
-                f"{where}: augment.pad is {run.augment.pad}, so an image could be shifted out of its square "
+                f"{where}.method.combine.term_weight is 0, so the second method adds nothing. Raise it, or "
+                "leave combine out."
+            )
+        self.check_shift(run.augment, f"runs.{run.name}.augment")
+
+    def check_shift(self, augment: AugmentConfig, where: str) -> None:
+        if augment.pad >= self.data.size:
+            raise InputError(
+                f"params.yaml: {where}.pad is {augment.pad}, so an image could be shifted out of its square "
                 f"of {self.data.size} pixels (data.size). Lower it."
             )
 
@@ -252,6 +260,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         )
     params = _check(Params, given, "")
     _check_names(params)
+    params.check_shift(params.augment, "augment")
     for section in ("teachers", "students"):
         for name, net in getattr(params, section).items():
             _check_net(net.net, f"{section}.{name}.net")

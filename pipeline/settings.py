@@ -16,11 +16,18 @@ class Settings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     @classmethod
     def _is_no_flag(cls, given: Any, info: ValidationInfo) -> Any:
         """Pydantic takes `true` for 1; and in YAML `yes` and `on` are true."""
-        kind = cls.model_fields[info.field_name or ""].annotation
-        takes_numbers = {*(get_args(kind) or [kind])} <= {int, float, type(None), ...}
+        kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
+        takes_numbers = bool(kinds & {int, float}) and bool not in kinds
         if takes_numbers and any(isinstance(each, bool) for each in [given, *_items(given)]):
             raise ValueError(f"a number is needed, not {str(given).lower()}")
         return given
+
+
+def _kinds(annotation: Any) -> set[type]:
+    """All types in it; that of each value of a `Literal`."""
+    if inner := get_args(annotation):
+        return set().union(*map(_kinds, inner))
+    return {annotation if isinstance(annotation, type) else type(annotation)}
 
 
 def _items(given: Any) -> list[Any]:

@@ -9,12 +9,10 @@ from pipeline.export.deployable import Deployable
 from pipeline.files import sha256
 from pipeline.params import load_params
 from pipeline.project.command import command
-from pipeline.records.record import recording, write_metrics
+from pipeline.records.record import recording
 
 
-def stage(
-    name: str, data: Path, teacher: Path, students: Path, bundle: Path, metrics: Path, record: Path
-) -> None:
+def stage(name: str, data: Path, teacher: Path, students: Path, bundle: Path, record: Path) -> None:
     """How fast and how large: the exported student, the trained one and the teacher on this machine."""
     cfg, store = load_params().benchmark, Store.open(data)
 
@@ -30,7 +28,6 @@ def stage(
         student = network(student_folders(students)[best_seed(students)])
         done.add(measure(bundle, student, network(teacher), cfg))
         done.inputs["bundle"] = sha256(bundle)
-        write_metrics(metrics, done.metrics, digits=4)
     print(f"{name}: {done.metrics['latency_ms']:.3f} ms an image, {done.metrics['size_mb']:.2f} MB")
 
 

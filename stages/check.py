@@ -6,6 +6,8 @@ from pipeline.project.changed_code import changed_code, in_words
 from pipeline.project.check import (
     check_data_root,
     check_launcher,
+    check_networks,
+    check_transfer,
     write_class_split,
     write_code_lists,
     write_names,
@@ -18,6 +20,8 @@ def stage(code: Path, classes: Path, analysed: Path, learned: Path) -> None:
     params = load_params()
     check_launcher(params.launcher)
     check_data_root(params)
+    check_transfer(params)
+    check_networks(params)
     write_code_lists(params, code)
     write_class_split(params, classes)
     write_names(dict(params.analysis), analysed)

@@ -4,18 +4,15 @@ from pathlib import Path
 from pipeline.evaluation.evaluate import evaluate_run
 from pipeline.evaluation.predictions import save_predictions
 from pipeline.project.command import command
-from pipeline.records.record import recording, write_metrics
+from pipeline.records.record import recording
 
 
-def stage(
-    name: str, data: Path, teacher: Path, students: Path, metrics: Path, predictions: Path, record: Path
-) -> None:
+def stage(name: str, data: Path, teacher: Path, students: Path, predictions: Path, record: Path) -> None:
     """Read the test split once: every seed's student, and the teacher beside it."""
     with recording(record, "evaluate", name, {}) as done:
         result, answered = evaluate_run(data, teacher, students)
         done.add(result)
         save_predictions(predictions, answered)
-        write_metrics(metrics, done.metrics, digits=5)
     print(f"{name}: test accuracy {with_spread(done.metrics)}")
 
 

@@ -9,7 +9,7 @@ from pipeline.report.write_report import write_report
 def stage(
     records: Path, bundles: Path, data: Path, views: Path, reports: Path, plots: Path, metrics: Path
 ) -> None:
-    """From the records of all stages to the table, the report, the plots and the gains over the baseline."""
+    """From the records of all stages to the table, the report, the plots and DVC's metrics."""
     params = yaml.safe_load(Path("params.yaml").read_text())
     names = {
         "runs": list(params["runs"]),

@@ -1,11 +1,15 @@
 """What README.md and docs/ show must work: settings, code, commands, links, and the tree of folders."""
 
+import argparse
 import ast
 import importlib.util
 import inspect
+import os
 import re
+import runpy
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,8 @@ from world import World
 from pipeline.deploy.__main__ import _parser as deploy_parser
 from pipeline.methods import Method, MethodConfig
 from pipeline.params import load_params
+from pipeline.project.__main__ import COMMANDS
+from pipeline.project.command import _parsed as options_of
 
 ROOT = Path(__file__).parents[1]
 MACHINES = "tests/project/test_many_machines.py"
@@ -141,13 +147,72 @@ def test_every_command_of_the_predictor_is_legal() -> None:
         deploy_parser().parse_args([name] if name == "doctor" else [name, "BUNDLE"])
 
 
-def test_every_module_that_is_run_exists() -> None:
-    modules = {command.split()[0] for command in commands("python -m")}
-    assert "experiments.comparison" in modules
-    ours = {
-        module for module in modules if not module.startswith("benchmarks.")
-    }  # which are in the changelog
-    assert [module for module in ours if importlib.util.find_spec(module) is None] == []
+def test_every_command_of_handdown_is_legal() -> None:
+    """Its name, and its options. `stage` is what DVC calls."""
+    shown = {re.split(r" (?:and|&&) ", command)[0] for command in commands("handdown")}
+    assert {command.split()[0] for command in shown} >= {"new", "check", "plan", "run", "deploy", "ui", "dag"}
+    for command in shown:
+        name, *words = shlex.split(command)
+        if name in ("stage", "--version", "--help", "COMMAND", "..."):
+            continue
+        assert name in COMMANDS, command
+        deploys = name in ("deploy", "predict")  # these hand their words on
+        if deploys or not words:
+            continue
+        function = getattr(importlib.import_module(f"pipeline.project.{COMMANDS[name]}"), name)
+        options_of(function, None, words)  # exits if they are not legal
+
+
+class ParsedError(Exception):
+    """The words of a command are legal."""
+
+
+@pytest.mark.parametrize("command", sorted(commands("python -m")))
+def test_every_module_that_is_run_exists_and_takes_these_words(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, *words = shlex.split(command)
+    if module.startswith("benchmarks."):  # in the changelog
+        return
+    assert importlib.util.find_spec(module) is not None
+    if not module.startswith("experiments.") or not any(word.startswith("--") for word in words):
+        return
+    for name in ("parse_args", "parse_intermixed_args"):
+        parse = getattr(argparse.ArgumentParser, name)
+
+        def parse_and_stop(parser: Any, given: Any = None, namespace: Any = None, parse: Any = parse) -> None:
+            parse(parser, given, namespace)
+            raise ParsedError
+
+        monkeypatch.setattr(argparse.ArgumentParser, name, parse_and_stop)
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    monkeypatch.delitem(sys.modules, module, raising=False)  # runpy would warn
+    with pytest.raises(ParsedError):
+        runpy.run_module(module, run_name="__main__")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/deploy.md"])
+def test_the_shell_lines_for_a_bundle_run_as_pasted(page: str, tmp_path: Path) -> None:
+    """Without what installs packages, and with real paths for BUNDLE and PICTURES."""
+    (block,) = [each for where, each in code("") if where == page and "deploy pack" in each]
+    bundle = tmp_path / "a bundle"
+    draft(bundle.parent).write(bundle)
+    Image.new("RGB", (20, 30), "red").save(tmp_path / "picture.png")
+    lines = [line for line in block.splitlines() if not line.startswith("pip ") and "benchmark" not in line]
+    assert len(lines) >= 2
+    script = (
+        "\n".join(lines).replace("BUNDLE", shlex.quote(str(bundle))).replace("PICTURES...", "picture.png")
+    )
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        ["bash", "-euc", script], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "This bundle is whole" in done.stdout
+    assert page != "README.md" or "picture.png" in done.stdout
 
 
 def test_every_link_leads_somewhere() -> None:

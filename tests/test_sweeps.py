@@ -104,7 +104,7 @@ def test_one_try_of_each_sweep_runs_and_is_listed(tmp_path: Path) -> None:
             first = [re.sub(r"(=[^,]+),.*", r"\1", change) for change in changes(command)]
             project.do("dvc", "exp", "run", "--queue", *(word for change in first for word in ("-S", change)))
     project.do("dvc", "exp", "run", "--run-all")
-    show = "dvc exp show --only-changed --sort-by validation.srm --sort-order desc"
+    show = "dvc exp show --only-changed --sort-by metrics/srm.json:score_val --sort-order desc"
     assert f"\n{show}\n" in PAGE
     shown = project.do(*show.split(), "--csv")
     head, *rows = (line.split(",") for line in shown.splitlines())

@@ -19,11 +19,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import nn
 
 from pipeline.device import keep_memory
@@ -39,9 +39,11 @@ Key = tuple[str, str]  # variant, format
 
 
 class BenchmarkConfig(Settings):
-    batches: tuple[PositiveInt, ...] = Field((1, 32), description="batch sizes; 1 is always measured")
-    seconds: float = Field(0.3, gt=0, description="for each variant at each batch size")
-    threads: int = Field(1, ge=1)
+    batches: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = Field(
+        (1, 32), description="batch sizes; 1 is always measured"
+    )
+    seconds: float = Field(0.3, gt=0, le=3600, description="for each variant at each batch size")
+    threads: int = Field(1, ge=1, le=4096)
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,12 @@ class AugmentConfig(Settings):
     )
 
     views: int = Field(
-        0, ge=0, description="fixed views of each image, the same for all runs; 0: new ones in every epoch"
+        0,
+        ge=0,
+        le=10_000,
+        description="fixed views of each image, the same for all runs; 0: new ones in every epoch",
     )
-    seed: int = Field(0, ge=0, description="which fixed views")
+    seed: int = Field(0, ge=0, lt=2**63, description="which fixed views")
     views_gb: float = Field(
         10.0, ge=0, description="disk for the teacher's answers to fixed views that a phase reads"
     )

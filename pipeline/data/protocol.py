@@ -46,13 +46,16 @@ class ProtocolConfig(Settings):
     label_noise: float = Field(
         0.0, ge=0, le=1, description="share of the student's training labels that are wrong"
     )
-    seed: int = Field(0, ge=0, description="which images, which labels")
+    seed: int = Field(0, ge=0, lt=2**63, description="which images, which labels")
     class_overlap: float | Literal["all"] = Field(
         "all",
         description="share of the student's classes that its teacher knows; all: both learn every class",
     )
     class_seed: int = Field(
-        0, ge=0, description="which classes; not `seed`, so that other images do not need other teachers"
+        0,
+        ge=0,
+        lt=2**63,
+        description="which classes; not `seed`, so that other images do not need other teachers",
     )
 
     @field_validator("class_overlap", mode="before")

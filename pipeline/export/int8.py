@@ -31,7 +31,7 @@ class Int8Config(Settings):
         False,
         description="7-bit weights: exact on CPUs without VNNI too, but a little less exact everywhere",
     )
-    max_drop: float = Field(0.5, ge=0, description="points of accuracy that may be lost")
+    max_drop: float = Field(0.5, ge=0, le=100, description="points of accuracy that may be lost")
     min_agreement: float = Field(
         98.5, ge=0, le=100, description="percentage of the images that must get the class float gives them"
     )

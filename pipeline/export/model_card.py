@@ -252,7 +252,9 @@ def _files(bundle: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
         refused = "**refused, do not deploy it**: " if entry.get("accepted") is False else ""
         rows.append((entry["file"], took, f"{refused}{FILES[format]}"))
     rows.append(("golden.npz", "", "a few real images and the answers to expect"))
-    rows.append(("student.html", "", "the student in a browser, served beside onnxruntime-web"))
+    rows.append(
+        ("student.html", "", "the student in a browser, from a web server that has onnxruntime-web beside it")
+    )
     lines = [f"| {file} | {sizes[file] / 1e6:.2f} | {took} | {what} |" for file, took, what in rows]
     lines.append("| bundle.json | | | these facts for programs, with the hash of every file |")
     table = "\n".join(["| file | MB | ms for one image | what it is |", "|---|---|---|---|", *lines])

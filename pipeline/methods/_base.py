@@ -42,7 +42,9 @@ class MethodConfig(Settings):
     ce_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy on labels")
     kd_weight: float = Field(0.0, ge=0, description="weight of plain KD on the teacher's logits")
     term_weight: float = Field(1.0, ge=0, description="weight of the method's own terms")
-    temperature: float = Field(4.0, gt=0, description="tau of KD, which divides the logits of both networks")
+    temperature: float = Field(
+        4.0, gt=0, le=1000, description="tau of KD, which divides the logits of both networks"
+    )
     standardise: bool = Field(
         False,
         description="give the logits of each image mean 0 and deviation 1 first, in KD and terms on logits",

@@ -14,7 +14,7 @@ NOT_MODULES = ("onnx", "timm", "torchvision")  # before a colon, they name netwo
 
 
 def build(name: str, classes: int, channels: int) -> nn.Module | None:
-    if ":" not in name or name.partition(":")[0] in NOT_MODULES:
+    if not _is_ours(name):
         return None
     path, attribute = parts_of(name)
     net = _factory(_import(name, path), name, attribute)(num_classes=classes)
@@ -24,6 +24,17 @@ def build(name: str, classes: int, channels: int) -> nn.Module | None:
             "forward(images) gives the logits."
         )
     return without_inplace(net)
+
+
+def check(name: str) -> None:
+    """Refuse a module that cannot be imported, and one without the factory. Other networks are taken."""
+    if _is_ours(name):
+        path, attribute = parts_of(name)
+        _factory(_import(name, path), name, attribute)
+
+
+def _is_ours(name: str) -> bool:
+    return ":" in name and name.partition(":")[0] not in NOT_MODULES
 
 
 def parts_of(name: str) -> tuple[str, str]:

@@ -58,6 +58,14 @@ def check_start(start: StartConfig, *, net: str, field: str) -> None:
         )
 
 
+def check_file(start: StartConfig, *, net: str, field: str) -> None:
+    """Refuse a file of weights, or an ONNX file, that is not there or has another hash than it should."""
+    if start.source == "file":
+        file = start.file or net.removeprefix(onnx_file.PREFIX)
+        where = f"{field}.file: {file}" if start.file else f"{field.removesuffix('.start')}.net: {file}"
+        _check_hash(Path(file).expanduser(), start, where=where, field=field)
+
+
 def load_start(net: nn.Module, start: StartConfig, *, name: str, field: str) -> tuple[str, ...]:
     """Load into `net`, which was built as `name`, the weights that the settings at `field` name.
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "new": "new",
     "check": "graph",
     "plan": "plan",
+    "dag": "dag",
     "run": "graph",
     "slurm": "slurm",
     "report": "results",
@@ -35,7 +36,15 @@ NO_PROJECT = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        _do(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # before the command began, which catches its own
+        print("\nStopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _do(arguments: list[str]) -> None:
+    name, *rest = arguments or ["--help"]
     if name == "stage":
         _become_stage(*rest)
     if name == "--version":
@@ -75,6 +84,8 @@ def _become_stage(name: str, *options: str) -> None:
     path = f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"
     program = sys.executable if launcher[0] == "python" else launcher[0]
     command = [program, *launcher[1:], "-m", f"stages.{name}", *options]
+    if launcher != ["python"]:  # a params.yaml of somebody else may start anything
+        print(f"launcher: {shlex.join(command)}", flush=True)
     os.execvpe(program, command, os.environ | {"PATH": path})  # noqa: S606
 
 

@@ -6,8 +6,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.data import sources, splits
 from pipeline.data.walk import check_watched
 from pipeline.files import atomic_file, atomic_folder
+from pipeline.nets import importable
+from pipeline.nets.start import check_file
 from pipeline.params import Params
 from pipeline.project.dependencies import closure, listing
 from pipeline.settings import InputError
@@ -32,6 +35,31 @@ def check_data_root(params: Params) -> None:
         )
     if params.data.source in ("folder", "manifest"):
         check_watched(Path(root), f"data.root {root!r}")
+
+
+def check_transfer(params: Params) -> None:
+    """Other images are read after the last training, so what is wrong with them is said before the first."""
+    for name in params.analysis:
+        other = params.transfer(name)
+        if other is not None and other.source in ("folder", "manifest"):
+            where = f"analysis.{name}.transfer"
+            try:
+                source = sources.find(other)
+                splits.check(source.items, source.classes, source.where)
+            except InputError as error:
+                raise InputError(f"{where}: {str(error).removeprefix('data.')}") from error
+
+
+def check_networks(params: Params) -> None:
+    """Modules must be there, and so must files of weights, with the hashes that params.yaml gives."""
+    for section, entries in (("teachers", params.teachers), ("students", params.students)):
+        for name, cfg in entries.items():
+            field = f"{section}.{name}"
+            try:
+                importable.check(cfg.net)
+            except InputError as error:
+                raise InputError(f"{field}.{error}") from error
+            check_file(cfg.start, net=cfg.net, field=f"{field}.start")
 
 
 def check_launcher(launcher: str) -> None:
@@ -78,10 +106,7 @@ def modules_of_stages(params: Params) -> Iterator[tuple[str, list[str]]]:
     """Each stage of the graph with the modules it starts from: its own, and those that params.yaml names."""
     for stage in OF_ALL:
         yield stage, [f"stages.{stage}"]
-    yield (
-        "export_trial",
-        ["stages.export_trial", *(_module(student.net) for student in params.students.values())],
-    )
+    yield "trial", ["stages.trial", *_modules_of_trainings(params)]
     for name, teacher in params.teachers.items():
         yield f"teacher/{name}", ["stages.teacher", "pipeline.methods.ce", _module(teacher.net)]
     for name, knowledge in params.knowledge.items():
@@ -96,6 +121,15 @@ def modules_of_stages(params: Params) -> Iterator[tuple[str, list[str]]]:
         methods = [f"pipeline.methods.{method.name}" for method in (run.method, run.partner) if method]
         for stage in OF_A_RUN + (("analyse",) if name in params.analysis else ()):
             yield f"{stage}/{name}", [f"stages.{stage}", *nets, *(methods if stage in WITH_METHODS else [])]
+
+
+def _modules_of_trainings(params: Params) -> set[str]:
+    """Of all networks and methods."""
+    nets = [each.net for each in (*params.teachers.values(), *params.students.values())]
+    runs = [params.run(name) for name in params.runs]
+    given = [each for run in runs for each in (run.method, run.partner) if each]
+    given += [params.knowledge_run(name).method for name in params.knowledge]
+    return {*map(_module, nets), *(f"pipeline.methods.{method.name}" for method in given)}
 
 
 def _module(net: str) -> str:

@@ -28,6 +28,7 @@ def command(
     if FIRST and (place := here()):
         print(f"[{place.at(0.0)}]", flush=True)
     usual = signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # stages/__init__.py has another one
     try:
         function(*words, **options)
         sys.stdout.flush()

@@ -27,7 +27,7 @@ AROUND = 0.5
 STARTS = {
     "check": 1.5,
     "prepare": 1.8,
-    "export_trial": 0.75,
+    "trial": 1.0,
     "views": 0.7,
     "analyse": 1.9,
     "evaluate": 0.5,

@@ -14,7 +14,7 @@ from pipeline.settings import InputError
 # what `dvc exp show` would list beside the parameters and scores that a person compares
 NOT_COMPARED = (
     r"(data|models|my_nets|pipeline|plots|records|reports|stages)(/|$)|params\.yaml$"
-    r"|metrics/evaluate/.*:(?!accuracy|balanced_accuracy|macro_f1)|metrics/benchmark/"
+    r"|metrics/.*:(?!accuracy_test_mean|balanced_accuracy|gain|macro_f1|score_val)"
 )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import resource
 import sys
 import uuid
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def recording(
 
     Of several processes, only the one with `write` writes it.
     """
-    record, start = Record(stage, name, params), datetime.now(UTC)
+    record, start, computed = Record(stage, name, params), datetime.now(UTC), _cpu_seconds()
     with metered() if write else nullcontext(Energy()) as energy:
         yield record
     end = datetime.now(UTC)
@@ -82,8 +83,22 @@ def recording(
     if energy.complete:
         record.metrics["energy_j"] = round(sum(energy.joules.values()), 1)
     if write:
+        used = {"cpu_s": round(_cpu_seconds() - computed, 2), "memory_mb": _peak_memory_mb()}
+        record.details["usage"] = used
         with atomic_file(path) as file:
             file.write_text(json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
+
+
+def _cpu_seconds() -> float:
+    """Of all threads of this process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _peak_memory_mb() -> int:
+    """The largest that this process had, which may be more than it needed in this stage."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
 
 
 def load_record(path: Path) -> Record:

@@ -49,9 +49,13 @@ def images_learned(distilled: Record) -> str:
 
 def left_out(manifest: Mapping[str, Any]) -> str:
     """Which images have no label, and which files did not become images."""
-    files = ", ".join(f"{kind}: {n:,}" for kind, n in manifest["left_out"].items())
     unlabelled = f"{manifest['unlabelled']:,} images have no label. " if manifest["unlabelled"] else ""
-    return f"{unlabelled}Files left out (left_out.csv): {files or 'none'}."
+    return f"{unlabelled}Files left out (left_out.csv): {kinds_left_out(manifest) or 'none'}."
+
+
+def kinds_left_out(manifest: Mapping[str, Any]) -> str:
+    """Such as `duplicate: 3, truncated: 1`."""
+    return ", ".join(f"{kind}: {n:,}" for kind, n in manifest["left_out"].items())
 
 
 def accuracy_with_spread(run: RunResults) -> str:

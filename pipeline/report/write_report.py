@@ -1,24 +1,25 @@
 """All files that the report stage writes."""
 
-import json
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from pipeline.files import atomic_file
+from pipeline.files import atomic_file, atomic_folder
+from pipeline.records.record import write_metrics
 from pipeline.records.results import Results, load_results
 from pipeline.report.html import html_report
 from pipeline.report.markdown import markdown_report
 from pipeline.report.plots import write_plots
 from pipeline.report.run_gains import gains_over_baseline, load_all_predictions
 from pipeline.report.terminal import table
+from pipeline.report.words import BY_CLASS
 
 
 def write_report(
     records: Path,
     out_dir: Path,
     plots_dir: Path,
-    metrics_file: Path,
+    metrics_dir: Path,
     *,
     runs: Sequence[str],
     teachers: Sequence[str],
@@ -46,10 +47,25 @@ def write_report(
         with atomic_file(out_dir / name) as file:
             file.write_text(text, encoding="utf-8")
     write_plots(results, plots_dir, predictions)
-    metrics = {
-        "gain": {name: gain.mean for name, gain in gains_over_baseline(results).items()},
-        "validation": {name: run.validation for name, run in results.runs.items()},
-    }
-    with atomic_file(metrics_file) as file:
-        file.write_text(json.dumps(metrics, indent=1) + "\n")
+    with atomic_folder(metrics_dir) as folder:
+        for name in results.runs:
+            write_metrics(folder / f"{name}.json", metrics_of(results, name), digits=5)
     return results
+
+
+def metrics_of(results: Results, name: str) -> dict[str, float]:
+    """What `dvc metrics show` says of a run: at most ten numbers, by the names that MLflow shows."""
+    run, gain = results.runs[name], gains_over_baseline(results).get(name)
+    tested, speed = run.records["evaluate"].metrics, run.records["benchmark"].metrics
+    found = {
+        "accuracy_test": run.file_accuracy.value,
+        "accuracy_test_int8": run.int8_accuracy,
+        "accuracy_test_mean": run.mean_accuracy,
+        "accuracy_test_spread": tested["spread"] if tested["n"] > 1 else None,
+        "gain_points": 100 * gain.mean if gain else None,
+        "latency_ms": speed["latency_ms"],
+        "score_val": results.value(run),
+        "size_mb": speed["size_mb"],
+    }
+    by_class = {f"{key}_test": run.file_scores.get(key) for key in BY_CLASS} if results.is_unbalanced else {}
+    return {key: value for key, value in (found | by_class).items() if value is not None}

@@ -1,5 +1,6 @@
 """What a method learns from a teacher alone, once for many students: saved beside a copy of that teacher."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipeline.records.progress import OnPoint
 from pipeline.records.record import Result
 from pipeline.runs.context import Context
 from pipeline.runs.phase import Trainee, check_phases, train_phase
-from pipeline.runs.run import KnowledgeRun
+from pipeline.runs.run import KnowledgeRun, Run
 from pipeline.runs.work_folder import ANSWERS, work_folder
 from pipeline.settings import InputError
 
@@ -37,7 +38,7 @@ def learn_knowledge(
         torch.manual_seed(run.seed)
         placeholder = context.load_network(teacher)  # there is no student yet, and these phases read none
         method = context.build_method(run.method, placeholder, teacher_net)
-        phases = _phases_of_teacher(run, method.phases(placeholder))
+        phases = phases_of_teacher(run, method.phases(placeholder))
         trainee = Trainee(run.seed, placeholder, teacher_net, method)
         learned: dict[str, Tensor] = {}
         for phase in phases:
@@ -62,26 +63,42 @@ def learn_knowledge(
     return result
 
 
-def recall_knowledge(teacher: Path, method: Method[Any], run: str) -> list[str]:
+def recall_knowledge(teacher: Path, method: Method[Any], run: Run) -> list[str]:
     """Load the teacher's knowledge for the method of `run`, and return the phases it replaces."""
-    knows = load_facts(teacher).get("knows", {})
-    part = method.main if isinstance(method, Combined) else method
-    if knows.get("method") != part.cfg.name:
-        return []
-    own = part.cfg.model_dump(mode="json")
-    for key, value in knows["settings"].items():
-        if own[key] != value:
-            raise InputError(
-                f"runs.{run}.method.{key} is {own[key]!r}, but knowledge.{teacher.name} was learned with "
-                f"{value!r}. Set it under knowledge.{teacher.name}.method only, or give the run the teacher "
-                "without knowledge."
-            )
-    part.load_state_dict(load_weights(teacher / KNOWLEDGE), strict=False)
-    phases: list[str] = knows["phases"]
+    phases = phases_replaced(load_facts(teacher).get("knows", {}), method, run)
+    if phases:
+        _of_knowledge(method).load_state_dict(load_weights(teacher / KNOWLEDGE), strict=False)
     return phases
 
 
-def _phases_of_teacher(run: KnowledgeRun, phases: list[Phase]) -> list[Phase]:
+def phases_replaced(knows: Mapping[str, Any], method: Method[Any], run: Run) -> list[str]:
+    """The phases that the knowledge of the run's teacher replaces.
+
+    Refused where the run sets what the knowledge was learned with.
+    """
+    own = _of_knowledge(method).cfg.model_dump(mode="json")
+    if knows.get("method") != own["name"]:
+        return []
+    for key, value in knows["settings"].items():
+        if own[key] != value:
+            raise InputError(
+                f"runs.{run.name}.method.{key} is {own[key]!r}, but knowledge.{run.teacher} was learned with "
+                f"{value!r}. Set it under knowledge.{run.teacher}.method only, or give the run the teacher "
+                "without knowledge."
+            )
+    phases: list[str] = knows["phases"]
+    for name in run.phases.keys() & set(phases):
+        raise InputError(
+            f"runs.{run.name}.phases.{name}: knowledge.{run.teacher} has learned this phase. Set it there."
+        )
+    return phases
+
+
+def _of_knowledge(method: Method[Any]) -> Method[Any]:
+    return method.main if isinstance(method, Combined) else method
+
+
+def phases_of_teacher(run: KnowledgeRun, phases: list[Phase]) -> list[Phase]:
     found = [phase for phase in phases if phase.of_teacher]
     if not found:
         raise InputError(
@@ -98,18 +115,22 @@ def _trained_by(phase: Phase, method: Method[Any]) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in state.items() if id(tensor) in trained}
 
 
+def facts_of_knowledge(method: Method[Any], phases: list[Phase]) -> dict[str, Any]:
+    """Which phases it replaces, and the settings that a run must have to use it."""
+    settings = method.cfg.model_dump(mode="json")
+    read = sorted({key for phase in phases for key in phase.of_teacher})
+    return {
+        "method": method.cfg.name,
+        "phases": [phase.name for phase in phases],
+        "settings": {key: settings[key] for key in read},
+    }
+
+
 def _save(
     out: Path, teacher: Path, method: Method[Any], phases: list[Phase], learned: dict[str, Tensor]
 ) -> None:
-    """A copy of the teacher, what was learned, and the settings that a run must have to use it."""
-    settings = method.cfg.model_dump(mode="json")
-    knows = {
-        "method": method.cfg.name,
-        "phases": [phase.name for phase in phases],
-        "settings": {
-            key: settings[key] for key in sorted({key for phase in phases for key in phase.of_teacher})
-        },
-    }
+    """A copy of the teacher, what was learned, and what it is."""
+    knows = facts_of_knowledge(method, phases)
     with atomic_folder(out) as filled:
         save_network(filled, load_network_weights(teacher), load_facts(teacher) | {"knows": knows})
         save_weights(filled / KNOWLEDGE, {key: tensor.detach() for key, tensor in learned.items()})

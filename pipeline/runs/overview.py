@@ -1,6 +1,6 @@
 """What both networks output, and what a method matches with what: a table to read before the first step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pipeline.methods import Pairs
 from pipeline.taps.answer import Answer
@@ -13,12 +13,23 @@ def overview(student: Answer, teacher: Answer | None, pairs: Pairs) -> list[list
     """A row for each map of either network, the pooled embedding and the logits: its name, its shape in the
     student and in the teacher (without the batch), and the names of what it is matched with."""
     of_student, of_teacher = (_shapes(answer) for answer in (student, teacher))
-    maps = [name for name in (*of_student, *of_teacher) if name not in LAST]
-    names = dict.fromkeys([*maps, *LAST])
+    names = [name for name in _by_depth(list(of_student), of_teacher) if name not in LAST] + [*LAST]
     matched = {
         name: ", ".join(dict.fromkeys(theirs for ours, theirs in pairs if ours == name)) for name in names
     }
     return [[name, of_student.get(name, ""), of_teacher.get(name, ""), matched[name]] for name in names]
+
+
+def _by_depth(student: list[str], teacher: Iterable[str]) -> list[str]:
+    """The names of both: those that only the teacher has come after the one that it has before them."""
+    names, place = student, 0
+    for name in teacher:
+        if name in names:
+            place = names.index(name) + 1
+        else:
+            names = [*names[:place], name, *names[place:]]
+            place += 1
+    return names
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -152,20 +152,10 @@ def _trainees(
     for seed in run.seeds:
         student, method = build_student(context, run, seed, teacher_net, initial)
         *early, last = check_phases(method.phases(student), run.phases, f"runs.{run.name}.phases")
-        learned = _recall(run, teacher, method)
+        learned = recall_knowledge(teacher, method, run)
         needed = [phase for phase in early if phase.name not in learned]
         yield Trainee(seed, student, teacher_net, method), needed, last
         context.accelerator.wait_for_everyone()
-
-
-def _recall(run: Run, teacher: Path, method: Method[Any]) -> list[str]:
-    """Load the teacher's knowledge for the method, and return the phases it replaces."""
-    learned = recall_knowledge(teacher, method, run.name)
-    for name in run.phases.keys() & set(learned):
-        raise InputError(
-            f"runs.{run.name}.phases.{name}: knowledge.{run.teacher} has learned this phase. Set it there."
-        )
-    return learned
 
 
 def _overview(context: Context, trainee: Trainee) -> list[list[str]]:

@@ -104,8 +104,20 @@ def of_seed(run: RunResults, seed: int) -> dict[str, float]:
             f"{column}_val_kept": trained.get(f"val_{column}/seed-{seed}")
             for column in ("accuracy", *BY_CLASS, "loss")
         },
+        **of_usage(run.records["distill"]),
     }
     return _known(found)
+
+
+def of_usage(record: Record) -> dict[str, float]:
+    """What the stage of a training took of the machine. MLflow shows `system/` on a page of its own."""
+    used = record.details.get("usage")
+    if used is None or not record.seconds:  # an older record
+        return {}
+    return {
+        "system/cpu_cores": round(used["cpu_s"] / record.seconds, 2),
+        "system/memory_mb": used["memory_mb"],
+    }
 
 
 def _of_share(found: Share) -> dict[str, float | None]:

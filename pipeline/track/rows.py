@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.records.record import Record
 from pipeline.records.results import Results, RunResults
 from pipeline.report.run_gains import gains_over_baseline
-from pipeline.report.words import file_in_words, file_with_interval
+from pipeline.report.words import file_in_words, file_with_interval, kinds_left_out, left_out
 from pipeline.track import measures, shown_settings
 from pipeline.track.measures import MEANINGS
 from pipeline.track.naming import Point, milliseconds
@@ -85,7 +85,10 @@ def _run_row(results: Results, run: RunResults, gain: "Gain | None") -> Row:
 
 def _teacher_row(results: Results, name: str) -> Row:
     record = results.teachers[name]
-    trainings = [Training(f"{name} training", None, parts) for parts in parts_by_seed([record]).values()]
+    trainings = [
+        Training(f"{name} training", None, parts, measures.of_usage(record))
+        for parts in parts_by_seed([record]).values()
+    ]
     return Row(
         kind="teacher",
         name=name,
@@ -139,11 +142,13 @@ def points(row: Row) -> Iterator[Point]:
 
 def tags(row: Row) -> dict[str, str]:
     """What rows are found by, and what a list of them shows as text."""
+    kinds = kinds_left_out(_manifest(row))
     return {
         "kind": row.kind,
         "form": FORM,
         "pipeline_key": row.key,
         **row.shown,
+        **({"left_out": kinds} if kinds else {}),
         **{f"stage.{record.stage}": record.id for record in row.records},
     }
 
@@ -160,7 +165,7 @@ def origin(row: Row) -> dict[str, Any]:
 
 def splits(row: Row) -> Iterator[tuple[str, str, dict[str, int]]]:
     """The parts of the data: what each is for, its hash, and how many images it has."""
-    manifest, distilled = row.shared[0].details["manifest"], [r for r in row.own if r.stage == "distill"]
+    manifest, distilled = _manifest(row), [r for r in row.own if r.stage == "distill"]
     for split, context in CONTEXTS.items():
         images, digest = manifest["splits"].get(split, 0), manifest["content"]
         if split == "train" and distilled:
@@ -173,7 +178,7 @@ def hashes(row: Row) -> dict[str, str]:
     """Hashes of the data, of the code that trained the student, and of what was made."""
     records = {record.stage: record for record in row.records}
     found = {
-        "data": row.shared[0].details["manifest"]["content"],
+        "data": _manifest(row)["content"],
         "teacher": _digest(records["teacher"].outputs),
     }
     if row.kind == "run":
@@ -181,6 +186,12 @@ def hashes(row: Row) -> dict[str, str]:
         found["bundle"] = _digest(records["export"].outputs)
         found["code"] = records["distill"].inputs["code"]
     return found
+
+
+def _manifest(row: Row) -> Mapping[str, Any]:
+    """Of the data, in the record of `prepare`."""
+    manifest: Mapping[str, Any] = row.shared[0].details["manifest"]
+    return manifest
 
 
 def _digest(outputs: Mapping[str, str]) -> str:
@@ -202,8 +213,8 @@ def description(row: Row, makers: Mapping[str, str]) -> str:
     gain = f" Its method gains {row.shown['gain']} points over the baseline." if "gain" in row.shown else ""
     return (
         f"{'The student of run' if row.kind == 'run' else 'The teacher'} **{row.name}**. {row.in_words}"
-        f"{gain} Its trainings are the runs below it, each with its own curves. Hashes, all settings and the "
-        "machines are in the artifact `origin.json`.\n\n"
+        f"{gain} Its trainings are the runs below it, each with its own curves. {left_out(_manifest(row))} "
+        "Hashes, all settings and the machines are in the artifact `origin.json`.\n\n"
         f"| metric | | what it is |\n|---|--:|---|\n{numbers}\n\n"
         f"| stage | made for | finished (UTC) | seconds | record |\n|---|---|---|---|---|\n{stages}\n"
     )

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +22,18 @@ def test_each_error_names_the_path_and_what_to_do(number: int) -> None:
     assert said.endswith("Nothing was left half-written.")
 
 
-def test_a_full_disk_says_how_much_room_there_is(tmp_path: Path) -> None:
+def test_a_full_disk_says_how_much_room_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def usage(place: Path) -> "shutil._ntuple_diskusage":
+        asked.append(place)
+        return shutil._ntuple_diskusage(9_000_000_000, 8_997_000_000, 3_000_000)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
     said = in_words(OSError(errno.ENOSPC, "No space", str(tmp_path / "not/yet/there")))
     assert said is not None
-    assert " MB are free). Free some space, and start again." in said
+    assert " (3 of 9,000 MB are free). Free some space, and start again." in said
+    assert asked == [tmp_path]  # the nearest folder that is there
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pipeline.data.prepare import prepare
 from pipeline.data.sources import DataConfig
 from pipeline.export.export_trial import try_export
 from pipeline.settings import InputError
-from stages.export_trial import stage
+from stages.trial import stage
 
 ROOT = Path(__file__).parents[2]
 

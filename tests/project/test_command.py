@@ -11,6 +11,7 @@ import pytest
 import yaml
 from scratch_project import ROOT, heeding_ctrl_c
 
+from pipeline.project import __main__ as main
 from pipeline.project.command import command
 
 OF_TEACHER = [
@@ -181,6 +182,43 @@ def test_a_signal_keeps_what_was_trained(number: signal.Signals, tmp_path: Path)
     assert list(tmp_path.glob("w/teacher-big-*/distill.state"))
     assert not (tmp_path / "o").exists()
     assert not (tmp_path / "t.json").exists()
+
+
+def test_ctrl_c_while_a_stage_imports_is_one_line(tmp_path: Path) -> None:
+    """Torch takes seconds to import. `-X importtime` says when it has begun."""
+    with_params(tmp_path)
+    running = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "stages.teacher", *OF_TEACHER],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heeding_ctrl_c,
+    )
+    try:
+        assert running.stderr is not None
+        while "torch." not in running.stderr.readline():
+            assert running.poll() is None
+        running.send_signal(signal.SIGINT)
+        _, printed = running.communicate(timeout=60)
+    finally:
+        running.kill()
+        running.wait()
+    said = [line for line in printed.splitlines() if not line.startswith("import time:")]
+    assert said == ["", "Stopped before it began: `dvc repro` goes on from there."]
+    assert running.returncode == 128 + signal.SIGINT
+
+
+def test_ctrl_c_before_a_command_begins_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "import_module", stop)
+    with pytest.raises(SystemExit, match="130"):
+        main.main(["new", "here"])
+    assert capsys.readouterr().err == "\nStopped.\n"
 
 
 @pytest.mark.slow

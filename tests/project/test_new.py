@@ -159,6 +159,14 @@ def test_grey_pictures_have_one_channel(tmp_path: Path) -> None:
     assert found["data"]["channels"] == 1
 
 
+def test_one_picture_with_colours_is_enough_for_three_channels(tmp_path: Path) -> None:
+    root = images(tmp_path / "x rays", {"well": 12, "ill": 9}, mode="L")
+    images(root / "more", {"coloured": 1})
+    (root / "more/coloured/0.png").rename(root / "ill/coloured.png")
+    shutil.rmtree(root / "more")
+    assert chosen(root)["data"]["channels"] == 3
+
+
 def test_unequal_classes_are_balanced(tmp_path: Path) -> None:
     found = chosen(images(tmp_path / "raw", {"a": 13, "b": 2}))
     assert (found["train"]["class_balance"], found["train"]["select"]) == ("sampler", "macro_f1")

@@ -21,6 +21,26 @@ from pipeline.settings import InputError
 ROOT = Path(__file__).parents[2]
 
 
+def test_make_installs_with_a_python_outside_its_environment_even_if_that_is_active(tmp_path: Path) -> None:
+    """The one inside has no pip, and `make` after a pull would say that Python has none."""
+    for name in ("Makefile", "bootstrap.lock", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "pipeline" / "project").mkdir(parents=True)
+    (tmp_path / "pipeline" / "project" / "plots_page.py").touch()
+    active = tmp_path / ".venv" / "bin"
+    active.mkdir(parents=True)
+    (active / "python3").symlink_to(sys.executable)
+    env = os.environ | {"PATH": f"{active}:{os.environ['PATH']}"}
+    env.pop("MAKEFLAGS", None)
+    command = ["make", "-n", "setup"]
+    printed = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    ).stdout
+    (installer,) = re.findall(r"^(\S+) -m pip install ", printed, re.MULTILINE)
+    assert Path(installer).name == "python3"
+    assert Path(installer).parent != active
+
+
 @pytest.mark.parametrize(("arguments", "code"), [([], 0), (["--help"], 0), (["fly"], 2)])
 def test_what_can_be_called_is_listed(
     arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]
@@ -35,7 +55,7 @@ def test_what_can_be_called_is_listed(
 def test_make_calls_these_commands() -> None:
     makefile = (ROOT / "Makefile").read_text()
     called = set(re.findall(r"\$\(PROJECT\) (\w+)", makefile))
-    assert called == set(project.COMMANDS) - {"new", "check", "slurm", "report", "predict", "deploy"}
+    assert called == set(project.COMMANDS) - {"new", "check", "dag", "slurm", "report", "predict", "deploy"}
 
 
 @pytest.fixture
@@ -157,6 +177,25 @@ def test_a_launcher_starts_what_trains(
         assert (program, arguments) == (begins[0], [*begins, "-m", f"stages.{name}", "--name", "kd"])
     _, arguments, _ = stage_becomes(monkeypatch, "export", "--name", "kd")
     assert arguments[0] == sys.executable
+
+
+@pytest.mark.parametrize(
+    ("launcher", "shown"),
+    [("python", ""), ("python -c 'do evil'", "launcher: PYTHON -c 'do evil' -m stages.distill --name kd\n")],
+)
+def test_what_a_params_file_of_somebody_else_starts_is_printed_first(
+    launcher: str,
+    shown: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"launcher": launcher}))
+    monkeypatch.chdir(tmp_path)
+    stage_becomes(monkeypatch, "distill", "--name", "kd")
+    assert capsys.readouterr().out == shown.replace("PYTHON", sys.executable)
+    stage_becomes(monkeypatch, "export", "--name", "kd")
+    assert capsys.readouterr().out == ""
 
 
 def test_no_command_of_the_graph_names_the_launcher() -> None:

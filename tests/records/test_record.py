@@ -1,5 +1,7 @@
 import json
+import resource
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,18 @@ def test_a_record_says_how_many_processes_there_were(tmp_path: Path, monkeypatch
     with recording(tmp_path / "r.json", "distill", "kd", {}):
         pass
     assert json.loads((tmp_path / "r.json").read_text())["environment"]["processes"] == 4
+
+
+def test_a_record_says_what_the_stage_took_of_the_machine(tmp_path: Path) -> None:
+    begun = time.process_time()  # what was computed before it does not count
+    with recording(tmp_path / "r.json", "distill", "kd", {}):
+        end, before = time.process_time() + 0.3, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        while time.process_time() < end:
+            pass
+        large = bytes(range(256)) * (before * 4 + 400_000)  # 100 MB more than ever before
+    used = json.loads((tmp_path / "r.json").read_text())["details"]["usage"]
+    assert 0.3 <= used["cpu_s"] <= time.process_time() - begun + 0.02
+    assert used["memory_mb"] * 1e6 >= len(large)
 
 
 def test_a_failed_stage_leaves_no_record(tmp_path: Path) -> None:

@@ -1,12 +1,19 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fabricated import NAMES, RIGHT, edit, fabricate
+from fabricated import NAMES, RIGHT, edit, fabricate, save_predictions
 
 from pipeline.records.results import load_results
-from pipeline.report.run_gains import Comparison, compare_with_best, gains_over_baseline
+from pipeline.report.run_gains import (
+    Comparison,
+    compare_with_best,
+    gains_on_images,
+    gains_over_baseline,
+    load_all_predictions,
+)
 
 
 @pytest.fixture
@@ -39,3 +46,17 @@ def test_the_best_run_is_compared_with_runs_that_gain_more_than_the_spread(tmp_p
     ((run, accuracies),) = compare_with_best(results)
     assert run.name == "kd"
     assert accuracies == pytest.approx(Comparison(best=0.80, other=0.7433333, baseline=0.72))
+
+
+def test_the_files_that_are_compared_are_those_that_are_exported(records: Path) -> None:
+    save_predictions(records)
+    file = records / "evaluate" / "alone.json"
+    edit(file, details=json.loads(file.read_text())["details"] | {"exported_seed": 0})
+    results = load_results(records, **NAMES)
+    predictions = load_all_predictions(results, records)
+    found = gains_on_images(results, results.runs["kd"], predictions)
+    assert found is not None
+    assert found[1].mean == pytest.approx(0.85 - 0.70)  # seed 2 of kd, and seed 0 of the baseline
+    assert gains_on_images(results, results.runs["alone"], predictions) is None
+    others = replace(predictions["alone"], rows=predictions["alone"].rows + 1)
+    assert gains_on_images(results, results.runs["kd"], predictions | {"alone": others}) is None

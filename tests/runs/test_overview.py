@@ -3,6 +3,7 @@ from world import World
 
 from pipeline import methods
 from pipeline.runs.overview import overview, table
+from pipeline.taps.answer import Answer
 
 
 def rows_of(name: str, **settings: object) -> dict[str, list[str]]:
@@ -16,6 +17,24 @@ def test_every_map_of_both_networks_has_its_shape_without_the_batch() -> None:
     assert list(rows) == ["stem", "stage1", "stage2", "stage3", "pooled", "logits"]
     assert rows["stage2"] == ["32 x 4 x 4", "32 x 4 x 4", ""]
     assert rows["logits"] == ["3", "3", "logits"]
+
+
+def test_maps_that_only_the_teacher_has_are_in_their_place() -> None:
+    names = {
+        "stem stage1 stage3": "stem stage1 stage2 stage3 stage4",
+        "middle stage3": "stem stage1 stage2 middle stage3 stage4",
+        "middle": "stem stage1 stage2 stage3 stage4 middle",
+    }
+    step = World.make().step(2)
+    example, logits = step.student.maps["stage1"], step.student.logits
+    for student, expected in names.items():
+        own, others = [
+            Answer(logits, dict.fromkeys(each.split(), example), step.student.pooled, {})
+            for each in (student, "stem stage1 stage2 stage3 stage4")
+        ]
+        rows = overview(own, others, [])
+        assert [row[0] for row in rows] == [*expected.split(), "pooled", "logits"]
+        assert [row[0] for row in rows if row[1]] == [*student.split(), "pooled", "logits"]
 
 
 def test_what_a_map_is_matched_with_is_in_its_row() -> None:

@@ -116,6 +116,10 @@ def test_a_row_has_numbers_curves_settings_hashes_and_artifacts(
         == json.loads((project / "records" / "distill" / "fitnet.json").read_text())["id"]
     )
     assert "| evaluate fitnet |" in tags["mlflow.note.content"]
+    assert "Files left out (left_out.csv): duplicate: 3, truncated: 1." in tags["mlflow.note.content"]
+    assert tags["left_out"] == "duplicate: 3, truncated: 1"
+    assert history(last.info.run_id, "system/cpu_cores") == [(0, 1.5)]
+    assert history(last.info.run_id, "system/memory_mb") == [(0, 900.0)]
     assert run.inputs is not None
     data = {each.tags[0].value: each.dataset for each in run.inputs.dataset_inputs}
     rows = {context: json.loads(str(each.profile))["num_rows"] for context, each in data.items()}

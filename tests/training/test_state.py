@@ -155,6 +155,21 @@ def test_the_state_is_saved_now_and_then_and_for_a_small_share_of_the_time(
     assert made == expected[saves]
 
 
+def test_the_state_is_due_every_twenty_seconds_for_two_percent_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As docs/reliability.md promises."""
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    due = dict[float, bool]()
+    for took, after in ((0.0, 19.0), (0.0, 21.0), (0.3, 21.0), (1.0, 49.0), (1.0, 51.0)):
+        saved = state.State.__new__(state.State)
+        saved.last_save, saved.save_seconds = 1000.0, took
+        clock[0] = 1000.0 + after
+        due[took + after] = saved.is_due()
+    assert due == {19.0: False, 21.0: True, 21.3: True, 50.0: False, 52.0: True}
+
+
 def test_the_seconds_and_the_place_go_on_after_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

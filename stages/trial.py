@@ -7,11 +7,13 @@ from pipeline.export.export_trial import try_export
 from pipeline.files import atomic_file
 from pipeline.params import load_params
 from pipeline.project.command import command
+from pipeline.project.trial import try_trainings
 
 
 def stage(data: Path, out: Path) -> None:
-    """Can every student of torchvision or of your own be exported? Tried before anything is trained."""
+    """Try what every training needs before the first one begins, and export students from elsewhere."""
     params, store = load_params(), Store.open(data)
+    try_trainings(params, store)
     classes = len(class_sets(store.classes, params.protocol)[1])
     for name, student in params.students.items():
         if ":" in student.net:
@@ -19,10 +21,8 @@ def stage(data: Path, out: Path) -> None:
             size = student.input.size or store.size
             try_export(net, name=f"students.{name}.net", size=size, channels=store.channels, classes=classes)
             print(f"{name}: {student.net} can be exported")
-    with atomic_file(
-        out
-    ) as file:  # always the same text, so that another student makes no later stage run again
-        file.write_text("Every student can be exported.\n")
+    with atomic_file(out) as file:  # always the same text, so that no later stage runs again because of it
+        file.write_text("Every training can begin, and every student can be exported.\n")
 
 
 if __name__ == "__main__":
