@@ -80,7 +80,7 @@ def stored_answers(
         return None, facts | _live(why, label, shown=context.is_main)
     if not read.shapes:
         return None, facts
-    own = _folder(folder, depends_on(context, teacher, batches, cfg.amp))
+    own = _folder(folder, depends_on(context, teacher, batches, cfg.precision))
     files = {
         part: AnswerFile(own, part, shape, rows=len(context.store.images), views=views)
         for part, shape in sorted(read.shapes.items())

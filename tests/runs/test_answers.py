@@ -122,7 +122,7 @@ def train(
             run.training(phase.name),
             validate=None,
             folder=states,
-            answers=folder / "answers",
+            stage=folder / "stage",
             curve="",
             label=name,
             on_point=silent,
@@ -281,7 +281,7 @@ def weights_changed(net: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"change": weights_changed}, {"flip": 0.4}, {"erase": 0.1}, {"training": {"amp": "bf16"}}],
+    [{"change": weights_changed}, {"flip": 0.4}, {"erase": 0.1}, {"training": {"precision": "bf16"}}],
     ids=["weights", "flip", "erase", "precision"],
 )
 def test_other_answers_are_never_read(other: dict[str, Any], small: SmallRuns, tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_other_answers_are_never_read(other: dict[str, Any], small: SmallRuns, t
 def key(context: Context, small: SmallRuns, teacher: str = "big") -> str:
     run, net = small_run(small, "kd"), context.load_network(small.place / teacher)
     student, _ = build_student(context, run, 0, net)
-    return key_of(depends_on(context, net, context.batches(run.train, 0, student, net), "no"))
+    return key_of(depends_on(context, net, context.batches(run.train, 0, student, net), "fp32"))
 
 
 def test_the_key_depends_on_data_code_and_input(
