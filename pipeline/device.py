@@ -41,9 +41,7 @@ def synchronise() -> None:
 def autocast(device: str, precision: str) -> AbstractContextManager[None]:
     """Networks that run in this block compute in `precision`."""
     assert precision != "auto", "what auto stands for must be found first (runs/precision.py)"
-    return torch.autocast(
-        device, dtype=HALVES.get(precision, torch.bfloat16), enabled=precision in HALVES
-    )
+    return torch.autocast(device, dtype=HALVES.get(precision, torch.bfloat16), enabled=precision in HALVES)
 
 
 def is_fused(parameters: Iterable[nn.Parameter], precision: str) -> bool | None:
@@ -59,19 +57,19 @@ def laid_out(images: Tensor, *, channels_last: bool) -> Tensor:
 def computing(
     nets: Iterable[nn.Module], precision: str, *, channels_last: bool = False, deterministic: bool = False
 ) -> Iterator[None]:
-    """The block trains these networks. Whatever precision but fp32 asks for speed; fp32 leaves torch as it is.
+    """The block trains these networks. All precisions but fp32 ask for speed; fp32 leaves torch as it is.
 
     `channels_last` holds within the block: at its end the weights lie in memory as usual.
     """
     nets = list(nets) if channels_last else []
     for net in nets:
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net.to(memory_format=torch.channels_last)
     try:
         with _repeatable(asked=deterministic), _fast(asked=precision != "fp32", chosen=not deterministic):
             yield
     finally:
         for net in nets:
-            net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            net.to(memory_format=torch.contiguous_format)
 
 
 @contextmanager

@@ -62,9 +62,10 @@ def train_phase(
 ) -> Trained:
     """Train one phase and print one line about it. With `validate`, the student ends with its best weights.
 
-    `label` says in this line what is trained. `folder` holds the state of an unfinished training. `stage`
-    is the work folder of the stage; beside it lies what all stages share. `on_point` gets the name `curve` and the curves so far. The order of
-    the images, all other views and all random numbers depend only on the seed and the phase's name.
+    `label` says in this line what is trained. `folder` holds the state of an unfinished training. `stage` is
+    the work folder of the stage; beside it lies what all stages share. `on_point` gets the name `curve` and
+    the curves so far. The order of the images, all other views and all random numbers depend only on the seed
+    and the phase's name.
     """
     networks = (trainee.student, trainee.teacher)
     begun = stage / f"{phase.name}.precision.json"

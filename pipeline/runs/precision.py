@@ -1,8 +1,8 @@
 """What `train.precision: auto` stands for here: measured once for a device and its networks.
 
-The choice is kept in the work folder, `precision/<key>.json`. So it is the same for all runs, seeds and phases
-with these networks and this batch. A copy lies in the work folder of a stage, so that a stopped stage goes on
-as it began.
+The choice is kept in the work folder, `precision/<key>.json`. So it is the same for all runs, seeds and
+phases with these networks and this batch. A copy lies in the work folder of a stage, so that a stopped stage
+goes on as it began.
 """
 
 import hashlib

@@ -52,8 +52,8 @@ def choose(seconds: Mapping[Setting, Sequence[Parts]]) -> tuple[Setting, dict[st
 
 def _slowest_part(own: Sequence[Parts], plain: Sequence[Parts]) -> float:
     """Of the parts of a step, the largest ratio to the same part in fp32."""
-    parts = zip(zip(*own, strict=True), zip(*plain, strict=True), strict=True)
-    return max(statistics.median(a / b for a, b in zip(*pair, strict=True)) for pair in parts)
+    ratios = ([a / b for a, b in zip(*both, strict=True)] for both in zip(own, plain, strict=True))
+    return max(statistics.median(of_part) for of_part in zip(*ratios, strict=True))
 
 
 def measure(
@@ -124,6 +124,6 @@ def _copied(
     """A copy of the network in this layout, and a batch of noise."""
     net = copy.deepcopy(network.net).train(learns).requires_grad_(learns)
     if channels_last:
-        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = net.to(memory_format=torch.channels_last)
     images = torch.randn(batch, channels, network.input.size, network.input.size, device=device)
     return net, laid_out(images, channels_last=channels_last)

@@ -186,9 +186,7 @@ def step_of(
 
 def _computing(cfg: TrainConfig, *networks: Tapped | None) -> AbstractContextManager[None]:
     nets = [network.net for network in networks if network is not None]
-    return computing(
-        nets, cfg.precision, channels_last=cfg.channels_last, deterministic=cfg.deterministic
-    )
+    return computing(nets, cfg.precision, channels_last=cfg.channels_last, deterministic=cfg.deterministic)
 
 
 def _averaged(net: nn.Module, cfg: TrainConfig) -> AveragedModel | None:

@@ -137,7 +137,7 @@ def test_layout_and_tf32_change_no_more_than_rounding_on_a_cpu(setting: dict[str
 def test_the_networks_compute_channels_last_if_asked() -> None:
     seen: set[tuple[bool, bool]] = set()
 
-    def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def look(module: nn.Conv2d, args: tuple[Tensor, ...]) -> None:
         last = torch.channels_last
         seen.add((args[0].is_contiguous(memory_format=last), module.weight.is_contiguous(memory_format=last)))
 
@@ -145,7 +145,9 @@ def test_the_networks_compute_channels_last_if_asked() -> None:
         world = World.make(n=8)
         method = world.method("kd")
         for each in (world.student, world.teacher):
-            convolutions = [m for m in each.net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+            convolutions = [
+                m for m in each.net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
+            ]
             convolutions[0].register_forward_pre_hook(look)
         seen.clear()
         world.fit(method, cfg=QUICK.model_copy(update={"channels_last": asked}))
@@ -178,7 +180,9 @@ def test_deterministic_training_refuses_what_does_not_repeat_and_else_changes_no
         method = Unrepeatable(MethodConfig(name="unrepeatable"), world.step(4), torch.zeros(4))
         cfg = QUICK.model_copy(update={"deterministic": asked})
         if asked:
-            with pytest.raises(InputError, match=r"train\.deterministic is true, but this training needs put_"):
+            with pytest.raises(
+                InputError, match=r"train\.deterministic is true, but this training needs put_"
+            ):
                 world.fit(method, cfg=cfg)
         else:
             world.fit(method, cfg=cfg)
