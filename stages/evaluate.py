@@ -8,11 +8,18 @@ from pipeline.records.record import recording, write_metrics
 
 
 def stage(
-    name: str, data: Path, teacher: Path, students: Path, metrics: Path, predictions: Path, record: Path
+    name: str,
+    data: Path,
+    teacher: Path,
+    students: Path,
+    work: Path,
+    metrics: Path,
+    predictions: Path,
+    record: Path,
 ) -> None:
     """Read the test split once: every seed's student, and the teacher beside it."""
     with recording(record, "evaluate", name, {}) as done:
-        result, answered = evaluate_run(data, teacher, students)
+        result, answered = evaluate_run(data, teacher, students, work=work)
         done.add(result)
         save_predictions(predictions, answered)
         write_metrics(metrics, done.metrics, digits=5)

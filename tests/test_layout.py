@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"checkpoint", "data", "deploy", "files", "methods", "records", *MATHS},
     "benchmark": {"deploy", "device", "export", "functional", "records", "settings"},
     "runs": {"checkpoint", "data", "device", "files", "methods", "nets", "records", "training", *MATHS},
-    "evaluation": {"checkpoint", "data", "export", "files", "records", *MATHS},
+    "evaluation": {"checkpoint", "data", "device", "export", "files", "records", *MATHS},
     "analysis": {"checkpoint", "data", "files", "records", "runs", *MATHS},
     "report": {"analysis", "evaluation", "files", "records", "settings"},
     "track": {"deploy", "files", "records", "report", "settings"},

@@ -53,7 +53,8 @@ def choose(seconds: Mapping[Setting, Sequence[Parts]]) -> tuple[Setting, dict[st
 def _slowest_part(own: Sequence[Parts], plain: Sequence[Parts]) -> float:
     """Of the parts of a step, the largest ratio to the same part in fp32."""
     ratios = ([a / b for a, b in zip(*both, strict=True)] for both in zip(own, plain, strict=True))
-    return max(statistics.median(of_part) for of_part in zip(*ratios, strict=True))
+    slowest: float = max(statistics.median(of_part) for of_part in zip(*ratios, strict=True))
+    return slowest
 
 
 def measure(
