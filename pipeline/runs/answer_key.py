@@ -11,6 +11,7 @@ from pipeline import data, taps
 from pipeline.checkpoint import code_of, digest, weights_of
 from pipeline.data.batches import Batches
 from pipeline.runs.context import Context
+from pipeline.taps.answer import Frozen
 from pipeline.taps.tapped import Tapped
 
 
@@ -35,3 +36,9 @@ def depends_on(context: Context, teacher: Tapped, batches: Batches, precision: s
 
 def key_of(depends: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def key_of_function(frozen: Frozen) -> str:
+    """Its weights, its settings, and the code beside its class."""
+    settings = repr(frozen.settings).encode()
+    return digest([*weights_of(frozen.weights), settings, *code_of(frozen.weights)])

@@ -21,12 +21,13 @@ from pipeline import checkpoint, methods
 from pipeline.files import locked
 from pipeline.runs import answer_file, answers, parts_read
 from pipeline.runs.answer_file import AnswerFile
-from pipeline.runs.answer_key import depends_on, key_of
+from pipeline.runs.answer_key import depends_on, key_of, key_of_function
 from pipeline.runs.context import Context
 from pipeline.runs.phase import Trainee, train_phase
 from pipeline.runs.run import Run
 from pipeline.runs.student import build_student, distill
 from pipeline.settings import InputError
+from pipeline.taps.answer import Frozen
 
 FEW = {"shots": 4, "rest": "unlabelled"}
 VIEWS, IMAGES = 2, 27  # of the train subset
@@ -265,10 +266,49 @@ def test_knowledge_of_a_teacher_shares_the_teachers_answers(small: SmallRuns, tm
     run = train(small, "with_atoms", small.place / "work")
     assert {phase: facts["made"] for phase, facts in run.facts.items() if facts["read"]} == {
         "dictionary": 0,
-        "match": 0,
+        "match": VIEWS * IMAGES,  # the codes
         "distill": VIEWS * IMAGES,
     }
     assert len(list(learned.iterdir())) == 1
+
+
+def test_what_a_frozen_function_makes_is_stored_in_place_of_what_it_reads(
+    small: SmallRuns, tmp_path: Path, in_float32: None
+) -> None:
+    """The dictionaries of srm differ from seed to seed, and so do the codes."""
+    live = train(small, "srm", tmp_path, views_gb=0.0)
+    first, again = (train(small, "srm", tmp_path) for _ in range(2))
+    codes = ["codes stage1", "codes stage2", "codes stage3"]
+    assert {phase: facts["read"] for phase, facts in first.facts.items()} == {
+        "dictionary": MAPS, "match": codes, "distill": ["logits"]
+    }  # fmt: skip
+    assert_close(live, first, 2e-3)
+    assert (first.made, again.made) == (3 * VIEWS * IMAGES, 0)
+    assert is_equal(first, again)
+    assert train(small, "srm", tmp_path, seed=1).facts["match"]["made"] == VIEWS * IMAGES
+    sizes = {path.stat().st_size for path in (tmp_path / "answers").rglob("codes-stage1*.answers")}
+    assert sizes == {VIEWS * 45 * 4 * (8 * 8 + 32)}  # of all images of the store: winners, and means by atom
+
+
+def test_the_key_of_a_function_depends_on_its_weights_and_settings() -> None:
+    weights = nn.Linear(2, 2)
+    usual = Frozen("codes", lambda answer: answer.logits, weights, (1.0, 2.0))
+    keys = {key_of_function(usual), key_of_function(replace(usual, settings=(1.0, 3.0)))}
+    with torch.no_grad():
+        weights.bias[0] += 1
+    assert len(keys | {key_of_function(usual)}) == 3
+
+
+def test_a_function_that_is_not_frozen_is_an_error_of_ours(small: SmallRuns, tmp_path: Path) -> None:
+    def trains_its_dictionary(self: Any, student: Any) -> list[Any]:
+        dictionary, match, last = phases(self, student)
+        return [dictionary, replace(match, trains=(*match.trains, self.dictionary)), last]
+
+    kind = methods.load("srm")
+    phases = kind.phases
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(AssertionError, match="codes stage1"):
+        patched.setattr(kind, "phases", trains_its_dictionary)
+        train(small, "srm", tmp_path)
 
 
 # --- never those of another teacher
