@@ -1,10 +1,13 @@
 """Precision, layout and repeatable algorithms: what holds within a block, and that it ends with the block."""
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from world import QUICK, World, snapshot
 
@@ -151,25 +154,32 @@ def test_a_fused_optimizer_steps_as_the_plain_one(optimizer: str) -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    """On the GPU: other tests of this process may have chosen the CPU, for all."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.gpu
 @on_gpu
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_deterministic_training_on_a_gpu_repeats_its_bits(precision: str, channels_last: bool) -> None:
-    from accelerate import Accelerator
-
+def test_deterministic_training_on_a_gpu_repeats_its_bits(
+    precision: str, channels_last: bool, accelerator: Accelerator
+) -> None:
     fix_workspace(asked=True)
-    found = []
+    settings = {"precision": precision, "channels_last": channels_last, "deterministic": True}
+    cfg, found = QUICK.model_copy(update=settings), []
     for _ in range(2):
         world = World.make()
+        method = world.method("kd").to(accelerator.device)
         for each in (world.student, world.teacher):
-            each.net.cuda()
-        settings = {"precision": precision, "channels_last": channels_last, "deterministic": True}
-        batches = world.batches(8, device="cuda")
-        method = world.method("ce").cuda()
-        curves = world.fit(
-            method, cfg=QUICK.model_copy(update=settings), batches=batches, accelerator=Accelerator()
-        )
+            each.net.to(accelerator.device)
+        batches = world.batches(8, device=accelerator.device)
+        curves = world.fit(method, cfg=cfg, batches=batches, accelerator=accelerator)
         found.append((curves["loss"], snapshot(world.student.net)))
-    assert found[0][0] == found[1][0]
-    assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
+    (losses, weights), (same_losses, same_weights) = found
+    assert losses == same_losses
+    assert all(torch.equal(value, same_weights[name]) for name, value in weights.items())
