@@ -16,6 +16,7 @@ from pipeline.checkpoint import load_network_weights
 from pipeline.records.record import load_record, recording
 from pipeline.runs import precision
 from pipeline.runs.context import Context
+from pipeline.runs.measure import measure_run
 from pipeline.runs.precision import settled
 from pipeline.runs.precision_trial import HOPELESS, PLAIN, Parts, Setting, choose, measure, settings_on
 from pipeline.runs.student import build_student
@@ -229,6 +230,24 @@ def test_a_choice_is_found_again_for_the_same_networks_device_and_batch(
     assert found(run.train, begun=begun) == "bf16"
     plain = run.train.model_copy(update={"precision": "fp32"})
     assert settled(context, student, teacher, plain, work=work) == (plain, {})
+
+
+def test_a_plan_makes_the_choice_that_the_training_finds(
+    small: SmallRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small.place)
+    monkeypatch.setattr("pipeline.runs.measure.SECONDS", 0.0)
+    params, measured = small.params(), Measured(monkeypatch, FASTER)
+    run, big = params.run("kd"), params.teacher_run("big")
+    measure_run(run, "distill", big, small.data, is_known=False)
+    assert measured.count == 1
+    context = Context.of_students(small.data, run.protocol, run.augment)
+    teacher = context.tap(context.build_network(big.cfg), {}, context.data_input)
+    teacher.net.eval()
+    student, _ = build_student(context, run, 1, teacher)
+    _, facts = settled(context, student, teacher, run.train, work=Path(".work"))
+    assert facts["precision"] == "bf16"
+    assert measured.count == 1
 
 
 @pytest.mark.skipif(
