@@ -256,9 +256,9 @@ def table(measured: Sequence[Measured], bounds: Sequence[float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _spread(ratios: Sequence[float]) -> str:
-    several = len(ratios) > 1
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if several else ratios * 3
+def _spread(ratios: list[float]) -> str:
+    several = ratios if len(ratios) > 1 else 2 * ratios
+    low, middle, high = statistics.quantiles(several, n=4, method="inclusive")
     return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 

@@ -125,7 +125,10 @@ class InParts(Answer):
 
     @classmethod
     def like(
-        cls, answer: Answer, give: Callable[[str], Tensor], make: Callable[[Frozen], Tensor]
+        cls,
+        answer: Answer,
+        give: Callable[[str], Tensor],
+        make: Callable[[Frozen], Tensor] | None = None,
     ) -> "InParts":
         """With the parts that `answer` has."""
         if isinstance(answer, LogitsOnly):

@@ -519,7 +519,8 @@ def test_each_process_begins_with_a_view_of_its_own(small: SmallRuns) -> None:
             return torch.arange(1)
 
     batches: Any = type("", (), {"shard": (1, 3)})
-    Making({}, batches, None, None, small.place / "locks").make(6, "", shown=False)  # type: ignore[arg-type]
+    making = Making({}, {}, batches, None, None, small.place / "locks")  # type: ignore[arg-type]
+    making.make(6, "", shown=False)
     assert order == [2, 3, 4, 5, 0, 1]
 
 
