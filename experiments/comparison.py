@@ -60,7 +60,7 @@ class Comparison:
         if (file := self.missing("evaluate", name)) is not None:
             with recording(file, "evaluate", name, {}) as done:
                 teacher = self.teacher(self.params.run(name).teacher)
-                result, _ = evaluate_run(self.data, teacher, self.work / "students" / name)
+                result, _ = evaluate_run(self.data, teacher, self.work / "students" / name, work=self.work)
                 done.add(result)
             print(f"{name}: test accuracy {result.metrics['accuracy']:.1%}", flush=True)
 

@@ -25,6 +25,7 @@ try:
 
     from experiments.gpu_steps import AbsentError, Figures, steps
     from experiments.on_device import OURS, Check, place
+    from pipeline.device import fix_workspace
 except ModuleNotFoundError as error:
     print(json.dumps({"name": "imports", "ok": False, "absent": error.name}))
     sys.exit(1)
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(os.devnull), help="a file for the same lines")
     given = parser.parse_args()
     start, lines = time.monotonic(), list[Figures]()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms need it
+    fix_workspace(asked=True)
     signal.signal(signal.SIGALRM, out_of_time)
     check = Check(torch.device(given.device), least=0.5 if given.device == "cuda" else 0.0)
     with given.out.open("w") as out:

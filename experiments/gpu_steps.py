@@ -32,23 +32,25 @@ from experiments.on_device import (
     batches_of,
     network,
     pictures,
-    tf32,
 )
 from pipeline import methods
+from pipeline.device import products
 from pipeline.evaluation.scores import logits_of
 from pipeline.export.deployable import Deployable
+from pipeline.settings import InputError
+from pipeline.training.recipe import TrainConfig
 
 Figures = dict[str, Any]
 PACKAGES = (
     "accelerate", "numpy", "onnxruntime", "onnxruntime-gpu", "pydantic", "torch", "torchvision", "triton",
 )  # fmt: skip
-SETTINGS = {  # tf32, networks under bf16 autocast, channels_last, compiled
-    "fp32": (False, False, False, False),
-    "tf32": (True, False, False, False),
-    "bf16": (True, True, False, False),
-    "bf16 channels_last": (True, True, True, False),
-    "bf16 compiled": (True, True, True, True),
+SETTINGS: dict[str, dict[str, Any]] = {  # of `train`
+    "fp32": {},
+    "tf32": {"precision": "tf32"},
+    "bf16": {"precision": "bf16"},
+    "bf16 channels_last": {"precision": "bf16", "channels_last": True},
 }
+COMPILED = "bf16 channels_last compiled"
 
 
 class AbsentError(Exception):
@@ -91,13 +93,13 @@ def repeats(check: Check, name: str, batch: int, size: int) -> Figures:
     """
     found: Figures = {}
     for mode in ("default", "deterministic"):
-        torch.use_deterministic_algorithms(mode == "deterministic", warn_only=True)
+        cfg = RECIPE.model_copy(update={"deterministic": mode == "deterministic"})
         try:
             first, again, resumed = (
-                weights(check, name, batch, size, stop=stop) for stop in (False, False, True)
+                weights(check, name, batch, size, cfg, stop=stop) for stop in (False, False, True)
             )
-        finally:
-            torch.use_deterministic_algorithms(False)
+        except InputError as error:
+            return found | {mode: {"refused": str(error)}}
         found[mode] = {"same seed": difference(first, again), "resumed": difference(first, resumed)}
         if set(found[mode].values()) == {"identical"}:
             return found
@@ -105,7 +107,9 @@ def repeats(check: Check, name: str, batch: int, size: int) -> Figures:
     return found
 
 
-def weights(check: Check, name: str, batch: int, size: int, *, stop: bool) -> dict[str, Tensor]:
+def weights(
+    check: Check, name: str, batch: int, size: int, cfg: TrainConfig, *, stop: bool
+) -> dict[str, Tensor]:
     """Of student and method after all phases. With `stop`, each is stopped and goes on in new objects."""
     make_world = partial(World, check, "resnet8", "resnet14", 2 * batch, batch, size)
     world = make_world(seed=0)
@@ -114,12 +118,12 @@ def weights(check: Check, name: str, batch: int, size: int, *, stop: bool) -> di
         for n in range(len(method.phases(world.student))):
             if stop:
                 with suppress(StoppedError):
-                    world.fit(method, n, RECIPE, Path(folder), stop=True)
+                    world.fit(method, n, cfg, Path(folder), stop=True)
                 world = make_world(seed=n + 1)  # other weights: all must come from the files
                 method = world.method(name)
                 for finished in range(n):
-                    world.fit(method, finished, RECIPE, Path(folder))
-            world.fit(method, n, RECIPE, Path(folder))
+                    world.fit(method, finished, cfg, Path(folder))
+            world.fit(method, n, cfg, Path(folder))
     state = {f"student.{key}": value.cpu() for key, value in world.student.net.state_dict().items()}
     return state | {f"method.{key}": value.cpu() for key, value in method.state_dict().items()}
 
@@ -136,10 +140,10 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> str:
     return f"differs by {far[largest]:.2g} in {largest}"
 
 
-def loop(check: Check, amp: str, images: int, batch: int) -> Figures:
+def loop(check: Check, precision: str, images: int, batch: int) -> Figures:
     """The training loop with kd and its data: images a second, and the lines that wait for the device."""
     world = World(check, "resnet8", "resnet14", images, batch)
-    cfg = RECIPE.model_copy(update={"amp": amp})
+    cfg = RECIPE.model_copy(update={"precision": precision})
     with TemporaryDirectory() as one, TemporaryDirectory() as other:
         curves = world.fit(world.method("kd"), -1, cfg, Path(one))
         with check.waits() as waits:
@@ -153,7 +157,7 @@ def peak(check: Check, side: int) -> Figures:
     """FLOP/s of a product of large matrices of random numbers: what speeds are compared with."""
     for name, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
         matrix = torch.randn(side, side, device=check.device, dtype=dtype)
-        with tf32(convolutions=False, matrices=name == "tf32"):
+        with products(tf32=name == "tf32"):
             check.peak[name] = 2 * side**3 / check.typical(partial(torch.mm, matrix, matrix))
     return {f"{name} TFLOP/s": round(flops / 1e12, 3) for name, flops in check.peak.items()}
 
@@ -164,20 +168,19 @@ def speed(
     """Of training steps of a method on one batch, in each setting; `nets` are the student and the teacher."""
     found: Figures = {}
     for setting in settings:
-        fast, bf16, channels_last, compiled = SETTINGS[setting]
-        with tf32(convolutions=fast, matrices=fast):
-            world = World(check, *nets, batch, batch, size)
-            make_step = world.stepper(world.method(name), -1, bf16=bf16)
+        cfg = RECIPE.model_copy(update=SETTINGS[setting.removesuffix(" compiled")])
+        world = World(check, *nets, batch, batch, size)
+        with world.computing(cfg):
+            make_step = world.stepper(world.method(name), -1, cfg)
             with FlopCounterMode(display=False) as counter:
                 make_step()
-            if channels_last:
-                world.channels_last()
-            if compiled:
+            if setting == COMPILED:
                 make_step = world.compiled(make_step)
             found[setting] = step_figures(check, make_step)
         seconds = found[setting]["ms"] / 1000
         found[setting]["images/s"] = round(batch / seconds)
-        if flops := check.peak.get(setting.split()[0]):
+        # in fp32 torch lets convolutions round to TF32 on a GPU
+        if flops := check.peak.get("tf32" if cfg.precision == "fp32" else cfg.precision):
             found[setting]["share of peak"] = round(counter.get_total_flops() / seconds / flops, 4)
     return found
 
@@ -223,7 +226,7 @@ def evaluation(check: Check, student: str, count: int) -> Figures:
         ("tf32", check.device, True),
     ):
         predict = Deployable(net, MEAN, STD).to(device).predict
-        with tf32(convolutions=fast, matrices=False):  # torch's own defaults are true, false
+        with products(tf32=fast):
             predict(images[:256])
             start = time.perf_counter()
             logits = logits_of(predict, images, range(count))
@@ -308,14 +311,14 @@ def steps(check: Check) -> Iterator[tuple[str, float, Callable[[], Figures]]]:
     in_store, in_loop, evaluated = (50_000, 4096, 10_000) if cuda else (500, 8, 100)
     pair = ("resnet8x4", "resnet32x4") if cuda else ("resnet8", "resnet8")
     size, batch, in_large_store = (224, 128, 2_000) if cuda else (32, 4, 8)
-    *eager, compiled = SETTINGS
+    eager = list(SETTINGS)
     cases = [(name, n) for n in batches for name in (("ce", "kd") if cuda else ("kd",))]
     yield "facts", 0, partial(facts, check)
     yield from ((f"method {name}", 3, partial(method_steps, check, name, *small)) for name in names)
     yield from ((f"repeat {name}", 6, partial(repeats, check, name, *small)) for name in names)
     yield "peak", 5, partial(peak, check, side)
-    for amp in ("no", "bf16", "fp16"):
-        yield f"loop, amp {amp}", 5, partial(loop, check, amp, in_loop, batches[0])
+    for precision in ("fp32", "tf32", "bf16", "fp16"):
+        yield f"loop, precision {precision}", 5, partial(loop, check, precision, in_loop, batches[0])
     for name, n in cases:
         yield f"speed {name}, batch {n}", 10, partial(speed, check, name, pair, n, 32, eager)
     large, fitting = ("resnet50", eager) if cuda else ("resnet18", eager[:1])
@@ -328,4 +331,4 @@ def steps(check: Check) -> Iterator[tuple[str, float, Callable[[], Figures]]]:
     yield "export", 15, partial(export, check, pair[0])
     yield "digits", 20, partial(digits, None if cuda else 1)
     for name, n in cases:
-        yield f"compiled {name}, batch {n}", 40, partial(speed, check, name, pair, n, 32, [compiled])
+        yield f"compiled {name}, batch {n}", 40, partial(speed, check, name, pair, n, 32, [COMPILED])

@@ -5,7 +5,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -22,6 +22,7 @@ from pipeline import methods, nets
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.batches import Batches
 from pipeline.data.protocol import Subset
+from pipeline.device import computing, laid_out
 from pipeline.functional import Input, normalise
 from pipeline.methods import Method
 from pipeline.methods._combined import build_method
@@ -116,17 +117,27 @@ class World:
             probe = Step(self.images[:4], self.targets[:4], self.index[:4], self.student, self.teacher)
             return build_method(cfg, None, probe, torch.as_tensor(self.labels)).to(self.check.device)
 
-    def stepper(self, method: Method[Any], phase_number: int, *, bf16: bool = False) -> Callable[[], Tensor]:
+    def computing(self, cfg: TrainConfig) -> AbstractContextManager[None]:
+        """As the training loop computes with these settings."""
+        nets = (self.student.net, self.teacher.net)
+        return computing(
+            nets, cfg.precision, channels_last=cfg.channels_last, deterministic=cfg.deterministic
+        )
+
+    def stepper(
+        self, method: Method[Any], phase_number: int, cfg: TrainConfig = RECIPE
+    ) -> Callable[[], Tensor]:
         """A function that makes one training step, always on the same batch, and returns its loss."""
         phase = method.phases(self.student)[phase_number]
-        optimizer = RECIPE.build_optimizer(set_trainable(phase, self.student, method))
-        autocast = partial(torch.autocast, self.check.device.type, dtype=torch.bfloat16, enabled=bf16)
+        optimizer = cfg.build_optimizer(set_trainable(phase, self.student, method))
+        autocast = partial(cfg.autocast, self.check.device.type)
+        images = laid_out(self.images, channels_last=cfg.channels_last)
 
         made = count()
 
         def make_step() -> Tensor:
             optimizer.zero_grad(set_to_none=True)
-            step = Step(self.images.detach(), self.targets, self.index, self.student, self.teacher)
+            step = Step(images.detach(), self.targets, self.index, self.student, self.teacher)
             step.autocast, step.starts_epoch = autocast, next(made) == 0
             loss = torch.stack([term.weight * term.value for term in phase.loss(step).values()]).sum()
             torch.autograd.backward(loss)
@@ -135,11 +146,6 @@ class World:
             return loss.detach()
 
         return make_step
-
-    def channels_last(self) -> None:
-        self.images = self.images.contiguous(memory_format=torch.channels_last)
-        for net in (self.student.net, self.teacher.net):
-            net.to(memory_format=torch.channels_last)
 
     def compiled(self, make_step: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """The same step of ce or kd with both networks compiled, on a GPU in CUDA graphs."""
@@ -224,16 +230,3 @@ def place(frames: Sequence[traceback.FrameSummary]) -> str:
     if not own:
         return "not in our code"
     return f"{Path(own[-1].filename).relative_to(ROOT)}:{own[-1].lineno} {own[-1].line}"
-
-
-@contextmanager
-def tf32(*, convolutions: bool, matrices: bool) -> Iterator[None]:
-    """Where the device may round float32 to 10 bits of mantissa."""
-    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = convolutions
-    torch.set_float32_matmul_precision("high" if matrices else "highest")
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before[0]
-        torch.set_float32_matmul_precision(before[1])

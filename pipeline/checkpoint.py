@@ -1,9 +1,10 @@
 """Networks and the state of a training, saved and loaded. Nothing is unpickled."""
 
 import hashlib
+import inspect
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,31 @@ def load_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             "Run `dvc repro` to train it again."
         ) from error
     return net.eval().requires_grad_(False), facts
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(hashlib.sha256(part).digest())
+    return total.hexdigest()[:16]
+
+
+def weights_of(net: nn.Module) -> Iterator[bytes]:
+    """All tensors of a network, with their names and forms."""
+    for name, tensor in sorted(net.state_dict().items()):
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        yield tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def code_of(net: nn.Module, *others: Path) -> Iterator[bytes]:
+    """The Python files beside the classes of a network, and the others: files, or folders of files."""
+    files = {file for folder in _folders_of(net) for file in folder.glob("*.py")}
+    files |= {file for other in others for file in (other.glob("*.py") if other.is_dir() else [other])}
+    return (file.read_bytes() for file in sorted(files, key=lambda file: (file.parent.name, file.name)))
+
+
+def _folders_of(net: nn.Module) -> set[Path]:
+    return {Path(inspect.getfile(type(module))).parent for module in net.modules()}
 
 
 def _weights_file(folder: Path) -> Path:

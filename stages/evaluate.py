@@ -7,10 +7,12 @@ from pipeline.project.command import command
 from pipeline.records.record import recording
 
 
-def stage(name: str, data: Path, teacher: Path, students: Path, predictions: Path, record: Path) -> None:
+def stage(
+    name: str, data: Path, teacher: Path, students: Path, work: Path, predictions: Path, record: Path
+) -> None:
     """Read the test split once: every seed's student, and the teacher beside it."""
     with recording(record, "evaluate", name, {}) as done:
-        result, answered = evaluate_run(data, teacher, students)
+        result, answered = evaluate_run(data, teacher, students, work=work)
         done.add(result)
         save_predictions(predictions, answered)
     print(f"{name}: test accuracy {with_spread(done.metrics)}")

@@ -54,7 +54,7 @@ def train(params: Params, name: str) -> None:
     check_phases(method.phases(world.student), run.phases, f"runs.{name}.phases")
     before = snapshot(world.student.net)
     for n, phase in enumerate(method.phases(world.student)):
-        few = {"epochs": 0, "steps": 2, "batch_size": BATCH, "accumulate": 1, "amp": "no"}
+        few = {"epochs": 0, "steps": 2, "batch_size": BATCH, "accumulate": 1, "precision": "fp32"}
         curves = world.fit(method, n, run.training(phase.name).model_copy(update=few))
         assert all(math.isfinite(value) for column in curves.values() for value in column), phase.name
     after = snapshot(world.student.net)

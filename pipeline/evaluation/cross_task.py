@@ -20,6 +20,7 @@ from pipeline.checkpoint import load_network
 from pipeline.data.protocol import rows_of_classes
 from pipeline.data.seen import Seen
 from pipeline.data.store import Store
+from pipeline.device import best_device, products
 from pipeline.evaluation.scores import check_logits, logits_of
 from pipeline.export.calibration import confidence
 from pipeline.functional import Input, auc, centre_products, centre_scores, normalise
@@ -146,15 +147,16 @@ def _nearest_centres(
 
 def _embeddings(store: Store, folder: Path, rows: np.ndarray) -> np.ndarray:
     def pixels(images: np.ndarray) -> Tensor:
-        return normalise(torch.as_tensor(images), input.mean, input.std)
+        return normalise(torch.as_tensor(images).to(device), input.mean, input.std)
 
     def pooled(images: np.ndarray) -> np.ndarray:
-        answer: np.ndarray = tapped(pixels(images)).pooled.numpy()
+        answer: np.ndarray = tapped(pixels(images)).pooled.cpu().numpy()
         return answer
 
     net, facts = load_network(folder)
+    device = best_device()
     input = Input.from_facts(facts["input"])
     seen = Seen(store.images, input.size)
-    tapped = Tapped(net, pixels(seen[np.arange(2)]), taps=facts["taps"])
-    with torch.no_grad():
+    tapped = Tapped(net.to(device), pixels(seen[np.arange(2)]), taps=facts["taps"])
+    with torch.no_grad(), products(tf32=False):
         return logits_of(pooled, seen, rows)

@@ -7,31 +7,31 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.checkpoint import best_seed, load_facts, load_network, student_folders
+from pipeline.checkpoint import best_seed, load_facts, student_folders
 from pipeline.data.protocol import Subset, rows_of_classes
-from pipeline.data.seen import Seen
 from pipeline.data.store import Store
+from pipeline.device import keep_memory
 from pipeline.evaluation.cross_task import evaluate_cross_task
+from pipeline.evaluation.logits import kept_logits, logits_for
 from pipeline.evaluation.predictions import AllPredictions, Predictions
-from pipeline.evaluation.scores import logits_of, score, summarise
-from pipeline.export.deployable import Deployable
+from pipeline.evaluation.scores import score, summarise
 from pipeline.files import sha256
-from pipeline.functional import Input
 from pipeline.records.record import Result
 
 
-def evaluate_run(data: Path, teacher: Path, students: Path) -> tuple[Result, AllPredictions]:
+def evaluate_run(data: Path, teacher: Path, students: Path, *, work: Path) -> tuple[Result, AllPredictions]:
     """Scores of the teacher and of each seed's student, and their predictions for each test image.
 
     Both are scored on the images of their own classes. The predictions are all for the images of the
-    student's classes.
+    student's classes. The work folder keeps what the teacher answers, for its other runs.
     """
+    keep_memory()
     store, folders, best = Store.open(data), student_folders(students), best_seed(students)
     student_classes, teacher_classes = _classes(store, folders[best]), _classes(store, teacher)
     same = student_classes == teacher_classes
     images, teacher_images = _test_images(store, student_classes), _test_images(store, teacher_classes)
-    teacher_logits = _logits(store, teacher, teacher_images.rows)
-    logits = {seed: _logits(store, folder, images.rows) for seed, folder in folders.items()}
+    teacher_logits = kept_logits(store, teacher, teacher_images.rows, work=work)
+    logits = {seed: logits_for(store, folder, images.rows) for seed, folder in folders.items()}
     scores = {
         seed: score(each, images.labels, len(student_classes), teacher_logits if same else None)
         for seed, each in logits.items()
@@ -51,7 +51,7 @@ def evaluate_run(data: Path, teacher: Path, students: Path) -> tuple[Result, All
             store, teacher, folders, teacher_classes, student_classes
         )
         result.metrics |= means
-        teacher_logits = _logits(store, teacher, images.rows)
+        teacher_logits = kept_logits(store, teacher, images.rows, work=work)
     by_teacher = Predictions.of(teacher_logits)
     by_teacher = replace(by_teacher, label=renumber(by_teacher.label, teacher_classes, student_classes))
     by_students = {seed: Predictions.of(each) for seed, each in logits.items()}
@@ -78,10 +78,3 @@ def _classes(store: Store, folder: Path) -> list[int]:
 
 def _test_images(store: Store, classes: Sequence[int]) -> Subset:
     return rows_of_classes(store.labels, store.indices("test"), classes)
-
-
-def _logits(store: Store, folder: Path, rows: np.ndarray) -> np.ndarray:
-    net, facts = load_network(folder)
-    input = Input.from_facts(facts["input"])
-    predict = Deployable(net, input.mean, input.std).predict
-    return logits_of(predict, Seen(store.images, input.size), rows, progress=True)

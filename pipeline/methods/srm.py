@@ -32,7 +32,7 @@ cannot have the term `image`, because its similarities are not between 0 and 1. 
 not depend on the student, so they can be learned once for many students.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -40,16 +40,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.functional import match_size
+from pipeline.functional import pool_to
 from pipeline.methods import Loss, MapMethod, MapsConfig, Phase, Terms, Weighted
 from pipeline.settings import InputError
-from pipeline.taps.answer import Answer
+from pipeline.taps.answer import Answer, Frozen
 from pipeline.taps.step import Step
 from pipeline.taps.tapped import Tapped
 
 Kernel = Literal["sigmoid", "rbf", "linear"]
 RESEED_UNTIL = 0.5  # share of the phase; atoms that are moved later would have no time to settle
 TINY = 1e-12
+HALF_HOLDS = 2048  # so far, whole numbers are exact in half precision, in which answers are stored
 ROUNDING = 1e-9  # 0.29 * 100 is 28.999999999999996, and must give 29
 OF_TEACHER = ("mu", "sparsity", "kernel", "teacher_maps", "preactivation", "centre", "reseed")
 
@@ -108,6 +109,7 @@ class SparseRepresentationMatching(MapMethod[Config]):
         self.code_sizes = {
             name: max(1, int(cfg.sparsity * count + ROUNDING)) for name, count in atoms.items()
         }
+        self.sizes = {name: probe.teacher.maps[name].shape[2:] for name in names}  # of the teacher's maps
         self.dictionary = nn.ModuleDict(
             {_key(name): Dictionary(widths[name], atoms[name], cfg.kernel) for name in names}
         )
@@ -152,7 +154,7 @@ class SparseRepresentationMatching(MapMethod[Config]):
     def match_loss(self, step: Step) -> Loss:
         losses: dict[str, list[Tensor]] = {name: [] for name in ("pixel", "image") if getattr(self.cfg, name)}
         for s, t in self.pairs:
-            codes, labels, pixels = self.targets(step, s, t)
+            labels, wanted, pixels = self.targets(step, s, t)
             dictionary = dictionary_of(self.student_dictionary, s)
             scores = dictionary.scores(pixels)
             similarities = dictionary.similarities(scores)
@@ -161,21 +163,38 @@ class SparseRepresentationMatching(MapMethod[Config]):
                 losses["pixel"].append(F.cross_entropy(logits.flatten(0, 1), labels.flatten()))
             if self.cfg.image:
                 means = similarities.mean(1).clamp(0, 1)
-                losses["image"].append(F.binary_cross_entropy(means, codes.mean(1).clamp(0, 1)))
+                losses["image"].append(F.binary_cross_entropy(means, wanted.clamp(0, 1)))
             self.notes[f"agreement {s}"] = (scores.detach().argmax(2) == labels).float().mean()
         return {name: Weighted(torch.stack(values).sum(), 1.0) for name, values in losses.items()}
 
     def targets(self, step: Step, s: str, t: str) -> tuple[Tensor, Tensor, Tensor]:
-        """The teacher's codes, the atoms that win its pixels, and the student's pixels, all of one size."""
-        student, teacher = self.shown(step.student)[s], self.shown(step.teacher)[t]
-        dictionary = dictionary_of(self.dictionary, t)
-        with torch.no_grad():
-            codes, labels = dictionary.code(dictionary.prepared(pixels_of(teacher)), self.code_sizes[t])
-        if student.shape[2:] == teacher.shape[2:]:
-            return codes, labels, pixels_of(student)
-        student, pooled = match_size(student, codes.mT.view(len(codes), -1, *teacher.shape[2:]))
-        codes = pixels_of(pooled)
-        return codes, codes.argmax(2), pixels_of(student)
+        """The atoms that win the teacher's pixels, the mean of its codes, and the student's pixels."""
+        student, dictionary = self.shown(step.student)[s], dictionary_of(self.dictionary, t)
+        size, atoms = student.shape[2:], len(dictionary.atoms)
+
+        def winners_and_mean(answer: Answer) -> Tensor:
+            codes, labels = self.codes(answer, t, size)
+            return torch.cat([labels.float(), codes.mean(1)], 1)
+
+        settings = (*size, self.code_sizes[t], self.cfg.preactivation)
+        frozen = Frozen(f"codes {t}", winners_and_mean, dictionary, settings)
+        both = step.teacher.made_by(frozen) if atoms <= HALF_HOLDS else winners_and_mean(step.teacher)
+        side = [min(pair) for pair in zip(size, self.sizes[t], strict=True)]
+        return both[:, :-atoms].long(), both[:, -atoms:], pixels_of(pool_to(student, *side))
+
+    @torch.no_grad()
+    def codes(self, answer: Answer, t: str, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The teacher's codes and the atoms that win its pixels, where the student's map has this size.
+
+        If the sizes differ, the codes are averaged to the smaller one.
+        """
+        dictionary, teacher = dictionary_of(self.dictionary, t), self.shown(answer)[t]
+        codes, labels = dictionary.code(dictionary.prepared(pixels_of(teacher)), self.code_sizes[t])
+        if teacher.shape[2:] == size:
+            return codes, labels
+        side = [min(pair) for pair in zip(size, teacher.shape[2:], strict=True)]
+        codes = pixels_of(pool_to(codes.mT.view(len(codes), -1, *teacher.shape[2:]), *side))
+        return codes, codes.argmax(2)
 
     @torch.no_grad()
     def health(self, answers: Iterable[Answer]) -> "dict[str, Health]":

@@ -24,10 +24,10 @@ from pipeline.files import atomic_file, locked
 from pipeline.methods import Method, Phase
 from pipeline.records.ticker import Ticker
 from pipeline.runs.answer_file import AnswerFile, BeyondPrecision, bytes_of
-from pipeline.runs.answer_key import depends_on, key_of
+from pipeline.runs.answer_key import depends_on, key_of, key_of_function
 from pipeline.runs.context import Context
 from pipeline.runs.parts_read import PartsRead, parts_read
-from pipeline.taps.answer import Answer, InParts
+from pipeline.taps.answer import Answer, Frozen, InParts
 from pipeline.taps.step import Live
 from pipeline.taps.tapped import Tapped
 from pipeline.training.recipe import TrainConfig
@@ -52,7 +52,10 @@ class Stored:
                 return live().part(part)
             return self.files[part].read(view, rows).to(self.device)
 
-        return InParts(give, self.read.maps, self.read.preactivations)
+        def make(frozen: Frozen) -> Tensor:
+            return give(frozen.name) if frozen.name in self.files else live().made_by(frozen)
+
+        return InParts(give, self.read.maps, self.read.preactivations, make)
 
 
 def stored_answers(
@@ -80,12 +83,12 @@ def stored_answers(
         return None, facts | _live(why, label, shown=context.is_main)
     if not read.shapes:
         return None, facts
-    own = _folder(folder, depends_on(context, teacher, batches, cfg.amp))
+    own = _folder(folder, depends_on(context, teacher, batches, cfg.precision))
     files = {
-        part: AnswerFile(own, part, shape, rows=len(context.store.images), views=views)
+        part: AnswerFile(own, _name(part, read), shape, rows=len(context.store.images), views=views)
         for part, shape in sorted(read.shapes.items())
     }
-    begun, making = time.perf_counter(), _Making(files, batches, teacher, autocast, own)
+    begun, making = time.perf_counter(), _Making(files, read.frozen, batches, teacher, autocast, own)
     try:
         made = making.make(views, label, shown=context.is_main)
     except BeyondPrecision as error:
@@ -96,6 +99,11 @@ def stored_answers(
         print(f"{label}: {_told(list(files), len(rows), views, made, seconds)}", flush=True)
     facts |= {"folder": own.name, "made": made, "seconds": seconds}
     return Stored(files, read, rows, context.device), facts
+
+
+def _name(part: str, read: PartsRead) -> str:
+    """Of its files: what a function makes depends on its weights, too."""
+    return f"{part} {key_of_function(read.frozen[part])}" if part in read.frozen else part
 
 
 def _told(parts: list[str], images: int, views: int, made: int, seconds: float) -> str:
@@ -134,6 +142,7 @@ class _Making:
     """
 
     files: Mapping[str, AnswerFile]
+    frozen: Mapping[str, Frozen]
     batches: Batches
     teacher: Tapped
     autocast: Callable[[], AbstractContextManager[object]]
@@ -167,8 +176,12 @@ class _Making:
             rows = self.batches.views.rows[places].numpy()
             for part, file in self.files.items():
                 if (lacks := file.lacks(view, rows)).any():
-                    file.write(view, rows[lacks], answer.part(part)[torch.from_numpy(lacks)])
+                    file.write(view, rows[lacks], self._part(answer, part)[torch.from_numpy(lacks)])
             ticker.advance(len(places), images=len(places))
+
+    @torch.no_grad()
+    def _part(self, answer: Answer, part: str) -> Tensor:
+        return answer.made_by(self.frozen[part]) if part in self.frozen else answer.part(part)
 
     def _lacking(self, view: int) -> Tensor:
         """Places in the train subset where a part of the answer isn't there."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint import load_facts, load_network_weights, load_weights, save_network, save_weights
+from pipeline.device import fix_workspace
 from pipeline.files import atomic_folder, sha256
 from pipeline.methods import Method, Phase
 from pipeline.methods._combined import Combined
@@ -16,7 +17,7 @@ from pipeline.records.record import Result
 from pipeline.runs.context import Context
 from pipeline.runs.phase import Trainee, check_phases, train_phase
 from pipeline.runs.run import KnowledgeRun, Run
-from pipeline.runs.work_folder import ANSWERS, work_folder
+from pipeline.runs.work_folder import work_folder
 from pipeline.settings import InputError
 
 KNOWLEDGE = "knowledge.safetensors"
@@ -29,6 +30,7 @@ def learn_knowledge(
 
     Runs that name `out` as their teacher skip these phases.
     """
+    fix_workspace(asked=run.is_deterministic)
     context = Context.of_students(data, run.protocol, run.augment)
     inputs = {"data": context.store.content, "teacher": sha256(teacher), "code": code}
     result = Result(inputs=inputs, details={"subset": context.describe_subset()})
@@ -50,7 +52,7 @@ def learn_knowledge(
                 run.training(phase.name),
                 validate=None,
                 folder=folder,
-                answers=work / ANSWERS,
+                stage=folder,
                 curve=curve,
                 label=f"knowledge {run.name} {phase.name}",
                 on_point=on_point,

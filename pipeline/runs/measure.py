@@ -14,10 +14,13 @@ from torch import nn
 from pipeline import methods
 from pipeline.data.batches import Batch, Batches
 from pipeline.data.store import Store
+from pipeline.device import synchronise
 from pipeline.methods import Phase
 from pipeline.nets.onnx_file import PREFIX
+from pipeline.records.place import PLAN
 from pipeline.runs.context import Context
 from pipeline.runs.phase import Trainee
+from pipeline.runs.precision import settled
 from pipeline.runs.run import KnowledgeRun, Run, StudentConfig, TeacherConfig, TeacherRun
 from pipeline.runs.teacher import SEED, start_teacher, teacher_phase
 from pipeline.taps.calls import in_eval_mode
@@ -139,6 +142,7 @@ class _Measuring:
     def train(
         self, context: Context, trainee: Trainee, phase: Phase, cfg: TrainConfig, *, validated: bool
     ) -> None:
+        cfg, _ = settled(context, trainee.student, trainee.teacher, cfg, work=PLAN.parent)
         batches = context.batches(
             cfg, trainee.seed, trainee.student, trainee.teacher, needs_labels=phase.needs_labels
         )
@@ -208,7 +212,7 @@ class _Watched:
 
     def _is_enough(self) -> bool:
         if self.steps >= 0 and not self.is_over:
-            _wait_for_device()
+            synchronise()
             self.start = self.start or time.perf_counter()
             self.seconds = time.perf_counter() - self.start
             self.is_over = self.steps >= FEWEST and self.seconds >= SECONDS
@@ -243,8 +247,3 @@ def _seconds_to_answer(network: Tapped, context: Context) -> float:
         start = time.perf_counter()
         network.net(images)
     return (time.perf_counter() - start) / len(images)
-
-
-def _wait_for_device() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()

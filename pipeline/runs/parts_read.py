@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.data.batches import Batch
 from pipeline.methods import Method, Phase
-from pipeline.taps.answer import Answer, InParts
+from pipeline.taps.answer import Answer, Frozen, InParts
 from pipeline.taps.step import Live
 from pipeline.taps.tapped import Tapped
 from pipeline.training.loop import set_trainable, step_of
@@ -23,6 +23,7 @@ class PartsRead:
     """What a phase reads of its teacher."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # by part, for one image
+    frozen: dict[str, Frozen] = field(default_factory=dict)  # those parts that functions make, by name
     maps: tuple[str, ...] = ()  # names of all maps that the teacher has
     preactivations: tuple[str, ...] = ()
     why_live: str = ""  # why stored answers cannot stand in for the network; "": they can
@@ -83,7 +84,13 @@ class _Watched:
             self.found.shapes[part] = tuple(value.shape[1:])
             return value
 
-        noted = InParts.like(answer, give)
+        def make(frozen: Frozen) -> Tensor:
+            assert not any(each.requires_grad for each in frozen.weights.parameters()), frozen.name
+            value = answer.made_by(frozen)
+            self.found.shapes[frozen.name], self.found.frozen[frozen.name] = tuple(value.shape[1:]), frozen
+            return value
+
+        noted = InParts.like(answer, give, make)
         self.found.maps, self.found.preactivations = tuple(noted.maps), tuple(noted.preactivations)
         return noted
 

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.device import computing
 from pipeline.methods import Method, Phase
 from pipeline.records.progress import OnPoint
 from pipeline.records.record import Curves, Result
 from pipeline.runs.answers import stored_answers
 from pipeline.runs.context import Context
+from pipeline.runs.precision import settled
+from pipeline.runs.work_folder import ANSWERS
 from pipeline.settings import unknown
 from pipeline.taps.tapped import Tapped
 from pipeline.training.loop import Validate, fit
@@ -35,11 +38,13 @@ class Trained:
 
     curves: Curves
     teacher: dict[str, Any]  # with fixed views: what was read of the teacher, and whether it ran live
+    precision: dict[str, Any]  # what auto stands for
 
     def add_to(self, result: Result, curve: str) -> None:
         result.curves[curve] = self.curves
-        if self.teacher:
-            result.details.setdefault("answers", {})[curve] = self.teacher
+        for name, facts in (("answers", self.teacher), ("precision", self.precision)):
+            if facts:
+                result.details.setdefault(name, {})[curve] = facts
 
 
 def train_phase(
@@ -50,35 +55,39 @@ def train_phase(
     *,
     validate: Validate | None,
     folder: Path,
-    answers: Path,
+    stage: Path,
     curve: str,
     label: str,
     on_point: OnPoint,
 ) -> Trained:
     """Train one phase and print one line about it. With `validate`, the student ends with its best weights.
 
-    `label` says in this line what is trained. `folder` holds the state of an unfinished training. `answers`
-    holds what teachers answered to fixed views (`augment.views`). `on_point` gets the name `curve` and the
-    curves so far. The order of the images, all other views and all random numbers depend only on the seed and
-    the phase's name.
+    `label` says in this line what is trained. `folder` holds the state of an unfinished training. `stage` is
+    the work folder of the stage; beside it lies what all stages share. `on_point` gets the name `curve` and
+    the curves so far. The order of the images, all other views and all random numbers depend only on the seed
+    and the phase's name.
     """
+    networks = (trainee.student, trainee.teacher)
+    begun = stage / f"{phase.name}.precision.json"
+    cfg, precision = settled(context, *networks, cfg, work=stage.parent, begun=begun, label=label)
     own_seed = zlib.crc32(f"{trainee.seed}/{phase.name}".encode())
     batches = context.batches(
         cfg, own_seed, trainee.student, trainee.teacher, needs_labels=phase.needs_labels
     )
     facts: dict[str, Any] = {}
     if trainee.teacher is not None and batches.fixed_views:
-        batches.answers, facts = stored_answers(
-            context,
-            phase,
-            batches,
-            cfg,
-            student=trainee.student,
-            teacher=trainee.teacher,
-            method=trainee.method,
-            folder=answers,
-            label=label,
-        )
+        with computing([], cfg.precision, deterministic=cfg.deterministic):
+            batches.answers, facts = stored_answers(
+                context,
+                phase,
+                batches,
+                cfg,
+                student=trainee.student,
+                teacher=trainee.teacher,
+                method=trainee.method,
+                folder=stage.parent / ANSWERS,
+                label=label,
+            )
     curves = fit(
         phase,
         batches,
@@ -97,7 +106,7 @@ def train_phase(
         planned = cfg.total_steps(len(batches)) / len(batches)
         told = _told(curves, planned, labelled=batches.labelled, unlabelled=batches.unlabelled)
         print(f"{label}: {told}", flush=True)
-    return Trained(curves, facts)
+    return Trained(curves, facts, precision)
 
 
 def _told(curves: Curves, planned: float, *, labelled: int, unlabelled: int) -> str:

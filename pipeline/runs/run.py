@@ -74,6 +74,11 @@ class Run:
         """The settings of one phase's training."""
         return self.phases.get(phase, self.train)
 
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether a phase asks for it."""
+        return any(each.deterministic for each in (self.train, *self.phases.values()))
+
     def with_settings(self, settings: Mapping[str, Any]) -> "Run":
         return replace(self, settings=settings)
 
@@ -105,3 +110,8 @@ class KnowledgeRun:
 
     def training(self, phase: str) -> TrainConfig:
         return self.phases.get(phase, self.train)
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether a phase asks for it."""
+        return any(each.deterministic for each in (self.train, *self.phases.values()))

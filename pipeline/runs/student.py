@@ -10,6 +10,7 @@ import torch
 
 from pipeline.checkpoint import load_facts, load_network_weights, load_weights, save_network, save_weights
 from pipeline.data.protocol import class_sets
+from pipeline.device import fix_workspace
 from pipeline.files import atomic_folder, sha256
 from pipeline.methods import Method, Phase
 from pipeline.records.progress import OnPoint
@@ -21,7 +22,7 @@ from pipeline.runs.overview import overview, table
 from pipeline.runs.phase import Trained, Trainee, check_phases, train_phase
 from pipeline.runs.run import Run
 from pipeline.runs.start_network import start_network
-from pipeline.runs.work_folder import ANSWERS, work_folder
+from pipeline.runs.work_folder import work_folder
 from pipeline.settings import InputError
 from pipeline.taps.calls import in_eval_mode
 from pipeline.taps.tapped import Tapped
@@ -34,6 +35,7 @@ def pretrain(
     run: Run, *, data: Path, teacher: Path, out: Path, work: Path, code: str, on_point: OnPoint
 ) -> Result:
     """All phases of the run's method but the last. If it has one phase only: the seeded initial students."""
+    fix_workspace(asked=run.is_deterministic)
     context = Context.of_students(data, run.protocol, run.augment)
     result = _begin(context, code, teacher=teacher)
     depends = {"settings": run.settings, "inputs": result.inputs}
@@ -67,6 +69,7 @@ def distill(
     run: Run, *, data: Path, teacher: Path, initial: Path, out: Path, work: Path, code: str, on_point: OnPoint
 ) -> Result:
     """The last phase of the run's method, from what `pretrain` made; each student is chosen on validation."""
+    fix_workspace(asked=run.is_deterministic)
     context = Context.of_students(data, run.protocol, run.augment)
     result = _begin(context, code, teacher=teacher, initial=initial)
     depends = {"settings": run.settings, "inputs": result.inputs}
@@ -187,7 +190,7 @@ def _train(
         run.training(phase.name),
         validate=validate,
         folder=folder / f"seed-{seed}",
-        answers=folder.parent / ANSWERS,
+        stage=folder,
         curve=_curve(trainee, phase),
         label=f"{run.name} seed {seed}{which} {phase.name}",
         on_point=on_point,

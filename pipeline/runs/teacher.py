@@ -10,17 +10,18 @@ import torch
 
 from pipeline import methods
 from pipeline.checkpoint import save_network
+from pipeline.device import fix_workspace
 from pipeline.files import atomic_folder, sha256
 from pipeline.functional import lowest_rate
 from pipeline.methods import Method, Phase
 from pipeline.nets.start import keep_outputs, known_classes
 from pipeline.records.progress import OnPoint
-from pipeline.records.record import Curves, Result
+from pipeline.records.record import Result
 from pipeline.runs.context import Context
-from pipeline.runs.phase import Trainee, train_phase
+from pipeline.runs.phase import Trained, Trainee, train_phase
 from pipeline.runs.run import TeacherRun
 from pipeline.runs.start_network import start_network
-from pipeline.runs.work_folder import ANSWERS, work_folder
+from pipeline.runs.work_folder import work_folder
 from pipeline.settings import InputError
 from pipeline.taps.tapped import Tapped
 
@@ -31,6 +32,7 @@ def train_teacher(
     run: TeacherRun, *, data: Path, out: Path, work: Path, code: str, on_point: OnPoint
 ) -> Result:
     """`code` is the hash of this stage's code: an unfinished training with other code is not continued."""
+    fix_workspace(asked=run.cfg.train.deterministic)
     context = Context.of_teacher(data, run.protocol, run.augment)
     result = Result(
         inputs={"data": context.store.content, "code": code}, details={"subset": context.describe_subset()}
@@ -41,7 +43,7 @@ def train_teacher(
         torch.manual_seed(SEED)
         teacher = start_teacher(context, run)
         if run.cfg.train.is_trained:
-            result.curves["teacher"] = _train(context, run, teacher, folder, on_point)
+            _train(context, run, teacher, folder, on_point).add_to(result, "teacher")
         result.metrics = context.validate(teacher.net, teacher.input)
         check_accuracy(run, result.metrics, context.validation.labels, sheet=data / "sheet.png")
         if context.is_main:
@@ -120,21 +122,20 @@ def _classes_of_weights(run: TeacherRun, wanted: list[str]) -> list[str]:
     return named
 
 
-def _train(context: Context, run: TeacherRun, teacher: Tapped, folder: Path, on_point: OnPoint) -> Curves:
+def _train(context: Context, run: TeacherRun, teacher: Tapped, folder: Path, on_point: OnPoint) -> Trained:
     method = context.build_method(methods.load("ce").Config(name="ce"), teacher, None)
-    trained = train_phase(
+    return train_phase(
         context,
         Trainee(SEED, teacher, None, method),
         teacher_phase(run, teacher, method),
         run.cfg.train,
         folder=folder,
-        answers=folder.parent / ANSWERS,
+        stage=folder,
         curve="teacher",
         label=f"teacher {run.name}",
         on_point=on_point,
         validate=partial(context.validate, input=teacher.input),
     )
-    return trained.curves
 
 
 def teacher_phase(run: TeacherRun, teacher: Tapped, method: Method[Any]) -> Phase:

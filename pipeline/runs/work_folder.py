@@ -12,6 +12,7 @@ from pipeline.files import locked
 from pipeline.settings import InputError
 
 ANSWERS = "answers"  # what teachers answered to fixed views, beside the work folders
+PRECISIONS = "precision"  # what precision auto stands for, in the same place
 
 
 @contextmanager

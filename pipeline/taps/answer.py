@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NoReturn
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.settings import InputError, unknown
 
@@ -35,6 +35,10 @@ class Answer:
                 return self.preactivations[tap]
         return self.pooled if name == "pooled" else self.logits
 
+    def made_by(self, frozen: "Frozen") -> Tensor:
+        """What a frozen function makes of this answer."""
+        return frozen.compute(self)
+
     def of(self, places: Tensor) -> "Answer":
         """The answer to some images of the batch."""
         maps, preactivations = (
@@ -52,6 +56,19 @@ class Answer:
         if name not in self.maps:
             raise unknown(field, name, self.maps)
         return self.maps[name]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A function of an answer that stays as it is while a phase is trained.
+
+    What it makes may be stored in place of the parts of the answer that it reads.
+    """
+
+    name: str
+    compute: Callable[[Answer], Tensor]  # B x anything; without gradients
+    weights: nn.Module  # what it computes with, which the phase does not train
+    settings: tuple[float, ...] = ()  # all else that decides what it makes
 
 
 class LogitsOnly(Answer):
@@ -80,19 +97,26 @@ class InParts(Answer):
     """An answer whose parts come one by one, each when it is first read.
 
     `give` returns a part by its name (see Answer.part). `maps` and `preactivations` are the names that exist.
+    `make` returns what a frozen function makes of the answer, if that takes less than to call it.
     """
 
     _give: Callable[[str], Tensor]
+    _make: Callable[[Frozen], Tensor] | None
     _all: Mapping[str, Tensor]
 
     def __init__(
-        self, give: Callable[[str], Tensor], maps: Iterable[str], preactivations: Iterable[str]
+        self,
+        give: Callable[[str], Tensor],
+        maps: Iterable[str],
+        preactivations: Iterable[str],
+        make: Callable[[Frozen], Tensor] | None = None,
     ) -> None:
         give = cache(give)
         maps = {name: f"map {name}" for name in maps}
         before = {name: f"preactivation {name}" for name in preactivations}
         for field, value in {
             "_give": give,
+            "_make": make,
             "maps": _OnDemand(maps, give),
             "preactivations": _OnDemand(before, give),
             "_all": _OnDemand({**maps, "pooled": "pooled", "logits": "logits"}, give),
@@ -100,14 +124,22 @@ class InParts(Answer):
             object.__setattr__(self, field, value)  # answers are frozen
 
     @classmethod
-    def like(cls, answer: Answer, give: Callable[[str], Tensor]) -> "InParts":
+    def like(
+        cls,
+        answer: Answer,
+        give: Callable[[str], Tensor],
+        make: Callable[[Frozen], Tensor] | None = None,
+    ) -> "InParts":
         """With the parts that `answer` has."""
         if isinstance(answer, LogitsOnly):
-            return cls(give, (), ())
-        return cls(give, answer.maps, answer.preactivations)
+            return cls(give, (), (), make)
+        return cls(give, answer.maps, answer.preactivations, make)
 
     def part(self, name: str) -> Tensor:
         return self._give(name)
+
+    def made_by(self, frozen: Frozen) -> Tensor:
+        return super().made_by(frozen) if self._make is None else self._make(frozen)
 
     @property
     def logits(self) -> Tensor:
@@ -122,7 +154,12 @@ class InParts(Answer):
         return self._all
 
     def of(self, places: Tensor) -> "InParts":
-        return InParts(lambda name: self._give(name)[places], self.maps, self.preactivations)
+        return InParts(
+            lambda name: self._give(name)[places],
+            self.maps,
+            self.preactivations,
+            lambda frozen: self.made_by(frozen)[places],
+        )
 
 
 class _OnDemand(Mapping[str, Tensor]):

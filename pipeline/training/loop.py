@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.data.batches import Batch, Batches
+from pipeline.device import computing, laid_out
 from pipeline.methods import Loss, Method, Phase
 from pipeline.records.record import Curves
 from pipeline.records.ticker import Ticker
@@ -59,7 +60,7 @@ def fit(
     factors = {id(p): factor for module, factor in phase.rates for p in module.parameters()}
     optimizer = cfg.build_optimizer(parameters, pretrained(student), factors)
     schedule = cfg.build_scheduler(optimizer, steps)
-    scaler = torch.amp.GradScaler(enabled=cfg.amp == "fp16" and accelerator.device.type == "cuda")
+    scaler = torch.amp.GradScaler(enabled=cfg.precision == "fp16" and accelerator.device.type == "cuda")
     average = _averaged(student.net, cfg)
     means, shares = Means(), Shares(phase.name)
     parts = (student.net, method, optimizer, schedule, scaler, average, means, shares)
@@ -70,7 +71,7 @@ def fit(
     is_main, done = accelerator.is_main_process, state.epoch * per_epoch + state.step
     ticker = Ticker(label, steps, done=done, shown=is_main)
 
-    with Stop(shown=is_main) as stop:
+    with _computing(cfg, student, teacher), Stop(shown=is_main) as stop:
         for epoch in range(state.epoch, epochs):
             if state.is_over:
                 break
@@ -165,7 +166,7 @@ def step_of(
 ) -> Step:
     """The step of a batch, or of a part of one."""
     return Step(
-        batch.images,
+        laid_out(batch.images, channels_last=cfg.channels_last),
         batch.labels,
         batch.index,
         student,
@@ -181,6 +182,11 @@ def step_of(
         class_weights=batch.class_weights,
         stored=batch.stored,
     )
+
+
+def _computing(cfg: TrainConfig, *networks: Tapped | None) -> AbstractContextManager[None]:
+    nets = [network.net for network in networks if network is not None]
+    return computing(nets, cfg.precision, channels_last=cfg.channels_last, deterministic=cfg.deterministic)
 
 
 def _averaged(net: nn.Module, cfg: TrainConfig) -> AveragedModel | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.checkpoint import load_facts, save_network
 from pipeline.data.protocol import Subset, rows_of_classes
 from pipeline.data.store import SCHEMA, Store
-from pipeline.evaluation import cross_task
+from pipeline.evaluation import cross_task, logits
 from pipeline.evaluation.cross_task import class_centres, cross_task_scores, evaluate_cross_task, seen_auc
 from pipeline.evaluation.evaluate import evaluate_run
 from pipeline.evaluation.scores import score
@@ -56,7 +56,7 @@ def test_each_learns_its_own_classes_and_both_are_scored(runs: SmallRuns) -> Non
     assert subset["classes"] == student_classes
     assert subset["flipped"] > 0
 
-    result, predictions = evaluate_run(runs.data, runs.place / "big", students)
+    result, predictions = evaluate_run(runs.data, runs.place / "big", students, work=runs.place / "work")
     assert result.details["classes"] == student_classes
     assert result.details["teacher"]["classes"] == teacher_classes
     assert result.details["teacher"]["n"] == result.details["seeds"]["0"]["n"] == 6
@@ -225,8 +225,28 @@ def test_all_scores_equal_the_slow_reference(known: Known) -> None:
     assert reference["old 1"] != reference["new 1"]
 
 
-def test_a_run_is_evaluated_with_these_scores(known: Known) -> None:
-    result, _ = evaluate_run(known.data, known.teacher, known.students)
+def test_the_second_run_of_a_teacher_does_not_ask_it_again(
+    known: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute, asked = logits._compute, 0
+
+    def counted(*args: Any) -> np.ndarray:
+        nonlocal asked
+        asked += 1
+        return compute(*args)
+
+    monkeypatch.setattr(logits, "_compute", counted)
+    counts, found = [], []
+    for _ in range(2):
+        result, predictions = evaluate_run(known.data, known.teacher, known.students, work=tmp_path)
+        counts.append(asked)
+        found.append((result.metrics, result.details, predictions.teacher.confidence.tolist()))
+    assert counts == [4, 6]  # the teacher on the images of its own classes and of the students', two students
+    assert found[0] == found[1]
+
+
+def test_a_run_is_evaluated_with_these_scores(known: Known, tmp_path: Path) -> None:
+    result, _ = evaluate_run(known.data, known.teacher, known.students, work=tmp_path)
     reference = slow_scores(known)
     for name in ("joint", "harmonic_mean", "seen_auc"):
         assert result.metrics[name] == pytest.approx(reference[name], rel=1e-9)

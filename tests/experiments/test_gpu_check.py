@@ -46,6 +46,25 @@ def test_a_method_runs_every_phase_and_goes_on_after_a_stop(check: Check) -> Non
     assert repeated["default"] == {"same seed": "identical", "resumed": "identical"}
 
 
+def test_speed_is_measured_with_the_settings_of_a_training(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def figures(check: Check, make_step: Any) -> dict[str, float]:
+        make_step()
+        seen.append(torch.backends.cudnn.benchmark)
+        return {"ms": 1.0}
+
+    monkeypatch.setattr(gpu_steps, "step_figures", figures)
+    check.peak = dict.fromkeys(("tf32", "bf16"), 1e9)
+    settings = list(gpu_steps.SETTINGS)
+    found = gpu_steps.speed(check, "kd", ("resnet8", "resnet8"), 4, 16, settings)
+    assert list(found) == settings
+    assert seen == [False, True, True, True]
+    assert all(each["share of peak"] > 0 for each in found.values())
+
+
 def test_the_tables_hold_the_figures() -> None:
     speed = {"ms": 2.0, "images/s": 500, "share of peak": 0.25, "launches": 7}
     lines: list[dict[str, Any]] = [
@@ -53,7 +72,7 @@ def test_the_tables_hold_the_figures() -> None:
         {"name": "speed kd, batch 4", "figures": {"fp32": speed}},
         {"name": "repeat kd", "figures": {"default": {"same seed": "identical", "resumed": "identical"}}},
         {"name": "method aml", "figures": {"waits": {"distill": {"pipeline/methods/aml.py:1 x": 3}}}},
-        {"name": "loop, amp no", "skipped": "no time"},
+        {"name": "loop, precision fp32", "skipped": "no time"},
     ]
     text = tables(lines)
     assert "| kd, batch 4 | fp32 | 2.0 | 500 | 25.0% | 7 |" in text

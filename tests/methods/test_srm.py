@@ -154,7 +154,7 @@ def test_k_is_rounded_down(width: int, sparsity: float, size: int) -> None:
 @pytest.mark.parametrize(("sparsity", "size"), [(0.005, 1), (0.02, 1), (0.03, 1), (0.5, 32), (1.0, 64)])
 def test_a_code_uses_its_share_of_the_atoms_and_at_least_one(sparsity: float, size: int) -> None:
     method, step = made(maps((2, 3, 2, 2)), maps((2, 32, 2, 2)), sparsity=sparsity)
-    codes, labels, _ = method.targets(step, "stage1", "stage1")
+    codes, labels = method.codes(step.teacher, "stage1", torch.Size((2, 2)))
     assert codes.shape == (2, 4, 64)
     assert ((codes > 0).sum(2) == size).all()
     assert torch.equal(codes.argmax(2), labels)
@@ -277,7 +277,10 @@ def test_codes_and_pixels_of_the_student_are_averaged_if_sizes_differ() -> None:
     torch.manual_seed(0)
     student, teacher = maps((2, 2, 2, 2), (2, 3, 4, 4)), maps((2, 3, 4, 4), (2, 4, 2, 2))
     method, step = made(student, teacher, sparsity=0.34)
-    codes, labels, pixels = method.targets(step, "stage1", "stage1")
+    codes, labels = method.codes(step.teacher, "stage1", torch.Size((2, 2)))
+    winners, means, pixels = method.targets(step, "stage1", "stage1")
+    assert torch.equal(winners, labels)
+    assert torch.equal(means, codes.mean(1))
     for b in range(2):
         # these four pixels of the teacher are averaged to one at the lower left
         block = teacher["stage1"][b, :, 2:, :2].flatten(1).T.tolist()
@@ -301,7 +304,7 @@ def test_one_image_of_one_channel_is_enough(settings: dict[str, Any]) -> None:
 def test_the_nearest_atom_wins_with_the_rbf_kernel() -> None:
     torch.manual_seed(0)
     method, step = made(maps((2, 3, 3, 3)), maps((2, 3, 3, 3)), kernel="rbf", sparsity=0.01)
-    _, labels, _ = method.targets(step, "stage1", "stage1")
+    labels, _, _ = method.targets(step, "stage1", "stage1")
     pixels = step.teacher.maps["stage1"].permute(0, 2, 3, 1).flatten(0, 2)
     atoms = dictionary_of(method.dictionary, "stage1").atoms
     assert torch.equal(labels.flatten(), torch.cdist(pixels, atoms).argmin(1))

@@ -21,12 +21,13 @@ from pipeline import checkpoint, methods
 from pipeline.files import locked
 from pipeline.runs import answer_file, answers, parts_read
 from pipeline.runs.answer_file import AnswerFile
-from pipeline.runs.answer_key import depends_on, key_of
+from pipeline.runs.answer_key import depends_on, key_of, key_of_function
 from pipeline.runs.context import Context
 from pipeline.runs.phase import Trainee, train_phase
 from pipeline.runs.run import Run
 from pipeline.runs.student import build_student, distill
 from pipeline.settings import InputError
+from pipeline.taps.answer import Frozen
 
 FEW = {"shots": 4, "rest": "unlabelled"}
 VIEWS, IMAGES = 2, 27  # of the train subset
@@ -122,7 +123,7 @@ def train(
             run.training(phase.name),
             validate=None,
             folder=states,
-            answers=folder / "answers",
+            stage=folder / "stage",
             curve="",
             label=name,
             on_point=silent,
@@ -265,10 +266,49 @@ def test_knowledge_of_a_teacher_shares_the_teachers_answers(small: SmallRuns, tm
     run = train(small, "with_atoms", small.place / "work")
     assert {phase: facts["made"] for phase, facts in run.facts.items() if facts["read"]} == {
         "dictionary": 0,
-        "match": 0,
+        "match": VIEWS * IMAGES,  # the codes
         "distill": VIEWS * IMAGES,
     }
     assert len(list(learned.iterdir())) == 1
+
+
+def test_what_a_frozen_function_makes_is_stored_in_place_of_what_it_reads(
+    small: SmallRuns, tmp_path: Path, in_float32: None
+) -> None:
+    """The dictionaries of srm differ from seed to seed, and so do the codes."""
+    live = train(small, "srm", tmp_path, views_gb=0.0)
+    first, again = (train(small, "srm", tmp_path) for _ in range(2))
+    codes = ["codes stage1", "codes stage2", "codes stage3"]
+    assert {phase: facts["read"] for phase, facts in first.facts.items()} == {
+        "dictionary": MAPS, "match": codes, "distill": ["logits"]
+    }  # fmt: skip
+    assert_close(live, first, 2e-3)
+    assert (first.made, again.made) == (3 * VIEWS * IMAGES, 0)
+    assert is_equal(first, again)
+    assert train(small, "srm", tmp_path, seed=1).facts["match"]["made"] == VIEWS * IMAGES
+    sizes = {path.stat().st_size for path in (tmp_path / "answers").rglob("codes-stage1*.answers")}
+    assert sizes == {VIEWS * 45 * 4 * (8 * 8 + 32)}  # of all images of the store: winners, and means by atom
+
+
+def test_the_key_of_a_function_depends_on_its_weights_and_settings() -> None:
+    weights = nn.Linear(2, 2)
+    usual = Frozen("codes", lambda answer: answer.logits, weights, (1.0, 2.0))
+    keys = {key_of_function(usual), key_of_function(replace(usual, settings=(1.0, 3.0)))}
+    with torch.no_grad():
+        weights.bias[0] += 1
+    assert len(keys | {key_of_function(usual)}) == 3
+
+
+def test_a_function_that_is_not_frozen_is_an_error_of_ours(small: SmallRuns, tmp_path: Path) -> None:
+    def trains_its_dictionary(self: Any, student: Any) -> list[Any]:
+        dictionary, match, last = phases(self, student)
+        return [dictionary, replace(match, trains=(*match.trains, self.dictionary)), last]
+
+    kind = methods.load("srm")
+    phases = kind.phases
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(AssertionError, match="codes stage1"):
+        patched.setattr(kind, "phases", trains_its_dictionary)
+        train(small, "srm", tmp_path)
 
 
 # --- never those of another teacher
@@ -281,7 +321,7 @@ def weights_changed(net: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"change": weights_changed}, {"flip": 0.4}, {"erase": 0.1}, {"training": {"amp": "bf16"}}],
+    [{"change": weights_changed}, {"flip": 0.4}, {"erase": 0.1}, {"training": {"precision": "bf16"}}],
     ids=["weights", "flip", "erase", "precision"],
 )
 def test_other_answers_are_never_read(other: dict[str, Any], small: SmallRuns, tmp_path: Path) -> None:
@@ -292,7 +332,7 @@ def test_other_answers_are_never_read(other: dict[str, Any], small: SmallRuns, t
 def key(context: Context, small: SmallRuns, teacher: str = "big") -> str:
     run, net = small_run(small, "kd"), context.load_network(small.place / teacher)
     student, _ = build_student(context, run, 0, net)
-    return key_of(depends_on(context, net, context.batches(run.train, 0, student, net), "no"))
+    return key_of(depends_on(context, net, context.batches(run.train, 0, student, net), "fp32"))
 
 
 def test_the_key_depends_on_data_code_and_input(
@@ -311,7 +351,7 @@ def test_the_key_depends_on_data_code_and_input(
     context.augment = run.augment.model_copy(update={"views": 9, "views_gb": 1.0, "preset": "strong"})
     assert usual == key(context, small)  # what these change is told by the other settings
     (tmp_path / "net.py").write_text("changed = True")
-    monkeypatch.setattr("pipeline.runs.answer_key.inspect.getfile", lambda kind: str(tmp_path / "net.py"))
+    monkeypatch.setattr("pipeline.checkpoint.inspect.getfile", lambda kind: str(tmp_path / "net.py"))
     assert usual != key(context, small)
 
 
@@ -479,7 +519,8 @@ def test_each_process_begins_with_a_view_of_its_own(small: SmallRuns) -> None:
             return torch.arange(1)
 
     batches: Any = type("", (), {"shard": (1, 3)})
-    Making({}, batches, None, None, small.place / "locks").make(6, "", shown=False)  # type: ignore[arg-type]
+    making = Making({}, {}, batches, None, None, small.place / "locks")  # type: ignore[arg-type]
+    making.make(6, "", shown=False)
     assert order == [2, 3, 4, 5, 0, 1]
 
 

@@ -39,7 +39,7 @@ def test_it_tells_the_epochs_that_were_trained(
         TrainConfig.model_validate(QUICK.model_dump() | settings),
         validate=lambda net: {"val_accuracy": 0.5, "val_loss": 1.0},
         folder=tmp_path,
-        answers=tmp_path,
+        stage=tmp_path,
         curve="distill",
         label="kd distill",
         on_point=lambda name, curves: None,

@@ -198,7 +198,7 @@ def test_what_was_pretrained_learns_at_its_own_rate(ready: SmallRuns) -> None:
 
 
 def test_validation_and_test_show_each_network_images_of_its_own_size(
-    ready: SmallRuns, monkeypatch: pytest.MonkeyPatch
+    ready: SmallRuns, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: set[tuple[str, int]] = set()
     forward = torch.nn.Module.__call__
@@ -214,7 +214,8 @@ def test_validation_and_test_show_each_network_images_of_its_own_size(
     ready.distill("kd", params)
     assert seen == {("teacher", 16), ("student", 12)}
     seen.clear()
-    result, predictions = evaluate_run(ready.data, ready.place / "big", ready.place / "students/kd")
+    students = ready.place / "students/kd"
+    result, predictions = evaluate_run(ready.data, ready.place / "big", students, work=tmp_path)
     assert seen == {("teacher", 16), ("student", 12)}
     assert 0 <= result.metrics["accuracy"] <= 1
     assert len(predictions.rows) == len(Store.open(ready.data).indices("test"))
@@ -231,7 +232,7 @@ def test_the_exported_student_carries_its_own_input(ready: SmallRuns, tmp_path: 
     ready.pretrain("kd", params)
     distilled = ready.distill("kd", params)
     students = ready.place / "students/kd"
-    result, predictions = evaluate_run(ready.data, ready.place / "big", students)
+    result, predictions = evaluate_run(ready.data, ready.place / "big", students, work=tmp_path)
     past = {}
     for stage, done in (("distill", distilled), ("evaluate", result)):
         past[stage] = Record(stage, "kd", dict(params.run("kd").settings))
@@ -304,7 +305,7 @@ def test_every_method_takes_a_teacher_of_another_size(ready: SmallRuns) -> None:
 # a teacher that only answers
 
 
-def test_an_onnx_file_teaches_kd_and_is_tested_beside_the_student(runs: SmallRuns) -> None:
+def test_an_onnx_file_teaches_kd_and_is_tested_beside_the_student(runs: SmallRuns, tmp_path: Path) -> None:
     from pipeline.export import onnx_format  # noqa: F401  the exporter's package must be there
 
     torch.manual_seed(3)
@@ -340,7 +341,7 @@ def test_an_onnx_file_teaches_kd_and_is_tested_beside_the_student(runs: SmallRun
     assert result.metrics["val_accuracy"] == pytest.approx(truth)
     runs.pretrain("kd", params)
     runs.distill("kd", params)
-    scores, _ = evaluate_run(runs.data, runs.place / "big", runs.place / "students/kd")
+    scores, _ = evaluate_run(runs.data, runs.place / "big", runs.place / "students/kd", work=tmp_path)
     assert 0 <= scores.details["teacher"]["accuracy"] <= 1
     at = {"kd": SETTINGS["runs"]["kd"] | {"method": {"name": "at"}}}
     with pytest.raises(InputError, match="gives logits alone"):

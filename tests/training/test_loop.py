@@ -16,6 +16,7 @@ from world import QUICK, World, moved, snapshot
 from pipeline.methods import Method, MethodConfig, Terms
 from pipeline.records import ticker
 from pipeline.records.record import Curves
+from pipeline.settings import InputError
 from pipeline.taps.step import Step
 from pipeline.taps.tapped import Tapped
 from pipeline.training.loop import fit, step_of
@@ -116,12 +117,75 @@ def test_ema_weights_are_the_moving_average() -> None:
     torch.testing.assert_close(snapshot(world.student.net)[key], expected)
 
 
-def test_amp_changes_the_precision_of_the_networks_and_not_of_the_losses() -> None:
+def test_precision_changes_the_precision_of_the_networks_and_not_of_the_losses() -> None:
     world, plain = World.make(), World.make()
-    half = world.fit(world.method("kd"), cfg=QUICK.model_copy(update={"amp": "bf16"}))
+    half = world.fit(world.method("kd"), cfg=QUICK.model_copy(update={"precision": "bf16"}))
     full = plain.fit(plain.method("kd"))
     assert half["loss"] != full["loss"]
     assert half["loss"] == pytest.approx(full["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("setting", [{"channels_last": True}, {"precision": "tf32"}])
+def test_layout_and_tf32_change_no_more_than_rounding_on_a_cpu(setting: dict[str, Any]) -> None:
+    (curves, weights), (plain, plain_weights) = trained(setting), trained({})
+    assert curves["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+    for name, value in plain_weights.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
+        assert weights[name].is_contiguous()
+
+
+def test_the_networks_compute_channels_last_if_asked() -> None:
+    seen: set[tuple[bool, bool]] = set()
+
+    def look(module: nn.Conv2d, args: tuple[Tensor, ...]) -> None:
+        last = torch.channels_last
+        seen.add((args[0].is_contiguous(memory_format=last), module.weight.is_contiguous(memory_format=last)))
+
+    for asked in (False, True):
+        world = World.make(n=8)
+        method = world.method("kd")
+        for each in (world.student, world.teacher):
+            convolutions = [
+                m for m in each.net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
+            ]
+            convolutions[0].register_forward_pre_hook(look)
+        seen.clear()
+        world.fit(method, cfg=QUICK.model_copy(update={"channels_last": asked}))
+        assert all(weight == asked for _, weight in seen)
+        assert not asked or seen == {(True, True)}
+
+
+def test_channels_last_goes_on_after_a_stop_with_the_same_bits(tmp_path: Path) -> None:
+    cfg = QUICK.model_copy(update={"channels_last": True, "optimizer": "adamw", "ema": 0.5})
+    world, straight = World.make(), World.make()
+    with pytest.raises(KeyboardInterrupt):
+        world.fit(world.method("kd"), cfg=cfg, state_file=tmp_path / "state", stop=(1, 1))
+    world = World.make()
+    curves = world.fit(world.method("kd"), cfg=cfg, state_file=tmp_path / "state")
+    wanted = straight.fit(straight.method("kd"), cfg=cfg)
+    assert curves["loss"] == wanted["loss"]
+    assert not moved(snapshot(straight.student.net), snapshot(world.student.net))
+
+
+def test_deterministic_training_refuses_what_does_not_repeat_and_else_changes_nothing() -> None:
+    assert not moved(trained({})[1], trained({"deterministic": True})[1])
+
+    class Unrepeatable(Method[MethodConfig]):
+        def terms(self, step: Step) -> Terms:
+            torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]))
+            return {}
+
+    for asked in (False, True):
+        world = World.make(n=8)
+        method = Unrepeatable(MethodConfig(name="unrepeatable"), world.step(4), torch.zeros(4))
+        cfg = QUICK.model_copy(update={"deterministic": asked})
+        if asked:
+            with pytest.raises(
+                InputError, match=r"train\.deterministic is true, but this training needs put_"
+            ):
+                world.fit(method, cfg=cfg)
+        else:
+            world.fit(method, cfg=cfg)
 
 
 class OwnGradients(Method[MethodConfig]):
