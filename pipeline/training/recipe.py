@@ -81,6 +81,10 @@ class TrainConfig(Settings):
     amp: Literal["no", "bf16", "fp16"] = Field(
         "no", description="precision of the networks; losses stay in float32"
     )
+    sync_bn: bool = Field(
+        False,
+        description="with several processes: batch norm over the whole batch, not over the share of each",
+    )
     points: int = Field(
         100, ge=1, description="largest number of validations, and so of points in the curves, in a phase"
     )
