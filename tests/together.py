@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from batchless import Staged
 from small_runs import SmallRuns, silent
 from torch import Tensor
@@ -31,6 +32,7 @@ from pipeline.runs.student import distill, pretrain
 from pipeline.runs.teacher import train_teacher
 from pipeline.runs.work_folder import work_folder
 from pipeline.settings import InputError
+from pipeline.taps import processes
 from pipeline.taps.tapped import Tapped
 from pipeline.training import state
 from pipeline.training.recipe import TrainConfig
@@ -133,6 +135,7 @@ def furthest_point(one: list[Curves], two: list[Curves]) -> float:
         pair
         for a, b in zip(one, two, strict=True)
         for name in a
+        if not name.startswith("note/")  # of each share
         for pair in zip(a[name], b[name], strict=True)
     ]
     return max(abs(a - b) / max(1.0, abs(a)) for a, b in pairs)
@@ -214,11 +217,10 @@ def _refused(of_second: dict[str, Any], place: Path) -> str:
 
 
 def failing(rank: int) -> dict[str, Any]:
-    """What two processes print, with which code they end and after how many seconds, if one has an error."""
+    """What two processes print, with which code they end and how many seconds later, if one has an error."""
     with tempfile.TemporaryDirectory() as place:
-        begun = time.monotonic()
         codes = in_processes(2, _failing, rank, Path(place), check=False)
-        seconds = time.monotonic() - begun
+        seconds = time.time() - Path(place, "at").stat().st_mtime
         return {
             "codes": codes,
             "seconds": seconds,
@@ -238,6 +240,7 @@ def _failing(rank: int, place: Path) -> None:
     def broken(images: Tensor) -> Tensor:
         steps.append(1)
         if accelerator.process_index == rank and len(steps) == 2:
+            (place / "at").touch()
             raise InputError("train.lr: that was too much. Lower it.")
         logits: Tensor = usual(images)
         return logits
@@ -284,14 +287,23 @@ def _staged(place: Path, count: int) -> dict[str, Any]:
 
     Context._validation_images = noted  # type: ignore[assignment,method-assign]
     pretrain(run, teacher=teacher, out=shared / "initial", **common)
+    processes.of_each(None)  # a stage is over when all processes are
     result = distill(run, teacher=teacher, initial=shared / "initial", out=shared / "out", **common)
     (curves,) = result.curves.values()
     left = sorted(path.name for path in own.rglob("*") if path.name in ("lock", "distill.state"))
     return {"metrics": result.metrics, "loss": curves["loss"], "validated": sum(shown), "left": left}
 
 
+def warm_up() -> None:
+    """A training imports much when it begins, and so each child would."""
+    Training(("kd", {}, "staged", {"epochs": 1})).fit(0)
+    for each in (AcceleratorState, GradientState, PartialState):
+        each._reset_state()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    warm_up()
     asked = json.loads(sys.stdin.read())
     found = {name: globals()[name.split()[0]](argument) for name, argument in asked.items()}
     Path(sys.argv[1]).write_text(json.dumps(found))

@@ -115,7 +115,7 @@ def test_the_lock_of_the_main_process_holds_for_all(found: Found) -> None:
 def test_an_error_of_one_process_ends_all_at_once(found: Found, rank: int) -> None:
     result = found[f"failing {('first', 'second')[rank]}"]
     assert result["codes"] == [2, 2]
-    assert result["seconds"] < 60
+    assert result["seconds"] < 20  # on a busy machine
     said = [" ".join(text.split()) for text in result["said"]]
     assert said[rank] == "Error: train.lr: that was too much. Lower it."
     assert said[1 - rank].startswith("Error: distill kd: another process of this training has ended")
