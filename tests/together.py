@@ -72,14 +72,15 @@ def _child(
     if count > 1:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         os.environ |= address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    processes.BUCKET = 2_000  # several of them, though the networks are small
     torch.save(work(*arguments), place / str(rank))
 
 
 def world_of(student: str, seed: int = 0) -> World:
-    """`staged` is a student without batch norm."""
+    """`staged` is a student without batch norm; it is also that of `few labels`."""
     world = World.make(seed=seed)
     world.teacher = World.make().teacher
-    if student == "staged":
+    if student in ("staged", "few labels"):
         torch.manual_seed(seed)
         world.student = Tapped(Staged(), world.step(2).images)
     return world
@@ -96,13 +97,15 @@ class Training:
     def __init__(self, case: Case, seed: int = 0) -> None:
         name, settings, student, options = case
         self.world, self.accelerator = world_of(student, seed), Accelerator(cpu=True)
+        self.has_few_labels = student == "few labels"
         self.cfg = TrainConfig.model_validate(QUICK.model_dump() | options)
         self.method = self.world.method(name, **settings)
         self.phases = range(len(self.method.phases(self.world.student)))
 
     def fit(self, phase: int, **options: Any) -> Curves:
         shard = (self.accelerator.process_index, self.accelerator.num_processes)
-        batches = self.world.batches(self.cfg.batch_size, shard=shard)
+        few = {"labelled": 8, "unlabelled_share": 0.5} if self.has_few_labels else {}
+        batches = self.world.batches(self.cfg.batch_size, shard=shard, **few)
         common = {"batches": batches, "accelerator": self.accelerator}
         curves = self.world.fit(self.method, phase, self.cfg, **common | options)
         return {name: column for name, column in curves.items() if name != "seconds"}
@@ -187,15 +190,16 @@ def _differs(case: Case, place: Path) -> str:
     return ""
 
 
-def disagreeing(scores: list[list[float]]) -> list[list[float]]:
-    """What two processes with different scores on validation see."""
+def disagreeing(scores: list[list[float]]) -> list[tuple[list[float], int]]:
+    """What two processes with different scores on validation see, and their seeds while they train."""
     return in_processes(2, _disagreeing, scores)
 
 
-def _disagreeing(scores: list[list[float]]) -> list[float]:
+def _disagreeing(scores: list[list[float]]) -> tuple[list[float], int]:
     training = Training(("kd", {}, "resnet8", {"epochs": 6, "patience": 2}))
     left = iter(scores[training.accelerator.process_index])
-    return training.fit(0, validate=lambda net: {"val_accuracy": next(left), "val_loss": 0.0})["val_accuracy"]
+    curves = training.fit(0, validate=lambda net: {"val_accuracy": next(left), "val_loss": 0.0})
+    return curves["val_accuracy"], torch.initial_seed()
 
 
 def refused(of_second: dict[str, Any]) -> list[str]:
@@ -245,7 +249,7 @@ def _failing(rank: int, place: Path) -> None:
         logits: Tensor = usual(images)
         return logits
 
-    net.forward = broken  # type: ignore[assignment,method-assign]
+    net.forward = broken
 
     def stage() -> None:
         with work_folder(place, "distill", "kd", DEPENDS, is_main=not accelerator.process_index):
