@@ -141,6 +141,11 @@ def test_a_run_of_two_processes_ends_as_that_of_one_and_they_share_validation(fo
     assert first["validated"] + second["validated"] == alone["validated"]
 
 
+def test_methods_leave_the_other_processes_to_their_helpers() -> None:
+    files = (ROOT / "pipeline/methods").glob("*.py")
+    assert [file.name for file in files if re.search(r"torch\.distributed|accelerat", file.read_text())] == []
+
+
 def documented() -> dict[str, str]:
     """The table of docs/scaling.md: for each method, when two processes end as one."""
     text = (ROOT / "docs/scaling.md").read_text()
