@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,9 +74,12 @@ class World:
         nets_[1].requires_grad_(False).eval()
         return cls(images, labels, *(Tapped(net, probe) for net in nets_))
 
-    def batches(self, batch_size: int = 8, **options: Any) -> Batches:
-        """Augmented batches of all images; `options` are those of Batches."""
-        subset = Subset(np.arange(len(self.labels)), self.labels, tuple(range(CLASSES)))
+    def batches(self, batch_size: int = 8, labelled: int | None = None, **options: Any) -> Batches:
+        """Augmented batches of all images, of which so many have labels; `options` are those of Batches."""
+        rows, classes = np.arange(len(self.labels)), tuple(range(CLASSES))
+        subset = Subset(rows[:labelled], self.labels[:labelled], classes)
+        if labelled is not None:
+            subset = replace(subset, unlabelled=rows[labelled:])
         fixed: dict[str, Any] = {
             "seed": 0,
             "mean": MEAN,

@@ -48,6 +48,7 @@ class Batch:
     class_weights: Tensor | None = None  # in cross-entropy; None: all 1
     places: Tensor | None = None  # `index` on the host
     answers: Callable[[Tensor, Live], Answer] | None = None  # places -> the teacher's stored answer
+    counts: tuple[int, ...] = ()  # of the images in each process; empty: there is one process
 
     @property
     def stored(self) -> Callable[[Live], Answer] | None:
@@ -60,13 +61,14 @@ class Batch:
     def split(self, parts: int) -> "list[Batch]":
         """At most `parts` parts of nearly equal size, each with two images or more (for batch norm)."""
         count = len(self.index)
-        wanted = max(1, min(parts, count // 2))
+        wanted = max(1, min(parts, min(self.counts, default=count) // 2))  # the same in all processes
         maybe = (self.targets, self.is_labelled, self.places)
         pieces = zip(
             *(each.tensor_split(wanted) for each in (self.images, self.labels, self.index)),
             *([None] * wanted if each is None else each.tensor_split(wanted) for each in maybe),
             strict=True,
         )
+        counts = zip(*(sizes(each, wanted) for each in self.counts), strict=True)
         return [
             replace(
                 self,
@@ -77,9 +79,15 @@ class Batch:
                 targets=targets,
                 is_labelled=is_labelled,
                 places=places,
+                counts=next(counts, ()),
             )
             for images, labels, index, targets, is_labelled, places in pieces
         ]
+
+
+def sizes(count: int, parts: int) -> list[int]:
+    """How many images each part gets, as in `tensor_split`."""
+    return [count // parts + (n < count % parts) for n in range(parts)]
 
 
 class Batches:
@@ -121,10 +129,12 @@ class Batches:
         how many parts each process will split a batch."""
         rank, world = shard
         assert 0 <= rank < world
-        if batch_size < world or len(subset.rows) < world:
+        if world > 1 and min(batch_size, len(subset.rows)) < 2 * world:
             raise InputError(
-                f"{world} processes cannot share batches of {min(batch_size, len(subset.rows))} image(s). "
-                "Raise the batch size (or the shots), or start fewer processes."
+                f"train.batch_size is {batch_size}, and there are {len(subset.rows)} images to learn from. "
+                f"But {world} processes share each batch, and each needs two images of it or more, for batch "
+                f"norm. Make both {2 * world} or more (protocol says how many images there are), or start "
+                "fewer processes (launcher)."
             )
         self.batch_size, self.seed, self.shard = batch_size, seed, shard
         self.input, self.teacher_input = input, teacher_input or input
@@ -170,9 +180,11 @@ class Batches:
                 torch.tensor_split(each[step * self.batch_size : end], world)[rank]
                 for each in (order, on_device)
             )
-            share = world * len(index) / (end - step * self.batch_size)
+            total = end - step * self.batch_size
+            share = world * len(index) / total
             number = n * len(self) + step if self.repeats else n
-            yield self._batch(Rows(chosen, index), number % (self.fixed_views or number + 1), share)
+            counts = tuple(sizes(total, world)) if world > 1 else ()
+            yield self._batch(Rows(chosen, index), number % (self.fixed_views or number + 1), share, counts)
 
     def numbers(self, steps: int) -> int:
         """How many different views of an image so many steps show, at most."""
@@ -197,7 +209,7 @@ class Batches:
             return self.mixture.order(labels, seed=self.seed, epoch=n, class_balance=balance)
         return epoch_order(labels, seed=self.seed, epoch=n, class_balance=balance)
 
-    def _batch(self, places: Rows, number: int, share: float) -> Batch:
+    def _batch(self, places: Rows, number: int, share: float, counts: tuple[int, ...]) -> Batch:
         index = places.on_device
         return Batch(
             self.input.normalise_(self.views.pictures(places, number, self.input.size)),
@@ -211,6 +223,7 @@ class Batches:
             self.class_weights,
             places.on_host,
             None if self.answers is None else partial(self.answers, number),
+            counts,
         )
 
     def _for_teacher(self, number: int) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -22,6 +22,7 @@ from pipeline.methods._base import (
     Weighted,
     map_pairs,
     preactivation_pairs,
+    statistics,
     warm_up,
 )
 from pipeline.settings import unknown
@@ -42,6 +43,7 @@ __all__ = [
     "map_pairs",
     "names",
     "preactivation_pairs",
+    "statistics",
     "warm_up",
 ]
 

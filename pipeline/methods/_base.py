@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.functional import softened_kl, standardised
 from pipeline.settings import InputError, Settings
+from pipeline.taps import processes
 from pipeline.taps.answer import Answer
 from pipeline.taps.step import Step
 from pipeline.taps.tapped import Tapped
@@ -113,6 +114,8 @@ class Method(nn.Module, ABC, Generic[C]):
       it again, where reading it each time would make the device wait;
     - within a step, values that `after_backward` uses and drops.
 
+    All of it must be the same in all processes that train together: see `synchronise`.
+
     Everything else would be lost when a training stops and goes on in a new process.
     """
 
@@ -188,8 +191,23 @@ class Method(nn.Module, ABC, Generic[C]):
         """How much the last phase lets each image count, for the record; None if all count the same."""
         return None
 
+    def synchronise(self) -> None:
+        """Make what is kept beside trained weights the same in all processes, at each point of the curves.
+
+        What a step computes for all processes (`Step.of_all`, `Step.noise`, `processes.summed`) is the same
+        already. What is left are batch norms, which have seen other images: they get the mean.
+        """
+        processes.average(statistics(self))
+
     def after_backward(self, step: Step, student: Tapped) -> None:
         """The one hook in the training loop: the gradients are ready, the optimizer has not stepped yet."""
+
+
+def statistics(module: nn.Module) -> list[Tensor]:
+    """The running means and variances of all batch norms."""
+    norms = [each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+    both = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
+    return [tensor for tensor in both if tensor is not None]
 
 
 class LogitConfig(MethodConfig):

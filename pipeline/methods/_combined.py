@@ -64,6 +64,10 @@ class Combined(Method[MethodConfig]):
     def image_weights(self, step: Step) -> Tensor | None:
         return self.main.image_weights(step)
 
+    def synchronise(self) -> None:
+        self.main.synchronise()
+        self.partner.synchronise()
+
     def after_backward(self, step: Step, student: Tapped) -> None:
         self.main.after_backward(step, student)
         self.partner.after_backward(step, student)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.methods import MapsConfig, Method, preactivation_pairs
+from pipeline.taps import processes
 from pipeline.taps.step import Step
 
 C = TypeVar("C", bound=MapsConfig)
@@ -47,8 +48,10 @@ class Margin(nn.Module):
 
     def forward(self, x: Tensor, epoch: int) -> Tensor:
         if self.training and self.from_data and epoch == 0:
-            self.total += x.clamp(max=0).sum((0, 2, 3))
-            self.count += (x < 0).sum((0, 2, 3))
+            below = [x.clamp(max=0).sum((0, 2, 3)), (x < 0).sum((0, 2, 3)).to(x.dtype)]
+            total, count = processes.summed(torch.stack(below))
+            self.total += total
+            self.count += count
             self.margin.copy_(self.total / self.count.clamp(min=1))
         return torch.maximum(x, self.margin[:, None, None])
 

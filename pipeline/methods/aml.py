@@ -47,9 +47,10 @@ class AsymmetricMetricLearning(Method[Config]):
         self.project = nn.Identity() if width == teacher_width else nn.Linear(width, teacher_width)
 
     def terms(self, step: Step) -> Terms:
-        student, teacher = self.project(step.student.pooled), step.teacher.pooled
+        student = step.of_all(self.project(step.student.pooled))
+        teacher, labels = step.of_all(step.teacher.pooled), step.of_all(step.labels)
         similarity = F.normalize(student, dim=1) @ F.normalize(teacher, dim=1).T
-        same = step.labels[:, None] == step.labels
+        same = labels[:, None] == labels
         if self.cfg.form == "triplet":
             return {"triplet": triplet(similarity, same, self.cfg.triplet_margin)}
         return {"contrastive": contrastive(similarity, same, self.cfg.contrastive_margin)}

@@ -46,7 +46,9 @@ class CorrelationCongruence(Method[Config]):
     def terms(self, step: Step) -> Terms:
         student = self.student_projection(step.student.pooled)
         teacher = F.linear(step.teacher.pooled, self.teacher_projection)
-        student, teacher = (correlation(x, self.cfg.gamma, self.cfg.order) for x in (student, teacher))
+        student, teacher = (
+            correlation(step.of_all(x), self.cfg.gamma, self.cfg.order) for x in (student, teacher)
+        )
         return {"correlation": F.mse_loss(student, teacher)}
 
 

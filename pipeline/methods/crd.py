@@ -81,24 +81,31 @@ class ContrastiveRepresentation(Method[Config]):
 
     def terms(self, step: Step) -> Terms:
         slots = self.slots[step.index]
-        columns = torch.cat([slots[:, None], self.draw(step.labels)], dim=1)
+        within = step.noise(self.negatives) if self.training else 0.5
+        columns = torch.cat([slots[:, None], self.draw(step.labels, within)], dim=1)
         student = F.normalize(self.embed_student(step.student.pooled))
         teacher = F.normalize(self.embed_teacher(step.teacher.pooled))
         self.z_is_known = self.z_is_known or bool(self.log_z.isfinite().all())
         if self.training:
-            self.pending.append((slots, torch.stack([student, teacher]).detach()))
-        return {"contrast": self.contrast(0, student, columns) + self.contrast(1, teacher, columns)}
+            vectors = [step.of_all(each.detach()) for each in (student, teacher)]
+            self.pending.append((step.of_all(slots), torch.stack(vectors)))
+        of_student, of_teacher = (
+            self.contrast(step, side, vectors, columns) for side, vectors in enumerate((student, teacher))
+        )
+        return {"contrast": of_student + of_teacher}
 
-    def draw(self, labels: Tensor) -> Tensor:
-        """Slots of images whose classes differ from the labels: B x N."""
+    def draw(self, labels: Tensor, within: Tensor | float) -> Tensor:
+        """Slots of images whose classes differ from the labels: B x N.
+
+        `within`, from 0 to 1, says where in each of the N shares.
+        """
         start, count = self.starts[labels, None], self.counts[labels, None]
         others = len(self.slots) - count
         shares = torch.arange(self.negatives, device=labels.device)
-        within = torch.rand(len(labels), self.negatives, device=labels.device) if self.training else 0.5
         place = torch.minimum(((shares + within) * (others / self.negatives)).long(), others - 1)
         return place + count * (place >= start)
 
-    def contrast(self, side: int, vectors: Tensor, columns: Tensor) -> Tensor:
+    def contrast(self, step: Step, side: int, vectors: Tensor, columns: Tensor) -> Tensor:
         """The loss of one network's vectors, B x dimensions, with the other network's memory.
 
         `columns` are slots, B x (1 + N): the image itself, then its negatives. `side` is 0 for the student.
@@ -109,7 +116,8 @@ class ContrastiveRepresentation(Method[Config]):
         if self.z_is_known:
             log_z = self.log_z[side]
         else:
-            log_z = scores.detach().flatten().logsumexp(0) - math.log(scores.numel() / images)
+            everyones = step.of_all(scores.detach())
+            log_z = everyones.flatten().logsumexp(0) - math.log(everyones.numel() / images)
             if self.training:
                 self.log_z[side] = log_z
         logits = scores - (log_z + math.log(self.negatives / images))

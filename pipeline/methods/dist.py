@@ -35,10 +35,9 @@ class StrongerTeacher(LogitMethod[Config]):
     def terms(self, step: Step) -> Terms:
         cfg, tau = self.cfg, self.cfg.temperature
         student, teacher = (F.softmax(logits / tau, dim=1) for logits in self.logits(step))
-        return {
-            "inter": cfg.inter_weight * tau**2 * unrelatedness(student, teacher),
-            "intra": cfg.intra_weight * tau**2 * unrelatedness(student.T, teacher.T),
-        }
+        inter = unrelatedness(student, teacher)
+        intra = unrelatedness(step.of_all(student).T, step.of_all(teacher).T)
+        return {"inter": cfg.inter_weight * tau**2 * inter, "intra": cfg.intra_weight * tau**2 * intra}
 
 
 def unrelatedness(student: Tensor, teacher: Tensor) -> Tensor:

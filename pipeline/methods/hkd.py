@@ -63,7 +63,8 @@ class InformationFlow(Method[Config]):
         with torch.no_grad(), step.autocast():
             auxiliary = self.tapped(step.images)
         *early, last = (
-            divergence(s, a) for s, a in zip(layers(step.student), layers(auxiliary), strict=True)
+            divergence(step.of_all(s), step.of_all(a))
+            for s, a in zip(layers(step.student), layers(auxiliary), strict=True)
         )
         weight = self.cfg.early_weight * self.cfg.decay**step.epoch
         return {"embedding": last} | ({"layers": weight * torch.stack(early).sum()} if early else {})
@@ -77,9 +78,10 @@ class InformationFlow(Method[Config]):
     def auxiliary_loss(self, step: Step) -> Loss:
         with step.autocast():
             auxiliary = self.tapped(step.images)
+        ours, theirs = step.of_all(auxiliary.pooled), step.of_all(step.teacher.pooled)
         return {
             "ce": Weighted(step.cross_entropy(auxiliary.logits), 1.0),
-            "pkt": Weighted(transfer(auxiliary.pooled, step.teacher.pooled), self.cfg.auxiliary_weight),
+            "pkt": Weighted(transfer(ours, theirs), self.cfg.auxiliary_weight),
         }
 
 

@@ -42,8 +42,8 @@ class InstanceRelationshipGraph(MapMethod[Config]):
         self.widen = nn.Identity() if narrow == wide else nn.Linear(narrow, wide, bias=False)
 
     def terms(self, step: Step) -> Terms:
-        student = layer_edges(step.student, [s for s, _ in self.pairs])
-        teacher = layer_edges(step.teacher, [t for _, t in self.pairs])
+        student = layer_edges(step, step.student, [s for s, _ in self.pairs])
+        teacher = layer_edges(step, step.teacher, [t for _, t in self.pairs])
         return {
             "vertices": per_image(self.widen(step.student.pooled) - step.teacher.pooled),
             "edges": per_image(student[-1] - teacher[-1]),
@@ -56,9 +56,9 @@ def per_image(difference: Tensor) -> Tensor:
     return difference.pow(2).sum() / difference.shape[-2]
 
 
-def layer_edges(answer: Answer, layers: list[str]) -> Tensor:
-    """The edges of each of these layers: layers x B x B."""
-    return torch.stack([edges(answer.everything[name]) for name in layers])
+def layer_edges(step: Step, answer: Answer, layers: list[str]) -> Tensor:
+    """The edges of each of these layers of an answer: layers x B x B."""
+    return torch.stack([edges(step.of_all(answer.everything[name])) for name in layers])
 
 
 def edges(layer: Tensor) -> Tensor:

@@ -62,12 +62,18 @@ class KDGAN(Method[Config]):
     def terms(self, step: Step) -> Terms:
         share, temperature = self.cfg.share, self.cfg.sample_temperature
         scores = self.discriminator(step.teacher.pooled)
-        by_student = F.gumbel_softmax(step.student.logits, temperature)
+        by_student = forged(step, step.student.logits, temperature)
         value = true_score(scores, step.labels) + share * forged_score(scores, by_student.detach())
         if share < 1:
-            by_teacher = F.gumbel_softmax(step.teacher.logits, temperature)
+            by_teacher = forged(step, step.teacher.logits, temperature)
             value = value + (1 - share) * forged_score(scores, by_teacher)
         return {"discriminator": -value, "deception": share * forged_score(scores.detach(), by_student)}
+
+
+def forged(step: Step, logits: Tensor, temperature: float) -> Tensor:
+    """Concrete samples of labels, B x classes."""
+    gumbel = -step.noise(logits.shape[1], Tensor.exponential_, logits.dtype).log()
+    return ((logits + gumbel) / temperature).softmax(1)
 
 
 def true_score(scores: Tensor, labels: Tensor) -> Tensor:

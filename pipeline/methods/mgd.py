@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from pipeline.functional import match_size
 from pipeline.methods import MapsConfig, Terms
 from pipeline.methods._margin import MarginMethod, partial_distance
+from pipeline.taps import processes
 from pipeline.taps.step import Step
 
 Reducer = Literal["sparse", "random_drop", "absolute_max"]
@@ -69,7 +70,7 @@ class MatchingGuided(MarginMethod[Config]):
             if due:
                 assert isinstance(matching, Matching)
                 matching.solve(student_map.detach(), target)
-            total = total / 2 + partial_distance(*matching(student_map, target))
+            total = total / 2 + partial_distance(*matching(student_map, target, step.random))
         return {"channels": total}
 
 
@@ -107,25 +108,27 @@ class Matching(nn.Module):
         from scipy.optimize import linear_sum_assignment
 
         x, y = (maps.transpose(0, 1).flatten(1) for maps in (student, teacher))
-        cost = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
+        cost = processes.summed(x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T)
         students, teachers = linear_sum_assignment(cost.repeat(self.table.shape[1], 1).cpu().numpy())
         self.assign([(s % len(x), t) for s, t in zip(students.tolist(), teachers.tolist(), strict=True)])
 
-    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, student: Tensor, teacher: Tensor, random: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The student's map and the teacher's reduced map, both of the student's width."""
-        teacher = self.reduce(teacher)
+        teacher = self.reduce(teacher, random)
         if self.complete:
             return student, teacher
         matched = (self.count > 0)[:, None, None]
         return student * matched, teacher * matched
 
-    def reduce(self, teacher: Tensor) -> Tensor:
+    def reduce(self, teacher: Tensor, random: torch.Generator | None = None) -> Tensor:
         """The teacher's map with one channel for each channel of the student."""
         if self.table.shape[1] == 1:
             return teacher.index_select(1, self.table[:, 0])
         if self.reducer == "random_drop":
             draw = (
-                torch.rand(len(self.count), device=teacher.device)
+                torch.rand(len(self.count), device=teacher.device, generator=random)
                 if self.training
                 else torch.zeros_like(self.count)
             )

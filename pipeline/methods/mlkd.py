@@ -47,11 +47,16 @@ class Config(LogitConfig):
 class MultiLevel(LogitMethod[Config]):
     def terms(self, step: Step) -> Terms:
         student, teacher = self.logits(step)
+        of_all = step.of_all(student), step.of_all(teacher)
 
-        def summed(level: Callable[[Tensor, Tensor, float], Tensor]) -> Tensor:
-            return torch.stack([level(student, teacher, tau) for tau in self.cfg.temperatures]).sum()
+        def summed(level: Callable[[Tensor, Tensor, float], Tensor], logits: tuple[Tensor, Tensor]) -> Tensor:
+            return torch.stack([level(*logits, tau) for tau in self.cfg.temperatures]).sum()
 
-        return {"instance": summed(softened_kl), "batch": summed(of_batch), "class": summed(of_classes)}
+        return {
+            "instance": summed(softened_kl, (student, teacher)),
+            "batch": summed(of_batch, of_all),
+            "class": summed(of_classes, of_all),
+        }
 
 
 def of_batch(student: Tensor, teacher: Tensor, tau: float) -> Tensor:

@@ -28,4 +28,5 @@ class ProbabilisticTransfer(Method[Config]):
     pairs: Pairs = (("pooled", "pooled"),)
 
     def terms(self, step: Step) -> Terms:
-        return {"neighbours": transfer(step.student.pooled, step.teacher.pooled)}
+        student, teacher = step.of_all(step.student.pooled), step.of_all(step.teacher.pooled)
+        return {"neighbours": transfer(student, teacher)}

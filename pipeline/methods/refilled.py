@@ -51,7 +51,7 @@ from torch import Tensor, nn
 
 from pipeline.functional import centre_products, centre_scores, exact_distances
 from pipeline.methods import Loss, Method, MethodConfig, Pairs, Phase, Terms, Weighted
-from pipeline.taps.answer import Answer
+from pipeline.taps import processes
 from pipeline.taps.step import Step
 from pipeline.taps.tapped import Tapped
 
@@ -120,20 +120,21 @@ class Refilled(Method[Config]):
 
     def tuples(self, step: Step) -> Tensor:
         """The term `tuples`, mean over the tuples of the batch; 0 if there are none."""
+        student, teacher = (step.of_all(answer.pooled) for answer in (step.student, step.teacher))
         anchor, positive, impostors = mine(
-            step.student.pooled, step.labels, self.cfg.margin, self.cfg.negatives
+            student, step.of_all(step.labels), self.cfg.margin, self.cfg.negatives
         )
         student, teacher = (
-            _comparison(self.compared(answer), anchor, positive, impostors, self.cfg.tuple_temperature)
-            for answer in (step.student, step.teacher)
+            _comparison(self.compared(pooled), anchor, positive, impostors, self.cfg.tuple_temperature)
+            for pooled in (student, teacher)
         )
         divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
         is_tuple = impostors.any(1)
         return (divergence * is_tuple).sum() / is_tuple.sum().clamp(min=1)
 
-    def compared(self, answer: Answer) -> Tensor:
+    def compared(self, pooled: Tensor) -> Tensor:
         """The embeddings whose distances a tuple compares."""
-        return answer.pooled if self.cfg.tuple_distances == "raw" else F.normalize(answer.pooled)
+        return pooled if self.cfg.tuple_distances == "raw" else F.normalize(pooled)
 
     def scores(self, step: Step) -> Tensor:
         """h / tau2, B x classes."""
@@ -149,7 +150,7 @@ class Refilled(Method[Config]):
             return {}
         scores = self.scores(step)
         logits = step.student.logits / self.cfg.temperature
-        present: Tensor = torch.unique(step.labels)
+        present: Tensor = torch.unique(step.of_all(step.labels))
         teacher, student = (each[:, present].log_softmax(1) for each in (scores, logits))
         divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
         sure = confidence(scores)
@@ -179,9 +180,7 @@ class Centres(nn.Module):
     def add(self, embeddings: Tensor, labels: Tensor) -> None:
         """Add these embeddings, B x D, and those of all other processes to the means of their classes."""
         member = F.one_hot(labels, len(self.means)).to(embeddings.dtype)
-        new = torch.cat([member.T @ embeddings, member.sum(0).unsqueeze(1)], dim=1)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(new)
+        new = processes.summed(torch.cat([member.T @ embeddings, member.sum(0).unsqueeze(1)], dim=1))
         sums, counts = new[:, :-1], new[:, -1:]
         self.counts += counts
         self.means += (sums - counts * self.means) / self.counts.clamp(min=1)

@@ -33,7 +33,9 @@ class RelationalDistillation(Method[Config]):
     pairs: Pairs = (("pooled", "pooled"),)
 
     def terms(self, step: Step) -> Terms:
-        student, teacher = squared_distances(step.student.pooled), squared_distances(step.teacher.pooled)
+        student, teacher = (
+            squared_distances(step.of_all(answer.pooled)) for answer in (step.student, step.teacher)
+        )
         return {
             "distance": self.cfg.distance_weight * distance_loss(student, teacher),
             "angle": self.cfg.angle_weight * angle_loss(student, teacher),

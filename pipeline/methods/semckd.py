@@ -28,7 +28,7 @@ Our reading: the published MLP has the size of the batch. Here its first layer h
 `LONGEST` places in a batch, and B images use the first B columns. So for one B it is the published layer, and
 batches of other sizes work too. A longer batch starts again at the first column. Images have random places,
 so what the columns learn from full batches also holds for a short last batch, for the parts of a batch that
-is accumulated, and for the share of one process. Validation does not run the method.
+is accumulated. Validation does not run the method.
 
 The text leaves these points open, and we chose:
 
@@ -100,11 +100,14 @@ class SemanticCalibration(Method[Config]):
         return [student[name] for name in self.students], [teacher[name] for name in self.teachers]
 
     def terms(self, step: Step) -> Terms:
-        students, teachers = self.maps(step)
-        weights = self.weights(students, teachers)
+        own = self.maps(step)
+        everyones = [[step.of_all(each) for each in maps] for maps in own]
+        weights = self.weights(*everyones)
         means = weights.detach().mean(0).flatten()
         self.notes.update({f"{s}~{t}": mean for (s, t), mean in zip(self.pairs, means, strict=True)})
-        per_image = (weights * self.errors(students, teachers)).sum((1, 2)) / len(students)
+        compares_images = isinstance(self.errors, RowErrors)
+        errors = self.errors(*everyones) if compares_images else step.of_all(self.errors(*own))
+        per_image = (weights * errors).sum((1, 2)) / len(self.students)
         return {"features": per_image.mean()}
 
 

@@ -32,7 +32,8 @@ class SimilarityPreserving(Method[Config]):
 
     def terms(self, step: Step) -> Terms:
         ((student, teacher),) = self.pairs
-        ours, theirs = similarity(step.student.maps[student]), similarity(step.teacher.maps[teacher])
+        maps = step.student.maps[student], step.teacher.maps[teacher]
+        ours, theirs = (similarity(step.of_all(each)) for each in maps)
         return {"similarity": F.mse_loss(ours, theirs)}
 
 

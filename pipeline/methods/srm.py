@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from pipeline.functional import pool_to
 from pipeline.methods import Loss, MapMethod, MapsConfig, Phase, Terms, Weighted
 from pipeline.settings import InputError
+from pipeline.taps import processes
 from pipeline.taps.answer import Answer, Frozen
 from pipeline.taps.step import Step
 from pipeline.taps.tapped import Tapped
@@ -139,12 +140,13 @@ class SparseRepresentationMatching(MapMethod[Config]):
         for name, size in self.code_sizes.items():
             dictionary, pixels = dictionary_of(self.dictionary, name), pixels_of(shown[name])
             if dictionary.training and step.starts_epoch:
-                dictionary.start_epoch(pixels, size, step, centre=self.cfg.centre, reseed=self.cfg.reseed)
+                everyones = step.of_all(pixels)
+                dictionary.start_epoch(everyones, size, step, centre=self.cfg.centre, reseed=self.cfg.reseed)
             prepared = dictionary.prepared(pixels)
             code, winners = dictionary.code(prepared, size)
             error = F.mse_loss(code @ dictionary.atoms, prepared)
             if dictionary.training:
-                dictionary.wins += count(winners, len(dictionary.wins))
+                dictionary.wins += processes.summed(count(winners, len(dictionary.wins)))
                 variance = prepared.var((0, 1), correction=0).mean().clamp_min(TINY)
                 self.notes[f"used {name}"] = (dictionary.wins > 0).float().mean()
                 self.notes[f"error {name}"] = error.detach() / variance
@@ -290,20 +292,16 @@ class Dictionary(nn.Module):
             self.mean.copy_(pixels.mean((0, 1)))
             self.scale.copy_((pixels - self.mean).square().mean().sqrt().clamp_min(TINY))
         if step.epoch and reseed and step.epoch % reseed == 0 and step.progress < RESEED_UNTIL:
-            self.revive(self.prepared(pixels), size)
+            self.revive(self.prepared(pixels), size, step.random)
         self.wins.zero_()
-        # each process has other pixels, so all of them take what the first one has found
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for tensor in (self.mean, self.scale, self.atoms):
-                torch.distributed.broadcast(tensor, 0)
 
-    def revive(self, pixels: Tensor, size: int) -> None:
+    def revive(self, pixels: Tensor, size: int, random: torch.Generator | None = None) -> None:
         """Move atoms that won no pixel to pixels that the others code badly."""
         code, _ = self.code(pixels, size)
         errors = (code @ self.atoms - pixels).square().sum(2).flatten()
         dead = (self.wins == 0).nonzero()[: len(errors), 0]
         if len(dead):
-            chosen = torch.multinomial(errors + TINY, len(dead))
+            chosen = torch.multinomial(errors + TINY, len(dead), generator=random)
             self.atoms[dead] = pixels.flatten(0, 1)[chosen] / size
 
 

@@ -32,6 +32,7 @@ from pipeline.methods._combined import build_method
 from pipeline.nets import NetConfig
 from pipeline.nets.input import resolve_input
 from pipeline.settings import InputError
+from pipeline.taps import processes
 from pipeline.taps.calls import in_eval_mode
 from pipeline.taps.step import Step
 from pipeline.taps.tapped import Tapped
@@ -164,22 +165,30 @@ class Context:
 
     def validate(self, net: nn.Module, input: Input) -> dict[str, float]:
         """Accuracy, cross-entropy, balanced accuracy and macro-F1 on the validation split."""
-        loss, predicted, step = 0.0, [], images_at_once(input.size, most=512)
         labels = torch.as_tensor(self.validation.labels).to(self.device)
-        with in_eval_mode(net):
-            for start in range(0, len(labels), step):
-                logits = net(self._validation_images(start, start + step, input)).float()
-                predicted.append(logits.argmax(1))
-                loss += F.cross_entropy(logits, labels[start : start + step], reduction="sum").item()
+        answers, loss = self._predicted(net, input, labels)
         if math.isnan(loss):
             raise InputError(
                 "The network's logits for the validation images are no longer numbers (NaN). Lower the "
                 "learning rate (train.lr)."
             )
-        answers, count = torch.cat(predicted), len(labels)
+        count = len(labels)
         means = class_means(answers, labels, len(self.subset.classes))
         scores = {"accuracy": (answers == labels).sum().item() / count, "loss": loss / count}
         return {f"val_{name}": value for name, value in (scores | means._asdict()).items()}
+
+    def _predicted(self, net: nn.Module, input: Input, labels: Tensor) -> tuple[Tensor, float]:
+        """The class of each image and the sum of the losses. Each process answers to some of the images."""
+        step, world, loss = images_at_once(input.size, most=512), processes.count(), 0.0
+        step = min(step, max(1, -(-len(labels) // world)))
+        answers = torch.zeros_like(labels)
+        with in_eval_mode(net):
+            for start in range(step * processes.rank(), len(labels), step * world):
+                part = slice(start, start + step)
+                logits = net(self._validation_images(start, start + step, input)).float()
+                answers[part] = logits.argmax(1)
+                loss += F.cross_entropy(logits, labels[part], reduction="sum").item()
+        return processes.summed(answers), sum(processes.of_each(loss))
 
     def _validation_images(self, start: int, end: int, input: Input) -> Tensor:
         """If they fit into memory, they are read and resized once for each size that networks see."""

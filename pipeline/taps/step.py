@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.functional import weighted_cross_entropy
+from pipeline.taps import processes
 from pipeline.taps.answer import Answer
 from pipeline.taps.tapped import Tapped
 
@@ -44,6 +45,8 @@ class Step:
     class_weights: Tensor | None = None  # of cross-entropy; None: all 1
     starts_epoch: bool = False  # whether it is the first step of the epoch, or the first part of it
     stored: Callable[[Live], Answer] | None = None  # stands in for the teacher; it may ask the network, too
+    counts: tuple[int, ...] = ()  # of the images in each process; empty: there is one process
+    random: torch.Generator | None = None  # the same in all processes; None: torch's own
 
     @classmethod
     def of(
@@ -75,6 +78,37 @@ class Step:
     def teacher_images(self) -> Tensor:
         """The same views as the teacher takes them."""
         return _for_teacher(self.images, self.index, self.for_teacher)
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """How many images each process has in this step."""
+        return self.counts or (len(self.labels),)
+
+    @property
+    def scale(self) -> float:
+        """Factor of the gradient of a value that all processes compute alike.
+
+        The loop takes the mean of their gradients, but each has the gradient for its own images alone.
+        """
+        return sum(self.rows) / self.rows[processes.rank()] if len(self.rows) > 1 else 1.0
+
+    def of_all(self, rows: Tensor) -> Tensor:
+        """The rows of the images of all processes, for what compares images with one another.
+
+        Use it only for values that are then the same in all processes: their gradients rely on it.
+        """
+        return processes.rows_of_all(rows, self.rows, self.scale) if len(self.rows) > 1 else rows
+
+    def noise(
+        self, columns: int, fill: Callable[..., Tensor] = Tensor.uniform_, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Random numbers, B x columns, by default from 0 to 1.
+
+        They are drawn for the images of all processes, so that each image gets what it gets in one process.
+        """
+        numbers = torch.empty(sum(self.rows), columns, dtype=dtype, device=self.labels.device)
+        fill(numbers, generator=self.random)
+        return processes.own_rows(numbers, self.rows) if len(self.rows) > 1 else numbers
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
         """With the labels, smoothed, mixed and weighted as asked; mean over the images that have labels."""
@@ -132,9 +166,20 @@ class _LabelledPart(Step):
             targets=None if whole.targets is None else whole.targets[places],
             label_smoothing=whole.label_smoothing,
             class_weights=whole.class_weights,
+            random=whole.random,
         )
         part.whole, part.places = whole, places
         return part
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """Only each process itself knows how many of its images have labels."""
+        own = len(self.labels)
+        return tuple(processes.of_each(own)) if len(self.whole.rows) > 1 else (own,)
+
+    @property
+    def scale(self) -> float:
+        return self.whole.scale
 
     @cached_property
     def student(self) -> Answer:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -19,12 +18,14 @@ from pipeline.methods import Loss, Method, Phase
 from pipeline.records.record import Curves
 from pipeline.records.ticker import Ticker
 from pipeline.settings import InputError
+from pipeline.taps import processes
 from pipeline.taps.step import Step
 from pipeline.taps.tapped import Tapped
 from pipeline.training.monitor import Means, Shares, gradient_shares
 from pipeline.training.recipe import TrainConfig
 from pipeline.training.state import State
 from pipeline.training.stop import Stop
+from pipeline.training.sync_bn import norms_of_all
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -53,7 +54,8 @@ def fit(
     continues from there, and ends with the same weights and curves. `epoch` in the curves has a fraction
     where `cfg.steps` cuts the last epoch.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + processes.rank())  # of dropout, for example
+    random = common_random(seed, accelerator)
     parameters = set_trainable(phase, student, method)
     per_epoch, steps = len(batches), cfg.total_steps(len(batches))
     epochs = -(-steps // per_epoch)
@@ -64,14 +66,18 @@ def fit(
     average = _averaged(student.net, cfg)
     means, shares = Means(), Shares(phase.name)
     parts = (student.net, method, optimizer, schedule, scaler, average, means, shares)
-    state = State(*parts, accelerator, epochs, cfg.patience, cfg.select)
+    state = State(*parts, accelerator, random, epochs, cfg.patience, cfg.select)
     state.load(state_file)
     autocast = partial(cfg.autocast, accelerator.device.type)
     epochs_per_point = -(-epochs // cfg.points)
     is_main, done = accelerator.is_main_process, state.epoch * per_epoch + state.step
     ticker = Ticker(label, steps, done=done, shown=is_main)
 
-    with _computing(cfg, student, teacher), Stop(shown=is_main) as stop:
+    with (
+        _computing(cfg, student, teacher),
+        Stop(shown=is_main) as stop,
+        norms_of_all(phase.trains, wanted=cfg.sync_bn),
+    ):
         for epoch in range(state.epoch, epochs):
             if state.is_over:
                 break
@@ -83,14 +89,14 @@ def fit(
                 optimizer.zero_grad(set_to_none=True)
                 for k, part in enumerate(batch.split(cfg.accumulate)):
                     is_first = n == k == 0
-                    step = step_of(part, cfg, student, teacher, epoch, progress, autocast, is_first)
+                    step = step_of(part, cfg, student, teacher, epoch, progress, autocast, is_first, random)
                     loss = phase.loss(step)
                     total = _weighted_sum(loss, phase)
                     if shares_are_due(epoch * per_epoch + n):
-                        shares.add(gradient_shares(loss, student.net))
+                        shares.add(gradient_shares(loss, student.net, batch.share))
                     torch.autograd.backward(scaler.scale(total * part.share))
                     means.add(place, loss, total, part.share, method.take_notes())
-                _average_gradients(parameters, accelerator)
+                processes.average(p.grad for p in parameters if p.grad is not None)
                 scaler.unscale_(optimizer)
                 method.after_backward(step, student)
                 means.add_notes(place, 1.0, method.take_notes())
@@ -106,8 +112,8 @@ def fit(
             if (epoch + 1) % epochs_per_point and epoch + 1 < epochs:
                 state.epoch, state.step = epoch + 1, 0
                 continue
-            _average_buffers(student.net, accelerator)
             net = student.net if average is None else average.module
+            _synchronise(method, student.net, net)
             trained = min(epoch + 1, steps / per_epoch)
             shown = round(trained * batches.images_per_epoch)
             point = (
@@ -116,7 +122,7 @@ def fit(
                 | shares.take()
             )
             if validate is not None:
-                point |= _of_main(validate(net), accelerator)
+                point |= processes.of_first(dict(validate(net)))  # all must end at one epoch
             point["seconds"] = state.seconds
             state.add_point(epoch + 1, point, net)
             ticker.tell(_facts(point, steps / per_epoch))
@@ -163,6 +169,7 @@ def step_of(
     progress: float = 0.0,
     autocast: Autocast = nullcontext,
     starts_epoch: bool = False,
+    random: torch.Generator | None = None,
 ) -> Step:
     """The step of a batch, or of a part of one."""
     return Step(
@@ -181,12 +188,19 @@ def step_of(
         label_smoothing=cfg.label_smoothing,
         class_weights=batch.class_weights,
         stored=batch.stored,
+        counts=batch.counts,
+        random=random,
     )
 
 
 def _computing(cfg: TrainConfig, *networks: Tapped | None) -> AbstractContextManager[None]:
     nets = [network.net for network in networks if network is not None]
     return computing(nets, cfg.precision, channels_last=cfg.channels_last, deterministic=cfg.deterministic)
+
+
+def common_random(seed: int, accelerator: Accelerator) -> torch.Generator | None:
+    """Random numbers that all processes have in common. One process uses torch's own: None."""
+    return torch.Generator(accelerator.device).manual_seed(seed) if processes.count() > 1 else None
 
 
 def _averaged(net: nn.Module, cfg: TrainConfig) -> AveragedModel | None:
@@ -212,25 +226,8 @@ def _weighted_sum(loss: Loss, phase: Phase) -> Tensor:
     return torch.stack([term.weight * term.value for term in loss.values()]).sum()
 
 
-def _of_main(scores: Mapping[str, float], accelerator: Accelerator) -> Mapping[str, float]:
-    """The main process's scores for all: they may differ in a last digit, but all must end at one epoch."""
-    if accelerator.num_processes == 1:
-        return scores
-    values = torch.tensor([*scores.values()], dtype=torch.float64, device=accelerator.device)
-    return dict(zip(scores, broadcast(values).tolist(), strict=True))
-
-
-def _average_gradients(parameters: list[nn.Parameter], accelerator: Accelerator) -> None:
-    """Each process has the gradients of its part of the batch; all continue with the mean."""
-    if accelerator.num_processes > 1:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad.copy_(accelerator.reduce(parameter.grad, "mean"))
-
-
-def _average_buffers(net: nn.Module, accelerator: Accelerator) -> None:
+def _synchronise(method: Method[Any], *networks: nn.Module) -> None:
     """Each process has seen other images, so its batch norms differ; all continue with the mean."""
-    if accelerator.num_processes > 1:
-        for buffer in net.buffers():
-            if buffer.is_floating_point():
-                buffer.copy_(accelerator.reduce(buffer, "mean"))
+    different = {id(net): net for net in networks}.values()
+    processes.average(b for net in different for b in net.buffers() if b.is_floating_point())
+    method.synchronise()

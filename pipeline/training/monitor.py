@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.methods import Loss
 from pipeline.settings import InputError
+from pipeline.taps import processes
 
 BASE = ("ce", "kd")  # labels and plain KD, whose weights say how they share: not a method's own terms
 SMALL, LARGE = 0.001, 0.95  # a term whose share of the gradient is outside of these is reported
@@ -50,8 +51,13 @@ class Means:
         self.steps.append(Values(place, fraction, values))
 
     def take(self) -> dict[str, float]:
-        """The means since the last call."""
-        means = {name: total / self.weights[name] for name, total in self.as_sums()["sums"].items()}
+        """The means since the last call, over all processes."""
+        everyones = processes.of_each(self.as_sums())
+
+        def total(part: str, name: str) -> float:
+            return sum(each[part][name] for each in everyones)
+
+        means = {name: total("sums", name) / total("weights", name) for name in self.sums}
         self.sums.clear()
         self.weights.clear()
         return means
@@ -80,24 +86,30 @@ class Means:
         self.weights.update(saved["weights"])
 
 
-def gradient_shares(loss: Loss, student: nn.Module) -> dict[str, float]:
+def gradient_shares(loss: Loss, student: nn.Module, weight: float = 1.0) -> dict[str, float]:
     """Each weighted term's share of the student's gradient: the norm of its gradient over the sum of norms.
 
-    Empty if the loss has fewer than two terms or the student is frozen.
+    `weight` is that of this process in the mean over all. Empty if the loss has fewer than two terms or the
+    student is frozen.
     """
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     if len(loss) < 2 or not trained:
         return {}
-    norms = {name: gradient_norm(weight * value, trained) for name, (value, weight) in loss.items()}
+    norms = {name: gradient_norm(weight * term * value, trained) for name, (value, term) in loss.items()}
     return {name: norm / (sum(norms.values()) or 1.0) for name, norm in norms.items()}
 
 
 def gradient_norm(value: Tensor, parameters: list[nn.Parameter]) -> float:
-    """Norm of the gradient of `value` with respect to `parameters` together; 0 if there is no gradient."""
+    """Norm of the gradient of `value` with respect to `parameters` together; 0 if there is no gradient.
+
+    Of several processes' values it is the gradient of the mean.
+    """
     if not value.requires_grad:
         return 0.0
-    gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-    norms = [gradient.norm() for gradient in gradients if gradient is not None]
+    found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    gradients = [gradient for gradient in found if gradient is not None]
+    processes.average(gradients)
+    norms = [gradient.norm() for gradient in gradients]
     return torch.stack(norms).norm().item() if norms else 0.0
 
 
@@ -129,7 +141,7 @@ class Shares:
             self.last = {name: sum(shares) / len(shares) for name, shares in self.measured.items()}
             self.measured.clear()
         own = [name for name, share in self.last.items() if name not in BASE and share > 0]
-        for name, share in self.last.items() if own else ():
+        for name, share in self.last.items() if own and not processes.rank() else ():
             self._warn(name, share)
         return {f"share of {name}": share for name, share in self.last.items()}
 

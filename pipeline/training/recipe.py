@@ -90,6 +90,10 @@ class TrainConfig(Settings):
     deterministic: bool = Field(
         False, description="only operations that give the same bits every time, also on a GPU"
     )
+    sync_bn: bool = Field(
+        False,
+        description="with several processes: batch norm over the whole batch, not over the share of each",
+    )
     points: int = Field(
         100, ge=1, description="largest number of validations, and so of points in the curves, in a phase"
     )

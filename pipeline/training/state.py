@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from pipeline.checkpoint import load_state, save_state
+from pipeline.methods import statistics
 from pipeline.records.record import Curves
 from pipeline.records.selection import Select, rank
+from pipeline.taps import processes
 from pipeline.training.monitor import Means, Shares
 from pipeline.training.stop import Stop
 
@@ -35,6 +36,7 @@ class State:
     means: Means
     shares: Shares
     accelerator: Accelerator
+    random: torch.Generator | None  # that all processes have in common
     epochs: int  # of the whole phase
     patience: int  # epochs without better weights after which it ends; 0: it does not
     select: Select = "accuracy"  # what better is
@@ -98,8 +100,7 @@ class State:
     def save(self, file: Path) -> None:
         """Write everything to `file`."""
         begun = time.monotonic()
-        own = self._own()
-        of_processes = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
+        of_processes = processes.of_each(self._own())
         if self.accelerator.is_main_process:
             state = {name: getattr(self, name) for name in PLAIN} | {
                 "parts": {name: part.state_dict() for name, part in self._parts().items()},
@@ -111,8 +112,12 @@ class State:
         self.save_seconds = self.last_save - begun
 
     def load(self, file: Path | None) -> None:
-        """Continue from what `save` wrote, if there is something usable."""
-        saved = load_state(file) if file is not None else None
+        """Continue from what `save` wrote, if there is something usable.
+
+        The main process says what it has, since the others may see another work folder.
+        """
+        is_here = file is not None and self.accelerator.is_main_process
+        saved = processes.of_first(load_state(file) if file is not None and is_here else None)
         if saved is None:
             return
         for name, part in self._parts().items():
@@ -121,32 +126,35 @@ class State:
             setattr(self, name, saved[name])
         self.begun -= saved["seconds"]
         of_processes, rank = saved["of_processes"], self.accelerator.process_index
-        self._load_own(of_processes[rank if rank < len(of_processes) else 0])
+        if len(of_processes) == self.accelerator.num_processes:
+            self._load_own(of_processes[rank])
 
     def _own(self) -> dict[str, Any]:
         """What each process has for itself, since it has seen other images than the others."""
-        buffers = {}
-        if self.accelerator.process_index:  # those of the main process are saved with its parts
-            parts = self._parts().items()
-            buffers = {name: _buffers(part) for name, part in parts if isinstance(part, nn.Module)}
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return {
-            "buffers": buffers,
+            "statistics": [tensor.cpu() for tensor in self._statistics()],
             "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "common": None if self.random is None else self.random.get_state(),
             "means": self.means.as_sums(),
             "shares": {"measured": dict(self.shares.measured), "last": self.shares.last},
         }
 
     def _load_own(self, own: dict[str, Any]) -> None:
-        parts = self._parts()
-        for name, buffers in own["buffers"].items():
-            parts[name].load_state_dict(buffers, strict=False)
+        for tensor, saved in zip(self._statistics(), own["statistics"], strict=True):
+            tensor.copy_(saved)
         self.means.go_on(own["means"])
         self.shares.measured.update(own["shares"]["measured"])
         self.shares.last = own["shares"]["last"]
         torch.set_rng_state(own["random"]["cpu"])
         if own["random"]["cuda"]:
             torch.cuda.set_rng_state_all(own["random"]["cuda"])
+        if self.random is not None:
+            self.random.set_state(own["common"])
+
+    def _statistics(self) -> list[Tensor]:
+        parts = [part for part in self._parts().values() if isinstance(part, nn.Module)]
+        return [tensor for part in parts for tensor in statistics(part)]
 
     def _parts(self) -> dict[str, Any]:
         names = ("student", "method", "optimizer", "schedule", "scaler", "average")
@@ -172,9 +180,3 @@ class Asks:
         self.every = self.left = int(said[0, 2])
         self.last = time.monotonic()
         return int(said[:, 0].max()), bool(said[0, 1])
-
-
-def _buffers(module: nn.Module) -> dict[str, Tensor]:
-    """What a module's state has besides parameters; on the host."""
-    parameters = dict(module.named_parameters())
-    return {name: t.cpu() for name, t in module.state_dict().items() if name not in parameters}

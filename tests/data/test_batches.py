@@ -164,10 +164,14 @@ def test_processes_share_every_batch_evenly(count: int, batch_size: int, world: 
         assert weighted == pytest.approx(np.mean(batch))
 
 
-def test_more_processes_than_images_are_refused() -> None:
-    for count, batch_size in ((2, 8), (20, 2)):
-        with pytest.raises(InputError, match=r"3 processes cannot share batches of 2 image"):
+def test_shares_of_fewer_than_two_images_are_refused() -> None:
+    for count, batch_size in ((2, 8), (5, 8), (20, 2), (20, 5)):
+        wanted = (
+            rf"train\.batch_size is {batch_size}, .* {count} images .* 3 processes share .* Make both 6 or"
+        )
+        with pytest.raises(InputError, match=wanted):
             batches(count, batch_size, shard=(0, 3))
+    batches(6, 6, shard=(0, 3))
 
 
 @pytest.mark.parametrize(

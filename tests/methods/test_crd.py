@@ -87,7 +87,9 @@ def test_each_image_of_another_class_is_drawn_and_no_other() -> None:
     method, step = made(len(LABELS))
     assert method.negatives == 6  # the largest class leaves no more
     by_slot = LABELS[method.slots.argsort()]
-    drawn = torch.stack([method.draw(step.labels) for _ in range(200)])
+    drawn = torch.stack(
+        [method.draw(step.labels, torch.rand(len(step.labels), method.negatives)) for _ in range(200)]
+    )
     assert (by_slot[drawn] != step.labels[:, None]).all()
     for row, label in enumerate(step.labels):
         assert set(drawn[:, row].flatten().tolist()) == set((by_slot != label).nonzero().flatten().tolist())
@@ -96,7 +98,7 @@ def test_each_image_of_another_class_is_drawn_and_no_other() -> None:
 def test_each_image_is_drawn_equally_often() -> None:
     labels = torch.arange(100) % 10
     method, _ = made(labels=labels, negatives=7)
-    drawn = torch.cat([method.draw(torch.zeros(50).long()) for _ in range(100)])
+    drawn = torch.cat([method.draw(torch.zeros(50).long(), torch.rand(50, 7)) for _ in range(100)])
     share = torch.bincount(drawn.flatten(), minlength=100)[10:] / drawn.numel()
     assert share.max() < 1.25 / 90
     assert share.min() > 0.75 / 90

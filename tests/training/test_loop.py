@@ -1,9 +1,6 @@
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +18,6 @@ from pipeline.taps.step import Step
 from pipeline.taps.tapped import Tapped
 from pipeline.training.loop import fit, step_of
 from pipeline.training.recipe import TeacherTrainConfig, TrainConfig
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_training_lowers_the_loss() -> None:
@@ -370,68 +365,3 @@ def test_a_phase_of_the_head_leaves_the_body_and_its_statistics_alone() -> None:
     )
     of_head = {f"0.{world.student.classifier}.{name}" for name, _ in head.named_parameters()}
     assert moved(before, snapshot(world.student.net)) == of_head
-
-
-TWO = """
-import sys, torch
-from accelerate import Accelerator
-from batchless import batchless
-from world import World
-accelerator = Accelerator(cpu=True)
-world = batchless(World.make())
-batches = world.batches(8, shard=(accelerator.process_index, accelerator.num_processes))
-assert accelerator.num_processes == int(sys.argv[2])
-world.fit(world.method("kd"), batches=batches, accelerator=accelerator)
-if accelerator.is_main_process:
-    torch.save(world.student.net.state_dict(), sys.argv[1])
-if accelerator.num_processes > 1:
-    torch.distributed.destroy_process_group()
-"""
-
-
-LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-
-
-def run_script(script: Path, *arguments: str, options: list[str]) -> str:
-    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{ROOT}:{ROOT}/tests", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *options, str(script), *arguments]
-    done = subprocess.run(
-        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    (tmp_path / "two.py").write_text(TWO)
-    for n, options in ((1, []), (2, LAUNCHER)):
-        run_script(tmp_path / "two.py", str(tmp_path / f"{n}.pt"), str(n), options=options)
-    one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-7)
-
-
-DISAGREE = """
-import torch
-from accelerate import Accelerator
-from world import QUICK, World
-accelerator = Accelerator(cpu=True)
-world, rank = World.make(), accelerator.process_index
-batches = world.batches(8, shard=(rank, accelerator.num_processes))
-scores = iter([[0.5, 0.6, 0.4, 0.3, 0.2, 0.1], [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]][rank])
-curves = world.fit(
-    world.method("kd"),
-    cfg=QUICK.model_copy(update={"epochs": 6, "patience": 2}),
-    batches=batches,
-    accelerator=accelerator,
-    validate=lambda net: {"val_accuracy": next(scores), "val_loss": 0.0},
-)
-print(f"seen {curves['val_accuracy']};", end="", flush=True)  # one write, so that the two do not mix
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_processes_that_disagree_end_where_the_main_one_does(tmp_path: Path) -> None:
-    (tmp_path / "disagree.py").write_text(DISAGREE)
-    printed = run_script(tmp_path / "disagree.py", options=LAUNCHER)
-    assert printed.count("seen [0.5, 0.6, 0.4, 0.3]") == 2, printed
