@@ -21,6 +21,7 @@ from pipeline.report.words import (
     costs_note,
     environments,
     file_gain,
+    images_learned,
     is_measured_as_file,
     left_out,
     legend,
@@ -119,7 +120,7 @@ def _answer(results: Results, predictions: Mapping[str, AllPredictions]) -> dict
         text += f" {file_gain(of_file[1])}"
     answer = {
         "name": best.name,
-        "what": f"a {best.student}{origin}",
+        "what": f"a {best.student}{origin} (training images: {images_learned(best.records['distill'])})",
         "why": why,
         "verdict": text[0].upper() + text[1:],
     }

@@ -13,8 +13,8 @@ SEEDS = 5
 
 def next_steps(results: Results, bundle: str) -> list[str]:
     return [
-        f"Deploy it: `python -m pipeline.deploy verify {_plain(bundle)}` checks the bundle, `predict` in the "
-        "place of `verify` answers for pictures, and `make promote` registers it in MLflow (docs/deploy.md).",
+        f"Deploy it: `handdown deploy verify {_plain(bundle)}` checks the bundle, `predict` in the place of "
+        "`verify` answers for pictures, and `handdown promote` registers it in MLflow (docs/deploy.md).",
         *_about_gain(results),
         *_about_teacher(results),
         *_about_images(results),

@@ -44,7 +44,8 @@ def images_learned(distilled: Record) -> str:
     """From how many images a student learned: labelled ones, and others if there were any."""
     subset = distilled.details["subset"]
     others = subset.get("unlabelled", 0)
-    return f"{subset['images']}" + (f" + {others} without labels" if others else "")
+    labelled = f"{subset['images']:,}"
+    return f"{labelled} labelled, {others:,} without labels" if others else labelled
 
 
 def left_out(manifest: Mapping[str, Any]) -> str:

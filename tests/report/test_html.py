@@ -123,6 +123,14 @@ def test_what_was_left_out_of_the_data_is_said(records: Path) -> None:
     assert "for the test. Files left out (left_out.csv): none. Teachers" in text
 
 
+def test_the_first_lines_say_from_how_many_images_the_best_learned(records: Path) -> None:
+    record = records / "distill" / "fitnet.json"
+    assert "(training images: 20)." in html(records)
+    details = json.loads(record.read_text())["details"]
+    edit(record, details=details | {"subset": {"images": 20, "unlabelled": 1209, "sha256": "a" * 64}})
+    assert "(training images: 20 labelled, 1,209 without labels)." in html(records)
+
+
 def test_the_numbers_are_those_of_the_records(records: Path) -> None:
     save_predictions(records)
     page = Page(html(records))
