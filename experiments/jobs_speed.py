@@ -33,6 +33,7 @@ from pipeline.project.dvc import dvc
 from pipeline.project.new import FILES, TEMPLATE
 from pipeline.project.side_by_side import side_by_side
 
+ROOT = Path(__file__).parents[1]
 TRAINING = ("pretrain", "distill")
 METHODS: Mapping[str, dict[str, Any]] = {
     "alone": {"name": "ce"},
@@ -103,6 +104,7 @@ def measure(epochs: int, rounds: int) -> Seconds:
     seconds: Seconds = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         make_project(Path())
+        os.environ["PYTHONPATH"] = str(ROOT)  # so that the stages are those of this folder
         Path("params.yaml").write_text(json.dumps(params(epochs, 0)))
         if code := dvc("repro", "-q", "teacher"):
             sys.exit(code)

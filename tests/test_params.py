@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from pipeline import methods
+from pipeline.nets import torchvision_zoo
 from pipeline.params import load_params
 from pipeline.settings import InputError
 
@@ -230,6 +231,17 @@ def test_a_wrong_torchvision_name_is_found_before_anything_is_trained(tmp_path: 
         load_params(
             write_params(tmp_path, lambda p: p["students"]["small"].update(net="torchvision:resnet19"))
         )
+
+
+def test_weights_that_torchvision_does_not_have_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = {"net": "torchvision:resnet18", "start": {"source": "torchvision"}}
+    file = write_params(tmp_path, lambda p: p["students"].update(small=start))
+    load_params(file)
+    monkeypatch.setattr(torchvision_zoo, "has_weights", lambda name: False)
+    with pytest.raises(InputError, match=r"students\.small\.start\.source: torchvision has no weights for"):
+        load_params(file)
 
 
 def test_a_phase_and_a_protocol_override_the_common_settings(tmp_path: Path) -> None:

@@ -46,6 +46,11 @@ class StartConfig(Settings):
 def check_start(start: StartConfig, *, net: str, field: str) -> None:
     """Refuse what the settings at `field` alone show to be wrong for the network called `net`."""
     check_hub(net, start.source, field)
+    if start.source == "torchvision" and not torchvision_zoo.has_weights(net):
+        raise InputError(
+            f"{field}.source: torchvision has no weights for {net}. Write source: random, or source: "
+            "file and name a state dict."
+        )
     if net.startswith(onnx_file.PREFIX):
         if start.source != "file" or start.file:
             raise InputError(

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from pipeline.nets.importable import without_inplace
-from pipeline.settings import InputError, unknown
+from pipeline.settings import unknown
 
 PREFIX = "torchvision:"
 NAMES = ("torchvision:resnet18", "torchvision:mobilenet_v2", "torchvision:<name>")
@@ -33,10 +33,13 @@ def weights_of(name: str) -> Any:
     """What torchvision tells of its weights for a network: their address, transforms and classes."""
     from torchvision import models
 
-    found = models.get_model_weights(member_of(name))
-    if not len(found):
-        raise InputError(f"torchvision has no weights for {name}. Write source: random, or source: file.")
-    return found.DEFAULT
+    return models.get_model_weights(member_of(name)).DEFAULT
+
+
+def has_weights(name: str) -> bool:
+    from torchvision import models
+
+    return len(models.get_model_weights(member_of(name))) > 0
 
 
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
