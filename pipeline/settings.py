@@ -16,8 +16,7 @@ class Settings(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     @classmethod
     def _is_no_flag(cls, given: Any, info: ValidationInfo) -> Any:
         """Pydantic takes `true` for 1; and in YAML `yes` and `on` are true."""
-        kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
-        takes_numbers = bool(kinds & {int, float}) and bool not in kinds
+        takes_numbers = _kinds(cls.model_fields[info.field_name or ""].annotation) & {int, float}
         if takes_numbers and any(isinstance(each, bool) for each in [given, *_items(given)]):
             raise ValueError(f"a number is needed, not {str(given).lower()}")
         return given

@@ -148,3 +148,20 @@ def test_a_class_of_bad_files_only_is_refused(tmp_path: Path) -> None:
         path.write_bytes(b"x")
     with pytest.raises(InputError, match="class 'dog' has no usable image"):
         made(root, tmp_path, on_bad="skip", max_bad=0.1)
+
+
+def test_files_that_are_no_pictures_are_counted_and_listed(tmp_path: Path) -> None:
+    root = tree(tmp_path / "raw", {"cat": 9, "dog": 9})
+    for name in ("cat/notes.txt", "dog/large.jpg.part", "dog/new.jxl"):
+        (root / name).write_text("no picture")
+    picture(99).save(root / "lost.png")
+    manifest = prepare(DataConfig(source="folder", root=str(root), size=8), tmp_path / "out")
+    expected = {
+        "cat/notes.txt": "other file",
+        "dog/large.jpg.part": "partial download",
+        "dog/new.jxl": ".jxl picture",
+        "lost.png": "outside of class folders",
+    }
+    assert manifest["left_out"] == dict.fromkeys(sorted(expected.values()), 1)
+    with (tmp_path / "out/left_out.csv").open() as file:
+        assert {row["path"]: row["kind"] for row in csv.DictReader(file)} == expected

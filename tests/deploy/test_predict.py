@@ -197,4 +197,8 @@ def test_another_bundle_than_expected_is_refused(
     pictures = ["none.jpg"] if command == "predict" else []
     assert main([command, str(bundle), *pictures, "--expect", "0" * 64]) == 2
     assert "this is another bundle" in capsys.readouterr().err
-    assert Predictor(bundle, expect=open_bundle(bundle).fingerprint.upper())
+    fingerprint = open_bundle(bundle).fingerprint
+    assert Predictor(bundle, expect=fingerprint.upper())
+    for other in (fingerprint[:32], fingerprint[:-1] + ("0" if fingerprint[-1] != "0" else "1")):
+        with pytest.raises(BundleError, match="this is another bundle"):
+            Predictor(bundle, expect=other)

@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -52,3 +52,19 @@ def test_the_number_is_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "fresh", lambda *arguments: Fake())
     assert latency.measure({"onnx": Path("student.onnx")}, IMAGE) == {"onnx": 2.0}
     assert worker.FEWEST == 3
+
+
+def test_a_file_is_measured_for_the_whole_time() -> None:
+    asked = []
+
+    class Fast:
+        memory_mb = 0.0
+
+        def ask(self, question: object) -> dict[str, object]:
+            asked.append(question)
+            return {"wall": [0.001] * worker.FEWEST, "cpu": [0.001] * worker.FEWEST, "memory_mb": 1.0}
+
+    seconds = 0.0035 * worker.FEWEST
+    taken = latency.take_turns({"a": cast(latency.Process, Fast())}, 1, seconds)["a"]
+    assert len(asked) == 4
+    assert sum(taken.wall) >= seconds
