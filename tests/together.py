@@ -104,7 +104,7 @@ class Training:
 
     def fit(self, phase: int, **options: Any) -> Curves:
         shard = (self.accelerator.process_index, self.accelerator.num_processes)
-        few = {"labelled": 8, "unlabelled_share": 0.5} if self.has_few_labels else {}
+        few: dict[str, Any] = {"labelled": 8, "unlabelled_share": 0.5} if self.has_few_labels else {}
         batches = self.world.batches(self.cfg.batch_size, shard=shard, **few)
         common = {"batches": batches, "accelerator": self.accelerator}
         curves = self.world.fit(self.method, phase, self.cfg, **common | options)
