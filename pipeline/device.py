@@ -36,10 +36,8 @@ def has_bf16(device: torch.device) -> bool:
     """Whether bfloat16 is worth a try. On a CPU without it a step can take a hundred times as long."""
     if device.type != "cpu":
         return True
-    is_supported: bool = torch.backends.mkldnn.is_available() and (
-        torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-    return is_supported
+    is_there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return is_there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def synchronise() -> None:
