@@ -56,7 +56,7 @@ from pipeline.training.recipe import TrainConfig
 
 TEACHER, STUDENT, SIZE, CLASSES, OF_CLASS, BATCH = "resnet32x4", "resnet8x4", 32, 100, 10, 64
 WARM, STEPS = 1, 2  # of a turn: steps that do not count, and those that do
-VIEWS, MOST, SIDE = 2, 640, 1024  # fixed views; images of ours; rows of the matrices of the bound
+VIEWS, MOST, SIDE = 2, 256, 1024  # fixed views; images of ours; rows of the matrices of the bound
 RECIPE = {"optimizer": "sgd", "lr": 0.05}
 KD = {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0}
 Turn = Callable[[], "Spent"]

@@ -32,6 +32,14 @@ def name_of(device: torch.device) -> str:
     return f"cpu {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is worth a try. On a CPU without it a step can take a hundred times as long."""
+    if device.type != "cpu":
+        return True
+    is_there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return is_there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def synchronise() -> None:
     """Wait until the device has done all that it was given."""
     if torch.accelerator.is_available():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.device import autocast, computing, laid_out, synchronise
+from pipeline.device import autocast, computing, has_bf16, laid_out, synchronise
 from pipeline.taps.tapped import Tapped
 
 WARM_UP = {"cpu": 1}  # rounds that do not count, by kind of device; elsewhere 3
@@ -77,9 +77,10 @@ def measure(
     return {setting: found[setting] if setting in left else [] for setting in trials}
 
 
-def settings_on(kind: str) -> list[Setting]:
-    """What to compare on a device of this kind; fp32 comes first."""
-    precisions = ("fp32", "tf32", "bf16") if kind == "cuda" else ("fp32", "bf16")
+def settings_on(device: torch.device) -> list[Setting]:
+    """What to compare; fp32 comes first."""
+    others = (("tf32", device.type == "cuda"), ("bf16", has_bf16(device)))
+    precisions = ["fp32", *(name for name, is_there in others if is_there)]
     return [Setting(each, channels_last) for each in precisions for channels_last in (False, True)]
 
 
@@ -116,7 +117,7 @@ def _trials(
         ]
         for channels_last in (False, True)
     }
-    return {each: _Trial(each, networks[each.channels_last]) for each in settings_on(device.type)}
+    return {each: _Trial(each, networks[each.channels_last]) for each in settings_on(device)}
 
 
 def _copied(

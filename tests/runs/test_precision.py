@@ -60,12 +60,13 @@ def test_a_student_without_a_teacher_has_one_part() -> None:
     assert choose({PLAIN: [(1.0,)] * 3, HALF: [(0.5,)] * 3})[0] == HALF
 
 
-def test_what_is_compared_depends_on_the_device() -> None:
-    assert [str(each) for each in settings_on("cpu")] == [
-        "fp32", "fp32 channels_last", "bf16", "bf16 channels_last"
-    ]  # fmt: skip
-    assert {each.precision for each in settings_on("cuda")} == {"fp32", "tf32", "bf16"}
-    assert settings_on("cuda")[0] == PLAIN
+def test_what_is_compared_depends_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    both, cpu, cuda = ["fp32", "fp32 channels_last"], torch.device("cpu"), torch.device("cuda")
+    for has, more in ((False, []), (True, ["bf16", "bf16 channels_last"])):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has: has)
+        assert [str(each) for each in settings_on(cpu)] == both + more
+        assert {each.precision for each in settings_on(cuda)} == {"fp32", "tf32", "bf16"}
+        assert settings_on(cuda)[0] == PLAIN
 
 
 def test_measuring_leaves_networks_and_random_numbers_alone() -> None:
@@ -92,6 +93,7 @@ def test_a_setting_that_falls_behind_is_dropped(monkeypatch: pytest.MonkeyPatch)
         return (1.1 * HOPELESS if trial.setting == HALF else 1.0,)
 
     monkeypatch.setattr("pipeline.runs.precision_trial._Trial.parts", parts)
+    monkeypatch.setattr("pipeline.runs.precision_trial.has_bf16", lambda device: True)
     world = World.make()
     found = measure(world.student, None, channels=3, batch=2, device=torch.device("cpu"))
     assert calls.count("bf16") == 1
