@@ -86,7 +86,7 @@ def trained(way: Way, epochs: int, seed: int) -> float:
     Path("params.yaml").write_text(json.dumps(params(epochs, seed)))
     os.environ["OMP_NUM_THREADS"] = str(way.threads)
     stages = [stage for stage in stages_ahead() if stage.kind in TRAINING]
-    assert {stage.state for stage in stages} == {"runs"}
+    assert all(stage.state != "up to date" for stage in stages)
     begun = time.perf_counter()
     _run(stages, way.jobs)
     return time.perf_counter() - begun
