@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.project.dvc import dvc, printed_by_dvc
 
@@ -37,11 +37,19 @@ def stages_ahead() -> list[Stage]:
     """
     if code := dvc("repro", "-q", "check"):
         sys.exit(code)
-    changed = set(json.loads(printed_by_dvc("status", "--json"))) - {ALWAYS}
+    status = json.loads(printed_by_dvc("status", "--json"))
+    changed = status.keys() - {ALWAYS}
     dry = printed_by_dvc("repro", "--dry", "--ignore-errors") if changed else ""
     cached = set(re.findall(r"^Stage '([^']+)' is cached", dry, flags=re.MULTILINE))
+    cached -= {name for name in cached if has_other_inputs(status.get(name, []))}
     found = states(*read_dot(printed_by_dvc("dag", "--dot")), changed=changed, cached=cached)
     return [stage for stage in found if stage.name != ALWAYS]
+
+
+def has_other_inputs(status: Sequence[Any]) -> bool:
+    """Whether more than a stage's outputs changed. With --dry, DVC then asks its cache for the inputs of the
+    last time, and calls everything cached."""
+    return any(isinstance(change, str) or change.keys() != {"changed outs"} for change in status)
 
 
 def read_dot(text: str) -> tuple[list[str], dict[str, list[str]]]:

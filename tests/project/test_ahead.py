@@ -72,6 +72,31 @@ def test_dvc_is_asked_and_its_own_order_is_found(tmp_path: Path, monkeypatch: py
         printed_by_dvc("dag", "nothing")
 
 
+def test_a_stage_with_other_settings_is_not_taken_for_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([BIN / "dvc", "init", "-q", "--no-scm"], check=True)
+    Path("dvc.yaml").write_text(
+        "stages: {train: {cmd: cp params.yaml out.txt, params: [p], outs: [out.txt]}}\n"
+    )
+    monkeypatch.setattr(ahead, "dvc", lambda *arguments: 0)
+
+    def state() -> str:
+        (stage,) = stages_ahead()
+        return stage.state
+
+    Path("params.yaml").write_text("p: 1\n")
+    assert state() == "runs"
+    subprocess.run([BIN / "dvc", "repro", "-q"], check=True)
+    assert state() == "up to date"
+    Path("out.txt").unlink()
+    assert state() == "cached"
+    Path("params.yaml").write_text("p: 2\n")
+    assert "is cached" in printed_by_dvc("repro", "--dry")  # which is not true
+    assert state() == "runs"
+
+
 def test_params_that_are_refused_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "dvc", lambda *arguments: 255)
     with pytest.raises(SystemExit) as ended:
