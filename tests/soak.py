@@ -83,7 +83,7 @@ STAGES = {  # the options that dvc.yaml gives
     "distill": f"{TRAINING} {OF_RUN} --teacher models/teachers/big --initial models/initial/hints "
     "--out models/students/hints --record records/distill/hints.json",
     "evaluate": f"{PREPARED} {OF_RUN} --teacher models/teachers/big --students models/students/hints "
-    "--predictions records/evaluate/hints.npz "
+    "--predictions records/evaluate/hints.npz --work .work "
     "--record records/evaluate/hints.json",
     "export": f"{PREPARED} {OF_RUN} --students models/students/hints --distilled records/distill/"
     "hints.json --evaluated records/evaluate/hints.json --out models/export/hints "

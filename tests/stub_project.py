@@ -54,7 +54,7 @@ if kind == "check":
     named = [f"teacher/{{key}}" for key in settings["teachers"]]
     named += [f"knowledge/{{key}}" for key in settings["knowledge"]]
     named += [f"{{each}}/{{key}}" for key in settings["runs"] for each in of_run]
-    listed = ("prepare", "export_trial", "views", "report", "track", *named)
+    listed = ("prepare", "trial", "views", "report", "track", *named)
     outs += [Path("records/code", each) for each in listed]
     content = "code\\n"
 if kind == "report":

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 
 from pipeline.device import name_of
 from pipeline.files import atomic_file, locked
 from pipeline.runs.context import Context
 from pipeline.runs.precision_trial import PLAIN, Setting, choose, measure
 from pipeline.runs.work_folder import PRECISIONS
+from pipeline.taps import processes
 from pipeline.taps.tapped import Tapped
 from pipeline.training.recipe import TrainConfig
 
@@ -51,13 +51,14 @@ def settled(
     """
     if cfg.precision != "auto":
         return cfg, {}
-    found: list[Choice] = []
+    found = None
     if context.is_main:
         own = _read(begun) if begun else None
-        found = [own or _of_project(context, student, teacher, cfg, work / PRECISIONS)]
+        found = own or _of_project(context, student, teacher, cfg, work / PRECISIONS)
         if begun and not own:
-            _write(begun, found[0])
-    choice = _same_everywhere(context, found)
+            _write(begun, found)
+    choice = processes.of_first(found)
+    assert choice is not None
     if label and context.is_main:
         print(f"{label}: {_told(choice)}", flush=True)
     facts = asdict(choice)
@@ -69,16 +70,6 @@ def _told(choice: Choice) -> str:
     gain = choice.ratios[str(choice.setting)]
     faster = f", in {gain:.2f} of the time of fp32" if choice.setting != PLAIN else ""
     return f"precision auto is {choice.setting} here{faster}"
-
-
-def _same_everywhere(context: Context, found: list[Choice]) -> Choice:
-    """The main process's choice, for all processes."""
-    if context.accelerator.num_processes == 1:
-        return found[0]
-    shared: list[Any] = found or [None]
-    broadcast_object_list(shared)
-    choice: Choice = shared[0]
-    return choice
 
 
 def _of_project(

@@ -44,7 +44,7 @@ def test_a_run_is_trained_once_and_has_its_line_in_the_table(
 ) -> None:
     settings = tiny_settings()
     run = {"teacher": "big", "student": "small", "seeds": [0, 1]}
-    settings["train"] |= {"epochs": 2}
+    settings["train"] |= {"epochs": 2, "steps": 0}
     settings |= {
         "knowledge": {"atoms": {"teacher": "big", "method": {"name": "srm"}}},
         "runs": {
@@ -81,7 +81,7 @@ def test_a_run_with_other_classes_than_its_teacher_has_the_scores_among_all_clas
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = tiny_settings()
-    settings["train"] |= {"epochs": 1}
+    settings["train"] |= {"epochs": 1, "steps": 0}
     settings["protocol"] |= {"shots": 0, "fraction": 0.5, "class_overlap": 0.4}
     run = {"teacher": "big", "student": "small", "seeds": [0]}
     settings["runs"] = {name: run | {"method": {"name": name}} for name in ("ce", "refilled")}

@@ -27,7 +27,7 @@ def test_what_one_machine_has_pushed_no_other_one_makes_again(project: StubProje
     of_a, of_b = (
         [f"{stage}@{run}" for stage in ("pretrain", "distill", "evaluate", "export")] for run in "ab"
     )
-    before = ["check", "prepare", "export_trial", "teacher@big"]
+    before = ["check", "prepare", "trial", "teacher@big"]
     assert [each.stage for each in project.ran()] == before + of_a
     project.do("dvc", "push", "--run-cache", cwd=first)
     project.do("dvc", "repro", "--pull", "export@b", cwd=second)

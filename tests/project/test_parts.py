@@ -10,10 +10,10 @@ from pipeline.project.parts import Part, cannot_begin, divided, needed_by, parts
 BEFORE = {
     "check": [],
     "prepare": ["check"],
-    "export_trial": ["prepare"],
+    "trial": ["prepare"],
     "views": ["prepare"],
-    "teacher@big": ["export_trial"],
-    "teacher@a": ["export_trial"],  # it has the name of a run
+    "teacher@big": ["trial"],
+    "teacher@a": ["trial"],  # it has the name of a run
     "knowledge@atoms": ["teacher@big"],
     "pretrain@a": ["teacher@a"],
     "pretrain@b": ["knowledge@atoms"],
@@ -58,7 +58,7 @@ def test_what_is_up_to_date_is_no_part_and_is_not_waited_for() -> None:
 
 def test_what_all_parts_need_comes_first_and_nothing_else() -> None:
     stages = ahead("prepare")
-    assert needed_by(parts(stages), stages) == ["export_trial"]
+    assert needed_by(parts(stages), stages) == ["trial"]
     assert needed_by(parts(ahead("distill@a")), ahead("distill@a")) == []
     assert needed_by([], stages) == []
 

@@ -130,7 +130,7 @@ def test_what_a_cluster_made_comes_home_without_training(tmp_path: Path) -> None
     shown = project.handdown("slurm", "--options=--gres=gpu:1")
     assert "#SBATCH --gres=gpu:1\n" in shown
     assert "To send them, call this again with --send." in shown
-    assert [each.stage for each in project.ran()] == ["check", "prepare", "export_trial"]
+    assert [each.stage for each in project.ran()] == ["check", "prepare", "trial"]
     files = shown[shown.index(".work/slurm/") : shown.index("To send them")].rstrip()
     assert files in project.handdown("slurm", "--send", "--options=--gres=gpu:1")
     ran = project.ran()
