@@ -9,7 +9,8 @@ import venv
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from scratch_project import ROOT, do
+
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
 SCRIPT = "#!{python}\nimport sys\nfrom {module} import main\nsys.exit(main())\n"
 
@@ -66,14 +67,4 @@ class Installed:
         self.env = kept | person | {"PATH": path, "HOME": str(home), "OMP_NUM_THREADS": "1"}
 
     def do(self, *command: str, cwd: Path, fails: bool = False) -> str:
-        done = subprocess.run(
-            command,
-            cwd=cwd,
-            env=self.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert (done.returncode != 0) == fails, done.stdout[-4000:]
-        return done.stdout
+        return do(command, cwd, self.env, fails=fails)

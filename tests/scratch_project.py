@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,21 @@ def heeding_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def do(command: Sequence[str], cwd: Path, env: Mapping[str, str], *, fails: bool = False) -> str:
+    """What a command prints, which ends well or `fails`."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode != 0) == fails, done.stdout[-4000:]
+    return done.stdout
+
+
 def copy_of_the_project(place: Path) -> Path:
     for name in CODE:
         source, target = ROOT / name, place / name
@@ -64,17 +79,7 @@ class Project:
         self.env = kept | person | {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(home), "OMP_NUM_THREADS": "1"}
 
     def do(self, *command: str, fails: bool = False) -> str:
-        done = subprocess.run(
-            command,
-            cwd=self.place,
-            env=self.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert (done.returncode != 0) == fails, done.stdout[-4000:]
-        return done.stdout
+        return do(command, self.place, self.env, fails=fails)
 
     def start(self, *command: str) -> subprocess.Popen[str]:
         """A command in a process group of its own, to be interrupted later."""
