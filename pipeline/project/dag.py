@@ -10,7 +10,7 @@ from pipeline.project.ahead import Stage, stages_ahead
 from pipeline.project.locks import mend_locks
 from pipeline.records.place import about
 
-WIDTH, HEIGHT, GAP, ROW = 98, 34, 20, 44  # of a box, between two columns, from box to box of a column
+WIDTH, HEIGHT, GAP, ROW = 98, 34, 16, 44  # of a box, between two columns, from box to box of a column
 COLOURS = {"up to date": "#d8ecd9", "cached": "#dfe6f5", "runs": "#fbe3c4"}
 SHORT = {"up to date": "up to date", "cached": "in DVC's cache", "runs": "would run"}
 WORDS = {
