@@ -77,6 +77,7 @@ test-oldest: $(UV_STAMP)  ## the tests on the oldest versions that pyproject.tom
 	$(UV) pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --group dev \
 		-r pyproject.toml
 	$(UV) pip install --quiet --python .venv-oldest/bin/python --offline --no-deps --no-build-isolation --editable .
+	.venv-oldest/bin/python -m pipeline.project.plots_page
 	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile \
 		--no-loadscope-reorder -m "not slow and not gpu" $(TESTS)
 

@@ -159,13 +159,18 @@ def _signals_to(events: Events) -> Iterator[None]:
     """Signals become events, so that none comes between the start of a process and its place in the list.
 
     Each part has a process group of its own: a terminal's Ctrl-C comes here alone, and is passed on once.
+    What is ignored here, as Ctrl-C is in the background of a shell, gets a handler that does nothing: so the
+    parts do not begin with it ignored, and can be stopped.
     """
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         events.put(signal.Signals(number))
 
-    heeded = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
-    usual = {number: signal.signal(number, pass_on) for number in heeded}
+    def ignore(number: int, frame: FrameType | None) -> None:
+        pass
+
+    ignored = {number for number in STOPS if signal.getsignal(number) == signal.SIG_IGN}
+    usual = {number: signal.signal(number, ignore if number in ignored else pass_on) for number in STOPS}
     try:
         yield
     finally:

@@ -178,6 +178,21 @@ def test_ctrl_c_stays_ignored_where_it_was() -> None:
     assert log()["evaluate@a"]["how"] == "done"
 
 
+def test_what_was_started_in_the_background_of_a_shell_can_be_stopped() -> None:
+    """Such a shell lets its processes ignore Ctrl-C, which is what the parts are stopped with."""
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    tell(a=20)
+    timer = threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGTERM])
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side.side_by_side(run("a"), 2)
+    finally:
+        signal.signal(signal.SIGINT, usual[0])
+        signal.signal(signal.SIGTERM, usual[1])
+    assert log()["distill@a"]["how"] == "stopped"
+
+
 def test_nothing_goes_on_where_nobody_can_read_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     tell(a=0.2, b=20)
 
