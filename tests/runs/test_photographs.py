@@ -307,21 +307,23 @@ def test_every_method_takes_a_teacher_of_another_size(ready: SmallRuns) -> None:
 
 def test_an_onnx_file_teaches_kd_and_is_tested_beside_the_student(runs: SmallRuns, tmp_path: Path) -> None:
     from pipeline.export import onnx_format  # noqa: F401  the exporter's package must be there
+    from pipeline.export.quiet import quiet
 
     torch.manual_seed(3)
     net = nets.build("resnet8", 3).eval()
     file = runs.place / "teacher.onnx"
-    torch.onnx.export(
-        net,
-        (torch.zeros(2, 3, 16, 16),),
-        file,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_shapes={"input": {0: torch.export.Dim("batch")}},
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    with quiet():
+        torch.onnx.export(
+            net,
+            (torch.zeros(2, 3, 16, 16),),
+            file,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes={"input": {0: torch.export.Dim("batch")}},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
     big = {
         "net": f"onnx:{file}",
         "start": {"source": "file", "sha256": sha256(file)},
