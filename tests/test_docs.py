@@ -316,6 +316,7 @@ def test_the_readme_fits_on_a_few_screens() -> None:
                 "five_shot",
                 "tenth",
                 "few_labels",
+                "views",
                 "cross_task",
                 "photographs",
                 "patient",
