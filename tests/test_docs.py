@@ -317,6 +317,7 @@ def test_the_readme_fits_on_a_few_screens() -> None:
                 "tenth",
                 "few_labels",
                 "views",
+                "views",
                 "cross_task",
                 "photographs",
                 "patient",
