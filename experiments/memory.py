@@ -148,7 +148,12 @@ def photograph(seed: int) -> bytes:
 def serving(work: Work, bundle: Path) -> list[float]:
     """Memory of the server after each fifth of the requests; every tenth is no picture."""
     command = [sys.executable, "-m", "pipeline.deploy", "serve", str(bundle), "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # noqa: S603
+    server = subprocess.Popen(  # noqa: S603
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     try:
         assert server.stdout is not None
         address = next(found[1] for line in server.stdout if (found := re.search(r"http://([\d.:]+)", line)))

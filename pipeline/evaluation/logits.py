@@ -66,7 +66,7 @@ def kept_logits(store: Store, folder: Path, rows: np.ndarray, *, work: Path) -> 
 def _compute(
     store: Store, net: nn.Module, input: Input, rows: np.ndarray, device: torch.device
 ) -> np.ndarray:
-    """In float32 without TF32, so that a GPU answers as a CPU does but for rounding."""
+    """In float32 without TF32, so that a GPU answers as a CPU does, up to rounding."""
     predict = Deployable(net, input.mean, input.std).to(device).predict
     with products(tf32=False):
         return logits_of(predict, Seen(store.images, input.size), rows, progress=True)

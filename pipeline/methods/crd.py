@@ -95,7 +95,7 @@ class ContrastiveRepresentation(Method[Config]):
         return {"contrast": of_student + of_teacher}
 
     def draw(self, labels: Tensor, within: Tensor | float) -> Tensor:
-        """Slots of images whose classes differ from the labels: B x N.
+        """For each label, slots of images of other classes: B x N.
 
         `within`, from 0 to 1, says where in each of the N shares.
         """

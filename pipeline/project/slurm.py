@@ -165,7 +165,13 @@ def _send(files: Sequence[Path]) -> None:
     before: list[str] = []
     for file in files:
         command = ["sbatch", "--parsable", *before, file.name]
-        done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(  # noqa: S603
+            command,
+            cwd=file.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             raise InputError(f"`{shlex.join(command)}` failed: {done.stderr.strip()}")
         job = done.stdout.strip().partition(";")[0]  # after it, the name of a cluster

@@ -1,4 +1,4 @@
-"""A network whose maps are caught. The only hook code but for the one pass of calls.py."""
+"""A network whose maps are caught. All other hooks are in calls.py, for one pass."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable

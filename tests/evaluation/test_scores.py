@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from pipeline.settings import InputError
 def scores(accuracy: float, **others: float | None) -> Scores:
     means = {"balanced_accuracy": accuracy - 0.1, "macro_f1": accuracy - 0.2}
     values = {"top5": None, "ece": 0.1, "agreement": None, **means, **others}
-    return Scores(accuracy=accuracy, per_class=[], images_per_class=[], mistakes=[], n=10, **values)  # type: ignore[arg-type]
+    rest: dict[str, Any] = {"per_class": [], "images_per_class": [], "mistakes": [], **values}
+    return Scores(accuracy=accuracy, n=10, **rest)
 
 
 def slow(logits: np.ndarray, labels: np.ndarray, classes: int, teacher: np.ndarray) -> dict[str, float]:
