@@ -200,7 +200,7 @@ class Params(Settings):
         return _method(given, f"runs.{run}.method")
 
     def _augment(self, run: str) -> AugmentConfig:
-        """A run's own preset replaces all common settings except the fixed views. Other settings change one."""
+        """A run's own preset replaces all common settings but the fixed views; other settings change one."""
         own = self.runs[run].augment
         common = self.augment.model_dump(include=KEPT if "preset" in own else None)
         return _check(AugmentConfig, common | own, f"runs.{run}.augment")
