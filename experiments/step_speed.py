@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,21 +91,15 @@ class Clock:
         return Spent((time.process_time() - cpu) / steps, (time.perf_counter() - wall) / steps)
 
 
-class Clocked:
-    """The batches of one turn of our loop."""
+class Clocked(Batches):
+    """The same batches, in one turn of our loop."""
 
     def __init__(self, batches: Batches) -> None:
-        self.batches, self.clock = batches, Clock()
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    @property
-    def images_per_epoch(self) -> int:
-        return self.batches.images_per_epoch
+        vars(self).update(vars(batches))
+        self.clock = Clock()
 
     def epoch(self, n: int, first: int = 0) -> Iterator[Batch]:
-        batches = self.batches.epoch(n, first)
+        batches = super().epoch(n, first)
         for step in range(WARM + STEPS):
             if step == WARM:
                 self.clock.start()
@@ -181,7 +175,7 @@ def ours(context: Context, student: nn.Module, teacher: Tapped, cfg: TrainConfig
 
     def turn() -> Spent:
         clocked = Clocked(batches)
-        fit(phase, cast(Batches, clocked), cfg, **networks, accelerator=context.accelerator, seed=0)
+        fit(phase, clocked, cfg, **networks, accelerator=context.accelerator, seed=0)
         return clocked.spent
 
     return turn

@@ -40,6 +40,22 @@ def heeding_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def start(
+    command: Sequence[str], cwd: Path, env: Mapping[str, str], *, stderr: int | None = None
+) -> subprocess.Popen[str]:
+    """A command in a process group of its own, to be interrupted later."""
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        process_group=0,
+        preexec_fn=heeding_ctrl_c,
+    )
+
+
 def do(command: Sequence[str], cwd: Path, env: Mapping[str, str], *, fails: bool = False) -> str:
     """What a command prints, which ends well or `fails`."""
     done = subprocess.run(
@@ -82,16 +98,7 @@ class Project:
         return do(command, self.place, self.env, fails=fails)
 
     def start(self, *command: str) -> subprocess.Popen[str]:
-        """A command in a process group of its own, to be interrupted later."""
-        return subprocess.Popen(
-            command,
-            cwd=self.place,
-            env=self.env,
-            stdout=subprocess.PIPE,
-            text=True,
-            process_group=0,
-            preexec_fn=heeding_ctrl_c,
-        )
+        return start(command, self.place, self.env)
 
     def repro(self, *arguments: str, fails: bool = False) -> list[str]:
         """The stages that ran, but for the one that always runs."""

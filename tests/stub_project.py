@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scratch_project import BIN, ROOT, heeding_ctrl_c
+from scratch_project import BIN, ROOT, heeding_ctrl_c, start
 
 STUB = """#!{python} -IS
 import hashlib, json, os, sys, time
@@ -152,16 +152,7 @@ class StubProject:
         return self.do(*self.command(*words), fails=fails)
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            self.command(*words),
-            cwd=self.place,
-            env=self.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            process_group=0,
-            preexec_fn=heeding_ctrl_c,
-        )
+        return start(self.command(*words), self.place, self.env, stderr=subprocess.STDOUT)
 
     def ran(self) -> list[Ran]:
         """The stages that ran since the last call, in the order in which they ended; not `installed`."""

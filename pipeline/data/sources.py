@@ -16,6 +16,7 @@ from pipeline.data.torchvision_source import find_torchvision
 from pipeline.settings import InputError, Settings, unknown
 
 NAMES = ("digits", "folder", "manifest", "torchvision:NAME")
+OWN = ("folder", "manifest")  # these read a person's own images, below `root`
 
 
 class DataConfig(Settings):

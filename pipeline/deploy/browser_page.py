@@ -9,10 +9,10 @@ import base64
 import gzip
 import json
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from pipeline.deploy.pages import filled
 from pipeline.deploy.read_bundle import Bundle, BundleError, Format
 from pipeline.deploy.trouble import write_whole
 
@@ -27,13 +27,10 @@ def write(facts: Mapping[str, Any], out: Path, *, inside: Mapping[str, bytes] | 
 
     `facts` holds what SHOWN names of its bundle.json. The files of `inside` are put into the page.
     """
-    page = files("pipeline.deploy").joinpath("browser_page.html").read_text(encoding="utf-8")
     shown = json.dumps({key: facts[key] for key in SHOWN})
     shown = shown.replace("<", "\\u003c")  # otherwise a name could end the script
     scripts = "\n".join(_script(name, content) for name, content in (inside or {}).items())
-    head, rest = page.split("{{facts}}")
-    middle, tail = rest.split("{{inside}}")
-    write_whole(out, (head + shown + middle + scripts + tail).encode())
+    write_whole(out, filled("browser_page.html", facts=shown, inside=scripts).encode())
 
 
 def command(bundle: Bundle, *, runtime: Path, out: Path, format: Format) -> int:

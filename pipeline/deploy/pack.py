@@ -18,7 +18,9 @@ START = "import sys\n\nfrom pipeline.deploy.__main__ import main\n\nsys.exit(mai
 def pack(out: Path) -> None:
     """Write the file. Equal code gives equal bytes."""
     deploy = ROOT / "pipeline" / "deploy"
-    own = sorted(path for path in deploy.iterdir() if path.suffix in (".py", ".html") and path != THIS)
+    own = sorted(
+        path for path in deploy.iterdir() if path.suffix in (".py", ".css", ".html") and path != THIS
+    )
     files = {name: (ROOT / name).read_bytes() for name in OTHER_FILES}
     files |= {str(path.relative_to(ROOT)): path.read_bytes() for path in own}
     file = io.BytesIO()

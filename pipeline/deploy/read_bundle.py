@@ -1,4 +1,8 @@
-"""Read a bundle. Nothing in its folder is trusted before it is checked: size, then hash, then content."""
+"""Read a bundle. Nothing in its folder is trusted before it is checked: size, then hash, then content.
+
+The operators of an ONNX file are checked in `onnx_graph.py`. Then `predictor.py` asks for the expected answers. All
+checks in one go: `verify.py`.
+"""
 
 import hashlib
 import json

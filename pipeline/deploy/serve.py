@@ -7,7 +7,6 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from importlib.resources import files
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -31,6 +30,7 @@ from pipeline.deploy.access import refusal
 from pipeline.deploy.batching import Batcher, Busy
 from pipeline.deploy.limits import Limits
 from pipeline.deploy.openapi import document
+from pipeline.deploy.pages import filled
 from pipeline.deploy.predictor import UNKNOWN, Answer, Predictor
 from pipeline.deploy.read_bundle import BundleError
 
@@ -210,9 +210,9 @@ class _Service:
         return JSONResponse(self._document())
 
     async def page(self, request: Request) -> Response:
-        page = files("pipeline.deploy").joinpath("serve.html").read_text(encoding="utf-8")
         inside = json.dumps(self._document()).replace("<", "\\u003c")
-        return HTMLResponse(page.replace("{{openapi}}", inside), headers={"Content-Security-Policy": POLICY})
+        page = filled("serve.html", openapi=inside)
+        return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
 
     def _document(self) -> dict[str, Any]:
         predictor = self.predictor

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.data.sources import OWN
 from pipeline.export import calibration, latency
 from pipeline.export.machine import has_vnni
 
@@ -141,7 +142,7 @@ def _dataset(source: str) -> str:
 
 
 def _is_public(source: str) -> bool:
-    return source not in ("", "folder", "manifest")
+    return source not in ("", *OWN)
 
 
 def _accuracy(bundle: Mapping[str, Any]) -> str:

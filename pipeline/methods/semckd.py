@@ -27,8 +27,8 @@ ImageNet). Its softened attention, SemCKD_tau, has tau 2 or 4. All maps but the 
 Our reading: the published MLP has the size of the batch. Here its first layer has a column for each of
 `LONGEST` places in a batch, and B images use the first B columns. So for one B it is the published layer, and
 batches of other sizes work too. A longer batch starts again at the first column. Images have random places,
-so what the columns learn from full batches also holds for a short last batch, for the parts of a batch that
-is accumulated. Validation does not run the method.
+so what the columns learn from full batches also holds for a short last batch, and for the parts of a batch
+that is accumulated. Validation does not run the method.
 
 The text leaves these points open, and we chose:
 

@@ -33,7 +33,7 @@ def check_data_root(params: Params) -> None:
             f"data.root: {root!r} holds the project itself, so what the project writes would be among the "
             "images. Name a folder that holds the images alone, such as data/raw."
         )
-    if params.data.source in ("folder", "manifest"):
+    if params.data.source in sources.OWN:
         check_watched(Path(root), f"data.root {root!r}")
 
 
@@ -41,7 +41,7 @@ def check_transfer(params: Params) -> None:
     """Other images are read after the last training, so what is wrong with them is said before the first."""
     for name in params.analysis:
         other = params.transfer(name)
-        if other is not None and other.source in ("folder", "manifest"):
+        if other is not None and other.source in sources.OWN:
             where = f"analysis.{name}.transfer"
             try:
                 source = sources.find(other)

@@ -1,4 +1,7 @@
-"""How a function becomes a command: each parameter is an option, and a user's mistake is one paragraph."""
+"""How a function becomes a command: each parameter is an option, and a user's mistake is one paragraph.
+
+Which commands there are, and where: `__main__.py`.
+"""
 
 import argparse
 import inspect

@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from scratch_project import ROOT, heeding_ctrl_c
+from scratch_project import ROOT, start
 
 from pipeline.project import __main__ as main
 from pipeline.project.command import command
@@ -144,6 +146,17 @@ def test_a_folder_without_the_right_to_write_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@contextmanager
+def started(command: list[str], cwd: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A command that does not outlive the block."""
+    running = start(command, cwd, os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.wait()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_was_trained(number: signal.Signals, tmp_path: Path) -> None:
     """Even in the first epoch, and if the state was never saved before."""
@@ -153,29 +166,13 @@ def test_a_signal_keeps_what_was_trained(number: signal.Signals, tmp_path: Path)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     assert stage("prepare", "--data", "d", "--work", "w", "--record", "r.json", cwd=tmp_path).returncode == 0
     (tmp_path / "c").touch()
-    command = [
-        sys.executable,
-        "-c",
-        NOT_SAVING_BY_ITSELF,
-    ]
-    running = subprocess.Popen(
-        [*command, *OF_TEACHER],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heeding_ctrl_c,
-    )
-    try:
+    command = [sys.executable, "-c", NOT_SAVING_BY_ITSELF, *OF_TEACHER]
+    with started(command, tmp_path) as running:
         assert running.stdout is not None
         while "training" not in running.stdout.readline():
             assert running.poll() is None
         running.send_signal(number)
         _, printed = running.communicate(timeout=60)
-    finally:
-        running.kill()
-        running.wait()
     assert running.returncode == 128 + number
     assert printed.startswith("\nStopping as soon as the state is saved ...\n")
     assert "`dvc repro` goes on from there" in printed
@@ -187,23 +184,13 @@ def test_a_signal_keeps_what_was_trained(number: signal.Signals, tmp_path: Path)
 def test_ctrl_c_while_a_stage_imports_is_one_line(tmp_path: Path) -> None:
     """Torch takes seconds to import. `-X importtime` says when it has begun."""
     with_params(tmp_path)
-    running = subprocess.Popen(
-        [sys.executable, "-X", "importtime", "-m", "stages.teacher", *OF_TEACHER],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heeding_ctrl_c,
-    )
-    try:
+    command = [sys.executable, "-X", "importtime", "-m", "stages.teacher", *OF_TEACHER]
+    with started(command, tmp_path) as running:
         assert running.stderr is not None
         while "torch." not in running.stderr.readline():
             assert running.poll() is None
         running.send_signal(signal.SIGINT)
         _, printed = running.communicate(timeout=60)
-    finally:
-        running.kill()
-        running.wait()
     said = [line for line in printed.splitlines() if not line.startswith("import time:")]
     assert said == ["", "Stopped before it began: `dvc repro` goes on from there."]
     assert running.returncode == 128 + signal.SIGINT

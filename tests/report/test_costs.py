@@ -1,15 +1,10 @@
 from pathlib import Path
 
 import pytest
-from fabricated import NAMES, edit, fabricate, learn
+from fabricated import NAMES, edit, learn
 
 from pipeline.records.results import load_results
 from pipeline.report import costs
-
-
-@pytest.fixture
-def records(tmp_path: Path) -> Path:
-    return fabricate(tmp_path / "records")
 
 
 def count(records: Path, stage: str, name: str, *, complete: bool, **joules: float) -> None:

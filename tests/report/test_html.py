@@ -97,11 +97,6 @@ class Page(HTMLParser):
         return rows
 
 
-@pytest.fixture
-def records(tmp_path: Path) -> Path:
-    return fabricate(tmp_path / "records")
-
-
 def html(
     records: Path,
     data: Path = Path("nowhere"),

@@ -2,7 +2,6 @@ import json
 import re
 from pathlib import Path
 
-import pytest
 from fabricated import (
     NAMES,
     RIGHT,
@@ -17,11 +16,6 @@ from fabricated import (
 from pipeline.records.results import load_results
 from pipeline.report.markdown import markdown_report
 from pipeline.report.run_gains import load_all_predictions
-
-
-@pytest.fixture
-def records(tmp_path: Path) -> Path:
-    return fabricate(tmp_path / "records")
 
 
 def report(records: Path) -> str:

@@ -2,16 +2,10 @@ import csv
 from collections import Counter
 from pathlib import Path
 
-import pytest
-from fabricated import NAMES, fabricate, learn
+from fabricated import NAMES, learn
 
 from pipeline.records.results import load_results
 from pipeline.report.plots import write_plots
-
-
-@pytest.fixture
-def records(tmp_path: Path) -> Path:
-    return fabricate(tmp_path / "records")
 
 
 def test_curves_have_a_line_for_each_point(records: Path, tmp_path: Path) -> None:

@@ -16,11 +16,6 @@ from pipeline.report.run_gains import (
 )
 
 
-@pytest.fixture
-def records(tmp_path: Path) -> Path:
-    return fabricate(tmp_path / "records")
-
-
 def test_a_gain_is_that_of_a_calculation_by_hand(records: Path) -> None:
     gains = gains_over_baseline(load_results(records, **NAMES))
     assert set(gains) == {"kd", "fitnet"}

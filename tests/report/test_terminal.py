@@ -9,11 +9,6 @@ from pipeline.records.results import RUN_STAGES, load_results
 from pipeline.report.terminal import WIDTH, table
 
 
-@pytest.fixture
-def records(tmp_path: Path) -> Path:
-    return fabricate(tmp_path / "records")
-
-
 def test_the_table_has_the_numbers_and_fits(records: Path) -> None:
     text = table(
         load_results(records, **NAMES), bundles=Path("models/export"), report=Path("reports/report.md")

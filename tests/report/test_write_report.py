@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated import NAMES, VALIDATION, edit, fabricate, unbalance
+from fabricated import NAMES, VALIDATION, edit, unbalance
 
 from pipeline.records.results import load_results
 from pipeline.report.write_report import metrics_of, write_report
@@ -13,11 +13,6 @@ PLACES: dict[str, Any] = {
     "data": Path("data/prepared"),
     "views": Path("nowhere.png"),
 }
-
-
-@pytest.fixture
-def records(tmp_path: Path) -> Path:
-    return fabricate(tmp_path / "records")
 
 
 def test_records_of_runs_that_were_removed_are_not_read(records: Path, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scratch_project import heeding_ctrl_c
-from tracked import CODE, OLD_LOADER, client, log, logged_rows, make_project, trainings
+from scratch_project import start
+from tracked import CODE, OLD_LOADER, client, log, logged_rows, trainings
 
 from pipeline import track
 from pipeline.records import progress as progress_module
@@ -31,11 +31,10 @@ from pipeline.track.follow import follow
 pytestmark = pytest.mark.filterwarnings(OLD_LOADER)
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress_module, "EVERY", -1.0)
     monkeypatch.setattr(following, "PAUSE", 0.0)
-    return make_project(tmp_path / "my project", monkeypatch)
 
 
 @contextmanager
@@ -215,15 +214,9 @@ def test_a_server_that_is_down_is_reported(project: Path, monkeypatch: pytest.Mo
 
 def test_ctrl_c_ends_the_command_quietly(project: Path) -> None:
     options = ["--work", str(project / ".work"), "--port", "5000"]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.project", "live", *options],
-        cwd=CODE,
-        env=os.environ | {"DVC_ROOT": str(project)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heeding_ctrl_c,
-    )
+    command = [sys.executable, "-m", "pipeline.project", "live", *options]
+    environment = os.environ | {"DVC_ROOT": str(project)}
+    running = start(command, CODE, environment, stderr=subprocess.PIPE)
     assert running.stdout is not None
     printed = running.stdout.readline()
     while not (project / ".work/live" / FOLLOWER).exists():

@@ -8,9 +8,8 @@ from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
-import fabricated
 import pytest
-from track.test_registry import NAME, improve, promote, versions, write_bundle
+from track.test_registry import NAME, improve, log_with_bundles, promote, versions
 from tracked import ANY_HINT, CODE, OLD_LOADER, clean_environment, client, log, make_project
 
 from pipeline.track import moved, view_link
@@ -41,10 +40,7 @@ def addresses(database: Path) -> set[str]:
 
 @pytest.fixture
 def original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    root = make_project(tmp_path / "first % place", monkeypatch)
-    for name in fabricated.NAMES["runs"]:
-        write_bundle(root, name)
-    log(root)
+    root = log_with_bundles(make_project(tmp_path / "first % place", monkeypatch))
     promote(root)
     return root
 

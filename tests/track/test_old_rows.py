@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fabricated import NAMES
 from track.test_registry import NAME, promote, write_bundle
-from tracked import ANY_HINT, OLD_LOADER, RUNS, client, log, make_project
+from tracked import ANY_HINT, OLD_LOADER, RUNS, client, log
 
 from pipeline.records.results import load_results
 from pipeline.track.database import open_experiment, tracking_uri
@@ -108,11 +108,11 @@ VERSION_TAGS = {
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    root = make_project(tmp_path / "my project", monkeypatch)
+def project(project: Path) -> Path:
+    """With a bundle of each run."""
     for name in RUNS:
-        write_bundle(root, name)
-    return root
+        write_bundle(project, name)
+    return project
 
 
 def write_old_row(**changes: float) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from deploy.conftest import CLASSES, Draft, draft, pictures
 from test_docs import code
-from tracked import ANY_HINT, OLD_LOADER, client, log, make_project
+from tracked import ANY_HINT, OLD_LOADER, client, log
 
 from pipeline.deploy.predictor import Predictor
 from pipeline.deploy.read_bundle import open_bundle
@@ -34,9 +34,12 @@ NO_LIMITS = Budgets()
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(project: Path) -> Path:
     """Three runs in MLflow with their bundles. On validation fitnet is best, then kd, then alone."""
-    root = make_project(tmp_path / "my project", monkeypatch)
+    return log_with_bundles(project)
+
+
+def log_with_bundles(root: Path) -> Path:
     for name in fabricated.NAMES["runs"]:
         write_bundle(root, name)
     log(root)

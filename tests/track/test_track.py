@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import fabricated
 import pytest
-from tracked import CODE, OLD_LOADER, client, empty_store, log, logged_rows, make_project, trainings
+from tracked import CODE, OLD_LOADER, client, empty_store, log, logged_rows, trainings
 
 from pipeline import track
 from pipeline.records.results import load_results
@@ -23,11 +23,6 @@ from pipeline.track.rows import build_rows, description
 from pipeline.track.view import VIEWS
 
 pytestmark = pytest.mark.filterwarnings(OLD_LOADER)
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return make_project(tmp_path / "my project", monkeypatch)
 
 
 def history(run: str, metric: str) -> list[tuple[int, float]]:

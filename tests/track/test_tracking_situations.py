@@ -30,11 +30,6 @@ from pipeline.track import database
 pytestmark = pytest.mark.filterwarnings(OLD_LOADER)
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return make_project(tmp_path / "my project", monkeypatch)
-
-
 def tags(run: str) -> dict[str, str]:
     return dict(client().get_run(run).data.tags)
 
