@@ -1,7 +1,7 @@
 """Read a bundle. Nothing in its folder is trusted before it is checked: size, then hash, then content.
 
-The operators of an ONNX file are checked in `onnx_graph.py`. Then `predictor.py` asks for the expected answers. All
-checks in one go: `verify.py`.
+The operators of an ONNX file are checked in `onnx_graph.py`. Then `predictor.py` compares the golden answers.
+`verify.py` makes all checks in one go.
 """
 
 import hashlib
