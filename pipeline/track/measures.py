@@ -20,7 +20,7 @@ MEANINGS = {
     "accuracy_test_int8": "accuracy of the int8 file on the test images",
     "score_val": "accuracy on validation, or what train.select names, mean over seeds (the best run is "
     "chosen by it)",
-    "score_val_file": "the same of the exported seed (it is chosen by it)",
+    "score_val_file": "the same of the exported seed, which is chosen by it",
     "accuracy_val": "accuracy on validation",
     "balanced_accuracy_test": "balanced accuracy of the file (mean recall of the classes)",
     "macro_f1_test": "macro-F1 of the file (mean F1 of the classes)",

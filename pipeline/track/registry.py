@@ -33,6 +33,9 @@ OF_METHOD: tuple[str, ...] = ("accuracy_test_mean", "accuracy_test_spread", "see
 OF_METHOD += ("gain_points", "gain_points_low", "gain_points_high")
 OF_TRAINING = ("train_images", "train_images_unlabelled", "training_minutes", "energy_wh")
 OF_FILE = tuple(key for key in measures.MEANINGS if key not in (*OF_METHOD, *OF_TRAINING))
+# tags of a version, which MLflow's list of versions shows in full; the logged model has all
+OF_VERSION: tuple[str, ...] = ("run", "method", "teacher", "net", "formats", "accuracy", "gain", "score_val")
+OF_VERSION += ("select", "exported_seed", "row", "bundle", "hash.data", "classes")
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def _register(
         model,
         f"models:/{logged}",
         tags["row"],
-        tags=tags,
+        tags={key: tags[key] for key in OF_VERSION if key in tags},
         description=_description(bundle, tags, model),
         model_id=logged,
     )
@@ -270,14 +273,14 @@ def _write_example(bundle: Bundle, folder: Path) -> dict[str, str]:
 
 
 def _tags(row: Row, run: RunResults, bundle: Bundle, run_id: str) -> dict[str, str]:
-    """How good the version is, and where it comes from."""
+    """How good the student is, and where it comes from."""
     return {
         "run": run.name,
         "method": run.method,
         "teacher": run.teacher,
         "net": run.student,
         "formats": ", ".join(bundle.formats),
-        **{key: f"{value:.5f}" for key, value in row.headline.items()},
+        **{key: f"{value:.6g}" for key, value in row.headline.items()},
         **row.shown,
         "row": run_id,
         "bundle": bundle.fingerprint,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.gains import Gain
 
 CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}
-FORM = "3"  # of names, curves and children; a row of these executions in another form is written again
+FORM = "4"  # of names, curves and children; a row of these executions in another form is written again
 CURVE = "accuracy_val"  # of the student that is exported, so that a chart of rows has its line
 
 

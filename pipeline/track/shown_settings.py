@@ -13,6 +13,18 @@ OF_TRAINING = (
     *("epochs", "steps", "batch_size", "optimizer", "lr", "weight_decay", "schedule"),
     *("class_balance", "select"),
 )
+# settings that do nothing at these values: a row without them says more
+WITHOUT_EFFECT: Mapping[str, Any] = {
+    "fraction": 1.0,
+    "label_noise": 0.0,
+    "class_overlap": "all",
+    "epochs": 0,
+    "steps": 0,
+    "class_balance": "none",
+    "select": "accuracy",
+    "square": "crop",
+    "noise": 0.0,
+}
 
 
 def of_run(params: Mapping[str, Any], data: Mapping[str, Any], teacher_net: str) -> dict[str, str]:
@@ -37,7 +49,14 @@ def of_run(params: Mapping[str, Any], data: Mapping[str, Any], teacher_net: str)
 def of_teacher(params: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, str]:
     # MLflow's page has one column for the net: that of the row's own network
     return _shown(
-        {"method": "teacher", "student": params["teacher"]["net"], **_of_training(params), **_of_data(data)}
+        {
+            "method": "teacher",
+            "student": params["teacher"]["net"],
+            **_of_training(
+                {"train": params["teacher"].get("train", {}), "augment": params.get("augment", {})}
+            ),
+            **_of_data(data),
+        }
     )
 
 
@@ -65,12 +84,20 @@ def _of_data(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _some(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: settings[name] for name in names if name in settings}
+    return {
+        name: settings[name]
+        for name in names
+        if settings.get(name, "") != "" and settings[name] != WITHOUT_EFFECT.get(name)
+    }
 
 
 def _set(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Without those that are empty."""
-    return {key: value for key, value in settings.items() if value not in ("", {}, [], None)}
+    """Without those that are empty or switched off."""
+    return {
+        key: value
+        for key, value in settings.items()
+        if value is not False and value not in ("", {}, [], None)
+    }
 
 
 def _shown(found: Mapping[str, Any]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from pipeline.records.results import load_results
 from pipeline.settings import InputError
 from pipeline.track import database, measures
 from pipeline.track.rows import build_rows, description
+from pipeline.track.shown_settings import of_run, of_teacher
 from pipeline.track.view import VIEWS
 
 pytestmark = pytest.mark.filterwarnings(OLD_LOADER)
@@ -27,6 +28,37 @@ pytestmark = pytest.mark.filterwarnings(OLD_LOADER)
 
 def history(run: str, metric: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in client().get_metric_history(run, metric)]
+
+
+def test_a_row_leaves_out_settings_that_do_nothing() -> None:
+    method = {"name": "kd", "ce_weight": 0.0, "standardise": False, "path": ""}
+    params = {
+        "run": {"method": method, "teacher": "big", "seeds": [0], "phases": {"distill": {"steps": 5}}},
+        "student": {"net": "resnet8"},
+        "protocol": {"shots": 0, "fraction": 1.0, "label_noise": 0.2, "class_overlap": "all", "rest": ""},
+        "train": {"epochs": 0, "steps": 9, "class_balance": "sampler", "select": "accuracy", "lr": 0.1},
+    }
+    assert of_run(params, {"square": "pad", "noise": 0.0}, "resnet14") == {
+        "method": "kd",
+        "student": "resnet8",
+        "teacher": "big",
+        "teacher_net": "resnet14",
+        "seeds": "[0]",
+        "shots": "0",
+        "label_noise": "0.2",
+        "steps": "9",
+        "class_balance": "sampler",
+        "lr": "0.1",
+        "ce_weight": "0.0",
+        "distill.steps": "5",
+        "data_square": "pad",
+    }
+
+
+def test_a_row_of_a_teacher_has_its_own_training() -> None:
+    teacher = {"net": "resnet14", "train": {"epochs": 3, "lr": 0.1}}
+    shown = of_teacher({"teacher": teacher, "augment": {"preset": "light"}}, {"size": 8})
+    assert (shown["epochs"], shown["lr"], shown["augment"], shown["data_size"]) == ("3", "0.1", "light", "8")
 
 
 def test_a_row_has_numbers_curves_settings_hashes_and_artifacts(
