@@ -7,7 +7,6 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from pipeline.analysis.improvement import average_relative_improvement, relative_improvement
-from pipeline.data.sources import OWN
 from pipeline.evaluation.predictions import AllPredictions
 from pipeline.records.results import Results, RunResults
 from pipeline.report import confusions, costs, exports
@@ -145,7 +144,7 @@ def transfers(results: Results) -> Table | None:
     for run in results.ranked:
         if run.analysis and "transfer" in run.analysis.details:
             other, metrics = run.analysis.details["transfer"], run.analysis.metrics
-            source = other["root"] if other["source"] in OWN else other["source"]
+            source = other["root"] if other["source"] in ("folder", "manifest") else other["source"]
             rows.append([run.name, source, *(_with_spread(metrics, name) for name in names)])
     title = "Linear classifiers on other images: accuracy on their test images, %"
     head = ["", "other images", "before distillation", "after", "teacher"]

@@ -219,7 +219,7 @@ def test_ctrl_c_before_a_command_begins_is_one_line(
 )
 def test_stages_run_under_every_launcher(launcher: str, tmp_path: Path) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["train"] |= {"epochs": 2}
+    params["train"] |= {"epochs": 2, "steps": 0}
     params["teachers"]["big"] = {"net": "resnet8", "min_accuracy": 0, "train": {"epochs": 2}}
     params["runs"] = {"fitnet": params["runs"]["fitnet"] | {"seeds": [0], "phases": {"hint": {"epochs": 2}}}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))

@@ -129,7 +129,7 @@ class TestServer:
             assert process.returncode == 0, errors
         written = json.loads((project / "reports/mlflow.json").read_text())
         assert written["tracking_uri"] == server
-        rows = list(client().search_runs([written["experiment"]]))
+        rows = list(client().search_runs([written["experiment"]], "tags.pipeline_key LIKE '%'"))
         assert names(rows) == ROWS
         assert not (project / "mlflow.db").exists()
         assert not (project / "mlartifacts").exists()
