@@ -125,6 +125,7 @@ class Known:
         manifest |= {"size": SIZE, "channels": 3, "mean": MEAN, "std": STD}
         self.data.mkdir(parents=True)
         np.save(self.data / "images.npy", images.clip(0, 255).astype(np.uint8))
+        np.save(self.data / "order.npy", np.arange(len(labels)))
         np.save(self.data / "labels.npy", labels)
         (self.data / "manifest.json").write_text(json.dumps(manifest))
 
