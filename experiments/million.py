@@ -9,32 +9,26 @@ its own. The training reads from the store on the disk, as from one too large to
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-import torch
 
 from experiments._output import print_table
-from experiments.memory import train
+from experiments._peak import most_disk, peak_mb
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.prepare import prepare
 from pipeline.data.protocol import ProtocolConfig
 from pipeline.data.sources import DataConfig
 from pipeline.export import machine
-from pipeline.runs.context import Context
 
 CLASSES = 10
 PART = 10_000  # rows of the table that are written at once
-EVERY = 0.2  # seconds between two looks at the disk
 
 
 def table_of_pictures(folder: Path, count: int, pixels: int) -> None:
@@ -60,6 +54,12 @@ def preparing(folder: Path, pixels: int) -> None:
 
 
 def training(folder: Path, pixels: int) -> None:
+    import torch  # here, so that it does not count as memory of `prepare`
+
+    from experiments.memory import train
+    from pipeline.runs.context import Context
+
+    torch.set_num_threads(1)
     with patch("pipeline.data.views.resident_bytes", lambda device: 0):
         augment = AugmentConfig(pad=1)
         train(Context.of_students(folder / "store", ProtocolConfig(), augment), epochs=1)
@@ -70,40 +70,16 @@ STEPS: dict[str, Callable[[Path, int], None]] = {"prepare": preparing, "an epoch
 
 def measure(step: str, folder: Path, pixels: int) -> dict[str, float]:
     """In this process."""
-    torch.set_num_threads(1)
-    before, start, used = _used_mb(folder), time.perf_counter(), time.process_time()
-    with _most_disk(folder) as seen:
+    before, start, used = peak_mb(), time.perf_counter(), time.process_time()
+    with most_disk(folder) as seen:
         STEPS[step](folder, pixels)
     return {
         "seconds": time.perf_counter() - start,
         "cpu": time.process_time() - used,
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
-        "disk": max(seen) - before,
+        "memory": peak_mb(),
+        "before": before,
+        "disk": max(seen) - seen[0],
     }
-
-
-@contextmanager
-def _most_disk(folder: Path) -> Iterator[list[float]]:
-    """What the folder holds, in MB, looked at again and again."""
-    seen, done = [0.0], threading.Event()
-
-    def look() -> None:
-        while not done.wait(EVERY):
-            seen.append(_used_mb(folder))
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        done.set()
-        thread.join()
-        seen.append(_used_mb(folder))
-
-
-def _used_mb(folder: Path) -> float:
-    sizes = (file.stat().st_blocks for file in folder.rglob("*") if file.exists())
-    return 512 * sum(sizes) / 1e6
 
 
 def in_a_process(step: str, folder: Path, pixels: int) -> dict[str, float]:
@@ -118,8 +94,8 @@ def table(counts: Sequence[int], pixels: int) -> str:
         f"{machine.cpu()['model']}, one thread; pictures of {pixels} x {pixels} pixels. Peak memory of the "
         "process; disk at the peak, beyond the table of pictures.",
         "",
-        "| images | step | seconds | CPU seconds | images/s | memory, MB | disk, MB |",
-        "|--:|---|--:|--:|--:|--:|--:|",
+        "| images | step | seconds | CPU seconds | images/CPU s | memory, MB | of it before, MB | disk, MB |",
+        "|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
     for count in counts:
         with tempfile.TemporaryDirectory() as folder:
@@ -131,10 +107,8 @@ def table(counts: Sequence[int], pixels: int) -> str:
 
 
 def _row(count: int, step: str, found: dict[str, float]) -> str:
-    rate = count / found["seconds"]
-    numbers = [
-        f"{each:,.0f}" for each in (found["seconds"], found["cpu"], rate, found["memory"], found["disk"])
-    ]
+    found["rate"] = count / found["cpu"]
+    numbers = [f"{found[key]:,.0f}" for key in ("seconds", "cpu", "rate", "memory", "before", "disk")]
     return f"| {count:,} | {step} | {' | '.join(numbers)} |"
 
 

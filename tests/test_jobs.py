@@ -51,7 +51,7 @@ def test_jobs_and_links_change_no_weight(tmp_path: Path) -> None:
         project.params()
         project.do("git", "init", "-q")
         if jobs == "2":
-            project.do("dvc", "config", "cache.type", "hardlink,copy")
+            project.do("dvc", "config", "cache.type", "reflink,hardlink,copy")
         project.do("make", "-s", "-o", "setup", "run", f"JOBS={jobs}")
         assert json.loads(project.do("dvc", "status", "--json")) == {"installed": ["always changed"]}
         assert project.repro() == []

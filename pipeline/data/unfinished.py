@@ -5,7 +5,8 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.data.left_out import LeftOut
 from pipeline.data.splits import Entry
 
 LIST = "decoded.jsonl"
+_VALUES = attrgetter(*(field.name for field in fields(Entry)))
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Chunk:
     sums: np.ndarray  # over the pixels of a square, and over their squares: N x 2 x channels
 
     def as_line(self, start: int) -> str:
-        results = [astuple(each) for each in self.results]
+        results = list(map(_VALUES, self.results))
         return json.dumps([start, self.stamp, results, self.hashes.tobytes().hex(), self.sums.tolist()])
 
     @classmethod
