@@ -61,6 +61,9 @@ class Mapped:
         return found
 
 
+WAYS: tuple[Opened, Opened] = (Mapped, ImageFile)
+
+
 def drop(file: Path) -> None:
     """Let the system forget what it has read of the file."""
     handle = os.open(file, os.O_RDONLY)
@@ -131,7 +134,7 @@ def table(folder: Path, count: int, size: int, rounds: int) -> str:
 def _row(what: str, work: Work, folder: Path, rounds: int, *, cold: bool) -> str:
     found: tuple[list[Figures], list[Figures]] = [], []
     for seed in range(rounds):
-        for figures, opened in zip(found, (Mapped, ImageFile), strict=True):
+        for figures, opened in zip(found, WAYS, strict=True):
             if not cold:
                 measure(opened, work, folder, seed, cold=False)
             figures.append(measure(opened, work, folder, seed, cold=cold))

@@ -119,10 +119,11 @@ def _decode_one(source: Source, cfg: DataConfig, i: int, place: np.ndarray) -> E
 
 
 def _hashes(pixels: np.ndarray) -> np.ndarray:
-    return np.frombuffer(b"".join(map(_hash, pixels)), np.uint8).reshape(len(pixels), HASH_BYTES)
+    hashes = b"".join(_hash(place.tobytes()) for place in pixels)
+    return np.frombuffer(hashes, np.uint8).reshape(len(pixels), HASH_BYTES)
 
 
-def _hash(content: bytes | np.ndarray) -> bytes:
+def _hash(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
 
 

@@ -72,7 +72,7 @@ class ImageFile:
 
     def _fill(self, pixels: np.ndarray, place: int) -> None:
         """Read what lies from this place on."""
-        rest, position = memoryview(pixels.reshape(-1)).cast("B"), self.start + place * self.stride
+        rest, position = pixels.reshape(-1).data.cast("B"), self.start + place * self.stride
         while rest:
             count = os.preadv(self.handle, [rest], position)
             if not count:

@@ -3,6 +3,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_rows_are_those_of_an_array(
     monkeypatch.setattr(images_module, "GAP", gap)
     monkeypatch.setattr(images_module, "PART", part)
     assert (file.shape, file.dtype, len(file)) == (truth.shape, truth.dtype, 300)
-    asked = [
+    asked: list[Any] = [
         np.random.default_rng(2).integers(0, 300, 64),
         np.array([7, 3, 7, 299, 0, 3]),
         np.array([[1, 2], [3, 0]]),
@@ -58,12 +59,12 @@ def test_rows_are_those_of_an_array(
         np.int64(-3),
     ]
     for rows in asked:
-        found = file[rows]  # type: ignore[index]
+        found = file[rows]
         assert found.shape == truth[rows].shape
         assert np.array_equal(found, truth[rows])
     with pytest.raises(IndexError):
         file[300]
-    assert sum(image.any() for image in file) == 300  # type: ignore[attr-defined, misc]
+    assert sum(bool(image.any()) for image in file) == 300  # type: ignore[attr-defined]
 
 
 def test_neighbours_are_read_at_once_and_distant_ones_alone(

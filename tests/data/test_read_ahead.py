@@ -33,7 +33,8 @@ class Watched:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         self.read.append((tuple(rows.tolist()), threading.current_thread() is threading.main_thread()))
-        return IMAGES[rows]
+        found: np.ndarray = IMAGES[rows]
+        return found
 
 
 def batches(images: Any, cfg: AugmentConfig, **options: Any) -> Batches:

@@ -54,7 +54,7 @@ def test_every_row_is_the_picture_of_its_file(root: Path, tmp_path: Path) -> Non
     )
     for n, row in enumerate(listed):
         assert int(row["row"]) == n
-        assert np.array_equal(store.images[n], decode.decode(root / row["path"], 8, 3))
+        assert np.array_equal(store.images[:][n], decode.decode(root / row["path"], 8, 3))
         assert store.classes[store.labels[n]] == row["class"] == Path(row["path"]).parts[0]
         assert row["sha256"] == hashlib.sha256((root / row["path"]).read_bytes()).hexdigest()
         assert n in store.indices(row["split"])
@@ -199,7 +199,7 @@ def test_copies_are_removed_wherever_they_are(tmp_path: Path) -> None:
     ]
     assert left_out(store)[3][0] in ("train/cat/0001.png", "train/cat/other-encoding.bmp")
     assert store.manifest["splits"]["test"] == 4
-    pixels = [image.tobytes() for image in store.images]
+    pixels = [image.tobytes() for image in store.images[:]]
     assert len(set(pixels)) == len(pixels) == 13
     [remaining] = [row for row in rows(store) if row["path"].endswith(("0010.png", "cat/copy.png"))]
     assert remaining["split"] == "test"
@@ -273,7 +273,7 @@ def test_the_digits_are_prepared(tmp_path: Path) -> None:
     originals = np.rint(load_digits().images * 255 / 16).astype(np.uint8)
     for row, line in enumerate(rows(store)[:20]):
         assert np.array_equal(
-            store.images[row][:, :, 0], originals[int(line["path"].removeprefix("digits:"))]
+            store.images[:][row][:, :, 0], originals[int(line["path"].removeprefix("digits:"))]
         )
 
 
@@ -295,7 +295,7 @@ def test_unlabelled_images_are_the_last_rows_and_change_nothing_else(tmp_path: P
     assert (store.path / "sheet.png").read_bytes() == (before.path / "sheet.png").read_bytes()
     for row in rows(store)[30:]:
         assert (row["split"], row["class"]) == ("unlabelled", "")
-        assert np.array_equal(store.images[int(row["row"])], decode.decode(root / row["path"], 8, 3))
+        assert np.array_equal(store.images[:][int(row["row"])], decode.decode(root / row["path"], 8, 3))
     assert store.content != before.content
 
 

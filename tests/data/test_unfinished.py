@@ -195,7 +195,7 @@ def test_a_table_goes_on_too(form: str, tmp_path: Path, root: Path, counted: Cou
         shutil.rmtree(root)
         root.mkdir()
         parquet.write_table(pyarrow.Table.from_pylist(held), root / "t.parquet")
-    settings = {"source": "manifest", "table": f"t.{form}"}
+    settings: dict[str, Any] = {"source": "manifest", "table": f"t.{form}"}
     stopped(root, tmp_path / "work", **settings)
     assert remaining(counted, root, tmp_path / "work", **settings) == COUNT - 12
     stopped(root, tmp_path / "work", **settings)

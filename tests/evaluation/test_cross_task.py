@@ -172,7 +172,7 @@ def slow_points(
 ) -> tuple[list[tuple[int, Row]], list[Row]]:
     """For each test image of `classes` its class and its embedding; and the centres of `classes`."""
     train, test = range(SPLITS["train"]), range(SPLITS["train"] + SPLITS["val"], sum(SPLITS.values()))
-    found = [slow_embedding(image, known.weights[network]) for image in known.store.images]
+    found = [slow_embedding(image, known.weights[network]) for image in known.store.images[:]]
     labels = known.store.labels.tolist()
     centres = []
     for label in classes:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import read_speed
-from experiments.read_speed import Mapped, measure, plain, table, training, write_noise
+from experiments.read_speed import WAYS, Mapped, measure, plain, table, training, write_noise
 from pipeline.data.images import ImageFile
 
 
@@ -27,6 +27,6 @@ def test_both_ways_read_the_same(tmp_path: Path) -> None:
     rows = np.array([3, 49, 3, 0])
     assert np.array_equal(old[rows], new[rows])
     for work in (plain, training):
-        for images in (Mapped, ImageFile):
+        for images in WAYS:
             found = measure(images, work, tmp_path, 0, cold=True)
             assert found["wall"] > 0 < found["cpu"]
