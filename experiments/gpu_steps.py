@@ -207,7 +207,7 @@ def data(check: Check, count: int, size: int, batch: int) -> Figures:
         np.save(Path(folder) / "images.npy", pictures(count, size)[0])
         images = np.load(Path(folder) / "images.npy", mmap_mode="r")
         for name, limit in (("resident", 1 << 40), ("not resident", 0)):
-            with patch("pipeline.data.batches.RESIDENT_BYTES", limit):
+            with patch("pipeline.data.views.resident_bytes", lambda device, limit=limit: limit):
                 batches = batches_of(check, images, np.arange(count) % CLASSES, batch)
             with check.waits() as waits:
                 next(batches.epoch(0))

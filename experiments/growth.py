@@ -81,8 +81,7 @@ def store(size: Size) -> Store:
         "unlabelled": 0,
         "content": "",
     }
-    images = cast(np.ndarray, Repeated(few, len(labels)))
-    return Store(Path(), images, labels, cast(Manifest, manifest))
+    return Store(Path(), Repeated(few, len(labels)), labels, cast(Manifest, manifest))
 
 
 def measure(size: Size) -> dict[str, float]:

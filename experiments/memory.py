@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from http.client import HTTPConnection
@@ -30,6 +30,7 @@ from torch import nn
 from experiments._output import print_table
 from pipeline import methods
 from pipeline.data.augment import AugmentConfig
+from pipeline.data.images import ImageFile
 from pipeline.data.prepare import prepare
 from pipeline.data.protocol import ProtocolConfig
 from pipeline.data.sources import DataConfig
@@ -70,11 +71,17 @@ def rss_mb(process: int | str = "self") -> float:
 def training(work: Work, folder: Path) -> list[float]:
     """Memory after each fifth of the epochs: kd, with crops and colours, from pictures on the disk."""
     context = Context.of_students(_store(work, folder), ProtocolConfig(), AugmentConfig(preset="standard"))
+    found: list[float] = []
+    train(context, work.epochs, on_point=lambda: found.append(rss_mb()))
+    return found[work.epochs // PARTS - 1 :: work.epochs // PARTS]
+
+
+def train(context: Context, epochs: int, on_point: Callable[[], None] = lambda: None) -> None:
+    """A student learns from a teacher's answers; `on_point` is called after each epoch."""
     student, teacher = (_network(context) for _ in range(2))
     teacher.net.eval().requires_grad_(False)
     method = context.build_method(methods.load("kd").Config(name="kd", kd_weight=0.9), student, teacher)
-    cfg = TrainConfig(epochs=work.epochs, points=work.epochs, batch_size=128)
-    found: list[float] = []
+    cfg = TrainConfig(epochs=epochs, points=epochs, batch_size=128)
     (phase,) = method.phases(student)
     fit(
         phase,
@@ -86,9 +93,8 @@ def training(work: Work, folder: Path) -> list[float]:
         accelerator=context.accelerator,
         seed=0,
         validate=partial(context.validate, input=student.input),
-        on_point=lambda so_far: found.append(rss_mb()),
+        on_point=lambda so_far: on_point(),
     )
-    return found[work.epochs // PARTS - 1 :: work.epochs // PARTS]
 
 
 def _network(context: Context) -> Tapped:
@@ -97,7 +103,7 @@ def _network(context: Context) -> Tapped:
 
 
 def _store(work: Work, folder: Path) -> Store:
-    """Mapped from the disk, as that of `prepare`."""
+    """On the disk, as that of `prepare`."""
     others, shape = 1000, (work.pixels, work.pixels, 3)
     count = work.images + 2 * others
     file = folder / "images.npy"
@@ -118,7 +124,8 @@ def _store(work: Work, folder: Path) -> Store:
         "content": "",
     }
     labels = np.arange(count) % CLASSES
-    return Store(folder, np.load(file, mmap_mode="r"), labels, cast(Manifest, manifest))
+    np.save(folder / "order.npy", random.permutation(count))
+    return Store(folder, ImageFile(folder), labels, cast(Manifest, manifest))
 
 
 def decoding(work: Work, folder: Path) -> list[float]:

@@ -1,6 +1,6 @@
-"""Seconds and memory of stage prepare for 1,000 photographs, on one core and on two.
+"""Seconds, memory and disk of stage prepare for 1,000 photographs, on one core and on two.
 
-    python -m experiments.prepare_speed [--images FOLDER] [--size 224] [--rounds 3] [--write FILE]
+    python -m experiments.prepare_speed [--images FOLDER] [--size 224] [--cores 1 2] [--write FILE]
 
 Each measurement is a process of its own, and cores take turns. FOLDER is laid out as for `source: folder`;
 without it the photographs are made up.
@@ -9,7 +9,6 @@ without it the photographs are made up.
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 from experiments._output import print_table
+from experiments._peak import most_disk, peak_mb
 from experiments._photographs import made_up
 from pipeline.data.prepare import prepare
 from pipeline.data.sources import DataConfig
@@ -32,10 +32,11 @@ CORES = (1, 2)
 def prepare_on(cores: int, cfg: DataConfig) -> dict[str, float]:
     """Prepare the images in this process, on so many cores."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    before = _peak_mb()
+    before = peak_mb()
     with tempfile.TemporaryDirectory() as folder:
         wall, used = time.perf_counter(), time.process_time()
-        manifest = prepare(cfg, Path(folder))
+        with most_disk(Path(folder)) as seen:
+            manifest = prepare(cfg, Path(folder))
         wall, used = time.perf_counter() - wall, time.process_time() - used
         stored = (Path(folder) / "images.npy").stat().st_size
     thousands = (sum(manifest["splits"].values()) + manifest["unlabelled"]) / 1000
@@ -43,13 +44,10 @@ def prepare_on(cores: int, cfg: DataConfig) -> dict[str, float]:
         "wall": wall / thousands,
         "cpu": used / thousands,
         "stored_mb": stored / 1e6 / thousands,
-        "peak_mb": _peak_mb(),
+        "disk_mb": max(seen) / thousands,
+        "peak_mb": peak_mb(),
         "before_mb": before,
     }
-
-
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
 def in_a_process(cores: int, cfg: DataConfig) -> dict[str, float]:
@@ -60,19 +58,20 @@ def in_a_process(cores: int, cfg: DataConfig) -> dict[str, float]:
     return found
 
 
-def table(cfg: DataConfig, rounds: int) -> str:
-    found = [{cores: in_a_process(cores, cfg) for cores in CORES} for _ in range(rounds)]
+def table(cfg: DataConfig, rounds: int, chosen: Sequence[int] = CORES) -> str:
+    found = [{cores: in_a_process(cores, cfg) for cores in chosen} for _ in range(rounds)]
     lines = [
         f"{machine.cpu()['model']}, {cfg.size} x {cfg.size} pixels, for each 1,000 photographs. Medians, "
-        "with the smallest and the largest value. The memory is the peak of the process.",
+        "with the smallest and the largest value. The memory is the peak of the process, and the disk that "
+        "of the folder.",
         "",
-        "| cores | seconds | CPU seconds | peak memory, MB | of it before, MB | store, MB | n |",
-        "|--:|--:|--:|--:|--:|--:|--:|",
+        "| cores | seconds | CPU seconds | memory, MB | of it before, MB | disk, MB | store, MB | n |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for cores in CORES:
+    for cores in chosen:
         columns = {key: [each[cores][key] for each in found] for key in found[0][cores]}
         cells = [_spread(columns["wall"], 2), _spread(columns["cpu"], 2), _spread(columns["peak_mb"], 0)]
-        cells += [f"{statistics.median(columns[key]):.0f}" for key in ("before_mb", "stored_mb")]
+        cells += [f"{statistics.median(columns[key]):.0f}" for key in ("before_mb", "disk_mb", "stored_mb")]
         lines.append(f"| {cores} | {' | '.join(cells)} | {rounds} |")
     return "\n".join(lines) + "\n"
 
@@ -96,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", help="a folder of photographs, in place of made up ones")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cores", type=int, nargs="+", default=CORES, help="how many, one after the other")
     parser.add_argument("--write", type=Path, help="a file for the table")
     parser.add_argument("--on", nargs=2, metavar=("CORES", "SETTINGS"), help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not given.images:
             save_photographs(Path(folder))
         cfg = DataConfig(source="folder", root=given.images or folder, size=given.size)
-        print_table(table(cfg, given.rounds), given.write)
+        print_table(table(cfg, given.rounds, given.cores), given.write)
 
 
 if __name__ == "__main__":

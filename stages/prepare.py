@@ -15,7 +15,8 @@ def stage(data: Path, work: Path, record: Path) -> None:
     cfg = load_params().data
     with recording(record, "prepare", "prepare", {"data": cfg.model_dump(mode="json")}) as done:
         with atomic_folder(data) as folder, counting("decode") as on_decoded:
-            prepare(cfg, folder, on_decoded=on_decoded, bad_files=work / "bad_files.csv")
+            files = {"bad_files": work / "bad_files.csv", "work": work / "prepare"}
+            prepare(cfg, folder, on_decoded=on_decoded, **files)
         store = Store.open(data)
         splits, unlabelled = store.manifest["splits"], store.manifest["unlabelled"]
         done.metrics |= splits | {"unlabelled": unlabelled, "classes": len(store.classes)}

@@ -318,6 +318,7 @@ def prepared(
     folder.mkdir(parents=True)
     values = np.arange(images, dtype=np.uint8)[:, None, None, None]
     np.save(folder / "images.npy", np.broadcast_to(values, (images, size, size, channels)))
+    np.save(folder / "order.npy", np.arange(images))
     np.save(folder / "labels.npy", np.arange(images) % classes)
     return folder
 

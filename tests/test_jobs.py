@@ -43,6 +43,11 @@ def assert_cache_is_sound(project: Project) -> None:
     assert hashes == [file.parent.name + file.name.removesuffix(".dir") for file in files]
 
 
+def links(project: Project) -> int:
+    """How many names the file of pixels has: with DVC's cache, two."""
+    return (project.place / "data/prepared/images.npy").stat().st_nlink
+
+
 @pytest.mark.slow
 def test_jobs_and_links_change_no_weight(tmp_path: Path) -> None:
     """Nor do DVC's cheaper ways to keep two copies of a file."""
@@ -58,6 +63,10 @@ def test_jobs_and_links_change_no_weight(tmp_path: Path) -> None:
         assert sorted(project.rows()) == ["big", "hints", "kd"]
     one, two = (weights(project) for project in projects.values())
     assert one == two
-    assert (projects["2"].place / "data/prepared/images.npy").stat().st_nlink == 2
+    assert links(projects["2"]) == 2
+    projects["2"].do("dvc", "unprotect", "data/prepared/images.npy")
+    assert links(projects["2"]) == 1
+    projects["2"].do("dvc", "checkout", "--relink")
+    assert links(projects["2"]) == 2
     assert_cache_is_sound(projects["2"])
     assert len(one) > 8

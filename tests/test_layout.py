@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": {"checkpoint", "data", "device", "files", "methods", "nets", "records", "training", *MATHS},
     "evaluation": {"checkpoint", "data", "device", "export", "files", "records", *MATHS},
     "analysis": {"checkpoint", "data", "files", "records", "runs", *MATHS},
-    "report": {"analysis", "evaluation", "files", "records", "settings"},
+    "report": {"analysis", "data", "evaluation", "files", "records", "settings"},
     "track": {"deploy", "files", "records", "report", "settings"},
     "params": {
         "benchmark",

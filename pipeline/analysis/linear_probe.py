@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from pipeline.data.images import Images
 from pipeline.data.seen import Seen, images_at_once
 from pipeline.functional import normalise
 from pipeline.settings import InputError
@@ -100,14 +101,14 @@ def layer_probe(train_x: np.ndarray, train_y: np.ndarray, val_x: np.ndarray, val
 
 def embeddings(
     net: Tapped,
-    images: np.ndarray,
+    images: Images,
     rows: Sequence[int] | np.ndarray,
     *,
     batch_size: int | None = None,
 ) -> np.ndarray:
     """What the network's classifier reads, rows x features, in eval mode.
 
-    `images` (uint8 N x H x W x C) may be mapped from disk.
+    `images` (uint8 N x H x W x C) may be on disk.
     """
     device, seen = next(net.net.parameters()).device, Seen(images, net.input.size)
     rows = np.asarray(rows, dtype=np.int64)

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.augment import AugmentConfig
+from pipeline.data.images import Images
 from pipeline.data.mixing import Mixture
 from pipeline.data.order import ClassBalance, epoch_order
 from pipeline.data.protocol import Subset
@@ -90,6 +92,16 @@ def sizes(count: int, parts: int) -> list[int]:
     return [count // parts + (n < count % parts) for n in range(parts)]
 
 
+@dataclass(frozen=True)
+class _Slice:
+    """What one process sees of a batch."""
+
+    places: Rows
+    number: int  # of the views
+    share: float
+    counts: tuple[int, ...]
+
+
 class Batches:
     """The images of a train subset in batches. Each epoch has a new random order and new views.
 
@@ -110,7 +122,7 @@ class Batches:
 
     def __init__(
         self,
-        images: np.ndarray,
+        images: Images,
         subset: Subset,
         *,
         batch_size: int,
@@ -171,6 +183,12 @@ class Batches:
 
     def epoch(self, n: int, first: int = 0) -> Iterator[Batch]:
         """The batches of epoch `n` from the batch `first` on: of each batch, the slice of this process."""
+        for this, later in pairwise(chain(self._slices(n, first), [None])):
+            assert this is not None
+            self.views.expect(*((each.places, each.number) for each in (this, later) if each))
+            yield self._batch(this)
+
+    def _slices(self, n: int, first: int) -> Iterator[_Slice]:
         rank, world = self.shard
         order = torch.from_numpy(self._order(n))
         on_device = order.to(self.device)  # once an epoch, so that no step waits for the device
@@ -184,7 +202,7 @@ class Batches:
             share = world * len(index) / total
             number = n * len(self) + step if self.repeats else n
             counts = tuple(sizes(total, world)) if world > 1 else ()
-            yield self._batch(Rows(chosen, index), number % (self.fixed_views or number + 1), share, counts)
+            yield _Slice(Rows(chosen, index), number % (self.fixed_views or number + 1), share, counts)
 
     def numbers(self, steps: int) -> int:
         """How many different views of an image so many steps show, at most."""
@@ -209,13 +227,13 @@ class Batches:
             return self.mixture.order(labels, seed=self.seed, epoch=n, class_balance=balance)
         return epoch_order(labels, seed=self.seed, epoch=n, class_balance=balance)
 
-    def _batch(self, places: Rows, number: int, share: float, counts: tuple[int, ...]) -> Batch:
-        index = places.on_device
+    def _batch(self, part: _Slice) -> Batch:
+        places, number, index = part.places, part.number, part.places.on_device
         return Batch(
             self.input.normalise_(self.views.pictures(places, number, self.input.size)),
             self.labels[index],
             index,
-            share,
+            part.share,
             self.views.targets(places, number, self.labels, self.classes),
             self._for_teacher(number),
             None if self.mixture is None else places.on_host < self.labelled,
@@ -223,7 +241,7 @@ class Batches:
             self.class_weights,
             places.on_host,
             None if self.answers is None else partial(self.answers, number),
-            counts,
+            part.counts,
         )
 
     def _for_teacher(self, number: int) -> Callable[[Tensor, Tensor], Tensor] | None:

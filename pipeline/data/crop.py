@@ -36,24 +36,40 @@ def resized(images: Tensor, size: int) -> Tensor:
 
 def shifted(pixels: Tensor, rows: Tensor, number: int, seed: int, cfg: AugmentConfig, fill: Tensor) -> Tensor:
     """uint8 images B x H x W x C, shifted and mirrored: B x C x H x W, floats. `fill` is the gaps' colour."""
-    count, height, width, channels = pixels.shape
-    device = pixels.device
     down, right, mirror = draws(rows, number, seed)
-    row, column = torch.arange(height, device=device), torch.arange(width, device=device)
-    mirrored = (mirror < cfg.flip * 2**21).unsqueeze(1)
+    down, right = (below(each, 2 * cfg.pad + 1) - cfg.pad for each in (down, right))
+    mirrored = mirror < cfg.flip * 2**21
+    move = _copied if pixels.device.type == "cpu" else _gathered
+    return move(pixels, down, right, mirrored, fill).permute(0, 3, 1, 2)
+
+
+def _copied(pixels: Tensor, down: Tensor, right: Tensor, mirrored: Tensor, fill: Tensor) -> Tensor:
+    """Image by image: a CPU copies the part that stays in sight far faster than single pixels."""
+    views = torch.empty(pixels.shape)
+    views[:] = fill.flatten()
+    side = pixels.shape[1]
+    down, right = (each.clamp(-side, side) for each in (down, right))
+    moves = zip(pixels, views, down.tolist(), right.tolist(), mirrored.tolist(), strict=True)
+    for image, view, by, aside, is_mirrored in moves:
+        part = image[max(by, 0) : side + min(by, 0), max(aside, 0) : side + min(aside, 0)]
+        if is_mirrored:
+            part, aside = part.flip(1), -aside
+        top, left = max(-by, 0), max(-aside, 0)
+        view[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return views
+
+
+def _gathered(pixels: Tensor, down: Tensor, right: Tensor, mirrored: Tensor, fill: Tensor) -> Tensor:
+    """All at once: a GPU would wait for many small copies."""
+    count, side, _, channels = pixels.shape
+    along = torch.arange(side, device=pixels.device)
     # places in the image that each pixel of the view comes from; some are outside
-    from_row = row + below(down, 2 * cfg.pad + 1).unsqueeze(1) - cfg.pad
-    from_column = torch.where(mirrored, width - 1 - column, column)
-    from_column = from_column + below(right, 2 * cfg.pad + 1).unsqueeze(1) - cfg.pad
-    first = torch.arange(count, device=device).unsqueeze(1) * height
-    places = (first + from_row.clamp(0, height - 1)).unsqueeze(2) * width
-    places = places + from_column.clamp(0, width - 1).unsqueeze(1)
-    # one gather of whole pixels is faster than a crop and then a flip
-    view = pixels.reshape(-1, channels).index_select(0, places.flatten())
-    views = view.view(count, height, width, channels).permute(0, 3, 1, 2).float()
-    if not cfg.pad:
-        return views
-    outside = ((from_row < 0) | (from_row >= height)).unsqueeze(2) | (
-        (from_column < 0) | (from_column >= width)
-    ).unsqueeze(1)
-    return torch.where(outside.unsqueeze(1), fill, views)
+    from_row = along + down.unsqueeze(1)
+    from_column = torch.where(mirrored.unsqueeze(1), side - 1 - along, along) + right.unsqueeze(1)
+    first = torch.arange(count, device=pixels.device).unsqueeze(1) * side
+    places = (first + from_row.clamp(0, side - 1)).unsqueeze(2) * side
+    places = places + from_column.clamp(0, side - 1).unsqueeze(1)
+    views = pixels.reshape(-1, channels).index_select(0, places.flatten()).view(pixels.shape).float()
+    outside = [(each < 0) | (each >= side) for each in (from_row, from_column)]
+    is_outside = outside[0].unsqueeze(2) | outside[1].unsqueeze(1)
+    return torch.where(is_outside.unsqueeze(3), fill.flatten(), views)

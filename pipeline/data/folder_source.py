@@ -8,7 +8,7 @@ from pipeline.data.decode import SUFFIXES
 from pipeline.data.items import SPLIT_NAMES, Item, Source
 from pipeline.data.left_out import LeftOut
 from pipeline.data.store import NO_LABEL, UNLABELLED
-from pipeline.data.walk import Walked, is_picture, no_picture, read_bytes, walk_root
+from pipeline.data.walk import Walked, is_picture, no_picture, read_bytes, stamp, walk_root
 from pipeline.settings import InputError
 
 UNLABELLED_NAMES = ("unlabelled", "unlabeled")
@@ -48,6 +48,7 @@ def find_folder(root_name: str) -> Source:
         lambda i: read_bytes(root / items[i].path),
         walked.bad,
         _left_out(walked, {item.path for item in items}),
+        lambda i: stamp(root / items[i].path),
     )
 
 

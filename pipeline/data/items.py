@@ -35,6 +35,7 @@ class Source:
     read: Callable[[int], bytes | Image.Image]
     bad: Sequence[LeftOut] = ()  # what cannot be read, as is known before anything is read
     left_out: Sequence[LeftOut] = ()  # other files among the pictures
+    stamp: Callable[[int], str] | None = None  # changes with the file of picture i, and does not read it
 
 
 def refuse_unprintable(names: Sequence[str], what: str) -> None:

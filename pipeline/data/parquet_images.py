@@ -9,13 +9,14 @@ from pipeline.data.decode import Undecodable
 from pipeline.settings import InputError
 
 AT_ONCE = 16  # rows
+WAITING = 2048  # rows: threads are never so far apart
 BUFFER = 1 << 20  # bytes read ahead; without it, a whole group of rows is read
 
 
 class ParquetImages:
     """The bytes of row i. Threads that each take some rows on end read the file once, from its start.
 
-    Rows that were passed and not asked for yet wait in memory.
+    Of the rows that were passed and not asked for yet, the last ones wait in memory.
     """
 
     def __init__(self, file: Path, column: str) -> None:
@@ -30,6 +31,7 @@ class ParquetImages:
             while self.next <= i:
                 self.waiting[self.next] = next(self.stream)
                 self.next += 1
+                self.waiting.pop(self.next - WAITING, None)  # so far back, nobody will ask for it
             value = self.waiting.pop(i)
         if not value:
             raise Undecodable("no bytes", "empty")

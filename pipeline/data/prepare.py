@@ -1,34 +1,32 @@
-"""From pictures to a data store: each picture is read once, checked, put into a split and decoded."""
+"""From pictures to a data store: each picture is read once, checked, decoded and put into a split."""
 
 import csv
 import hashlib
 import json
-import os
-import warnings
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.data import decode, sources, splits
+from pipeline.data import sources, splits
+from pipeline.data.decoding import OnDecoded, decode_all, key_of
+from pipeline.data.image_writer import ImageWriter
+from pipeline.data.images import FILE, ORDER, ImageFile
 from pipeline.data.items import Source
 from pipeline.data.left_out import LeftOut, count, refuse_bad, write_list
-from pipeline.data.noise import noisy
 from pipeline.data.sheet import sheet
 from pipeline.data.sources import DataConfig
 from pipeline.data.splits import Distinct, Entry
 from pipeline.data.store import NO_LABEL, SCHEMA, SPLITS, UNLABELLED, Manifest
+from pipeline.data.unfinished import Unfinished
 
-CHUNK_BYTES = 1 << 23
-MAX_THREADS = 8  # more threads only wait for the interpreter when pictures are small
-OnDecoded = Callable[[int, int], None]  # gets how many of how many pictures are decoded
 MIN_STD = 1 / 255  # for a channel that never changes; dividing by 0 would fail
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     """One row of the store."""
 
@@ -43,39 +41,41 @@ def prepare(
     *,
     on_decoded: OnDecoded = lambda done, total: None,
     bad_files: Path | None = None,
+    work: Path | None = None,
 ) -> Manifest:
     """Write the pictures that `cfg` names as a data store into the folder `out`, and return its manifest.
 
-    The same pictures and settings give the same bytes. In memory are all hashes, but only a few pictures. If
-    files cannot be read, `bad_files` is where the list of them goes.
+    The same pictures and settings give the same bytes. Each file is read once, and each picture written once.
+    In memory are all hashes, but only a few pictures. If files cannot be read, `bad_files` is where the list
+    of them goes. If this stops, the next call with the same folder `work` goes on there.
     """
     source = sources.find(cfg)
     splits.check(source.items, source.classes, source.where)
     out.mkdir(parents=True, exist_ok=True)
-    staged = out / "staged.bin"  # in the order of the source: the order of rows needs every hash
-    decoded = _decode_all(source, cfg, staged, on_decoded)
-    bad = [*source.bad, *(each for each in decoded if isinstance(each, LeftOut))]
-    refuse_bad(
-        bad,
-        len(decoded) + len(source.bad),
-        where=source.where,
-        most=cfg.max_bad if cfg.on_bad == "skip" else None,
-        listed=bad_files,
-    )
-    rows, dropped = _choose_rows(cfg, source, decoded)
+    work = work or out / "unfinished"
+    unfinished = Unfinished(work, key_of(cfg))
+    with ImageWriter(work, cfg.size, cfg.channels) as images:
+        decoded = decode_all(source, cfg, images, unfinished, on_decoded)
+        bad = [*source.bad, *(each for each in decoded.results if isinstance(each, LeftOut))]
+        refuse_bad(
+            bad,
+            len(decoded.results) + len(source.bad),
+            where=source.where,
+            most=cfg.max_bad if cfg.on_bad == "skip" else None,
+            listed=bad_files,
+        )
+        rows, dropped = _choose_rows(cfg, source, decoded.results)
+        positions = np.array([row.position for row in rows])
+        np.save(out / ORDER, images.finish(positions))
+    shutil.move(work / FILE, out / FILE)
     left_out = [*bad, *source.left_out, *dropped]
     labels = np.array([row.entry.label for row in rows], dtype=np.int64)
-
-    shape = (len(decoded), cfg.size, cfg.size, cfg.channels)
-    images = np.memmap(staged, dtype=np.uint8, mode="r", shape=shape)
-    pixels, mean, std = _write_images(out / "images.npy", images, rows)
-    del images
-    staged.unlink()
     np.save(out / "labels.npy", labels)
     _write_table(out / "files.csv", source, rows)
     write_list(out / "left_out.csv", left_out)
 
-    facts = json.dumps([source.classes, [row.split for row in rows], labels.tolist(), pixels])
+    mean, std = _statistics(decoded.sums[positions[[row.split == "train" for row in rows]]], cfg.size)
+    facts = json.dumps([source.classes, [row.split for row in rows], labels.tolist()]).encode()
     manifest: Manifest = {
         "schema": SCHEMA,
         "source": cfg.source,
@@ -89,11 +89,12 @@ def prepare(
         "per_class": _count_classes(source, rows),
         "left_out": count(left_out),
         "settings": cfg.model_dump(exclude={"root"}),
-        "content": hashlib.sha256(facts.encode()).hexdigest(),
+        "content": hashlib.sha256(facts + decoded.hashes[positions].tobytes()).hexdigest(),
     }
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-    page = sheet(np.load(out / "images.npy", mmap_mode="r"), labels, source.classes, manifest["per_class"])
+    page = sheet(ImageFile(out), labels, source.classes, manifest["per_class"])
     page.save(out / "sheet.png")
+    shutil.rmtree(work)
     return manifest
 
 
@@ -156,87 +157,10 @@ def _count_classes(source: Source, rows: list[_Row]) -> dict[str, dict[str, int]
     }
 
 
-def _decode_all(
-    source: Source, cfg: DataConfig, staged: Path, on_decoded: OnDecoded
-) -> list[Entry | LeftOut]:
-    """Write every picture to its place in the file `staged`. Returns its entry, or why there is none."""
-    stride = cfg.size * cfg.size * cfg.channels
-    count = len(source.items)
-    chunk = max(1, min(64, CHUNK_BYTES // stride))
-
-    def decode_chunk(start: int) -> list[Entry | LeftOut]:
-        pixels = np.zeros((min(chunk, count - start), cfg.size, cfg.size, cfg.channels), dtype=np.uint8)
-        results = [_decode_one(source, cfg, i, place) for i, place in enumerate(pixels, start)]
-        _write_at(handle, pixels.tobytes(), start * stride)
-        return results
-
-    decoded: list[Entry | LeftOut] = []
-    handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        with (
-            warnings.catch_warnings(),
-            ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool,
-        ):
-            # Pillow's warnings do not name the file; what matters raises an error
-            warnings.filterwarnings("ignore", module="PIL")
-            for results in pool.map(decode_chunk, range(0, count, chunk)):
-                decoded += results
-                on_decoded(len(decoded), count)
-    finally:
-        os.close(handle)
-    return decoded
-
-
-def _write_at(handle: int, content: bytes, place: int) -> None:
-    """Write all of it: one call may write a part, as when the disk is nearly full."""
-    while content:
-        written = os.pwrite(handle, content, place)
-        content, place = content[written:], place + written
-
-
-def _decode_one(source: Source, cfg: DataConfig, i: int, place: np.ndarray) -> Entry | LeftOut:
-    """Write picture i to `place`. Returns its entry, or why it cannot be decoded."""
-    item = source.items[i]
-    try:
-        raw = source.read(i)
-        image = decode.load(raw)
-    except decode.Undecodable as error:
-        return LeftOut(item.path, error.kind, str(error))
-    own = b"%d x %d:" % image.size + image.tobytes()
-    content = hashlib.sha256(raw if isinstance(raw, bytes) else own).hexdigest()
-    fitted = decode.fit(image, cfg.size, cfg.channels, cfg.square)
-    place[:] = noisy(fitted, cfg.noise, cfg.split_seed, content) if cfg.noise else fitted
-    pixels = hashlib.blake2b(own, digest_size=16).hexdigest()
-    return Entry(item.label, item.split, content, pixels, item.group)
-
-
-def _write_images(path: Path, images: np.ndarray, rows: list[_Row]) -> tuple[str, list[float], list[float]]:
-    """Write the pictures of the rows as images.npy.
-
-    Returns the hash of their pixels, and the mean and deviation of each channel of the training images, with
-    pixels from 0 to 1.
-    """
-    positions, train = [row.position for row in rows], sum(row.split == "train" for row in rows)
-    digest = hashlib.sha256()
-    total = np.zeros(images.shape[3], dtype=np.int64)  # integers are exact, whatever the chunks
-    squares = np.zeros_like(total)
-    with path.open("wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (len(positions), *images.shape[1:])}
-        np.lib.format.write_array_header_1_0(file, header)
-        for start, chunk in _chunks(images, positions):
-            data = chunk.tobytes()
-            digest.update(data)
-            file.write(data)
-            trained = chunk[: max(0, train - start)].astype(np.uint16)
-            total += trained.sum(axis=(0, 1, 2), dtype=np.int64)
-            squares += (trained * trained).sum(axis=(0, 1, 2), dtype=np.int64)
-    count = train * images.shape[1] * images.shape[2]
+def _statistics(sums: np.ndarray, size: int) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel over all these images, with pixels from 0 to 1."""
+    total, squares = sums.sum(0)
+    count = len(sums) * size * size
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return digest.hexdigest(), (mean / 255).tolist(), np.maximum(std / 255, MIN_STD).tolist()
-
-
-def _chunks(images: np.ndarray, positions: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    step = max(1, CHUNK_BYTES // images[0].size)
-    for start in range(0, len(positions), step):
-        yield start, images[positions[start : start + step]]
+    return (mean / 255).tolist(), np.maximum(std / 255, MIN_STD).tolist()

@@ -3,16 +3,17 @@
 import numpy as np
 
 from pipeline.data.decode import see
+from pipeline.data.images import Images
 
 PIXELS = 512 * 64 * 64  # that a network answers to at once, at most
 
 
 class Seen:
-    """Like the array `images` (uint8 N x H x W x C), but each image is resized when it is read."""
+    """Like `images` (uint8 N x H x W x C), but each image is resized when it is read."""
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, images: "np.ndarray | Seen", size: int) -> None:
+    def __init__(self, images: Images, size: int) -> None:
         self.images, self.size = images, size
 
     def __len__(self) -> int:
@@ -22,7 +23,7 @@ class Seen:
     def shape(self) -> tuple[int, ...]:
         return (len(self.images), self.size, self.size, self.images.shape[3])
 
-    def __getitem__(self, rows: "slice | np.ndarray") -> np.ndarray:
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         pixels = np.asarray(self.images[rows])
         if pixels.shape[1] == self.size:
             return pixels

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.data.images import Images
+
 PER_CLASS = 8
 MAX_CLASSES = 20
 TILE = 96
@@ -13,7 +15,7 @@ LINE = 24
 
 
 def sheet(
-    images: np.ndarray, labels: np.ndarray, classes: Sequence[str], per_class: Mapping[str, Mapping[str, int]]
+    images: Images, labels: np.ndarray, classes: Sequence[str], per_class: Mapping[str, Mapping[str, int]]
 ) -> Image.Image:
     """The first images of each class. `per_class` holds the number of images by split and class name."""
     shown = classes[:MAX_CLASSES]

@@ -10,8 +10,9 @@ from typing import cast
 import numpy as np
 
 from pipeline.data import decode, sources, splits
+from pipeline.data.decoding import MAX_THREADS
 from pipeline.data.items import Source
-from pipeline.data.prepare import MAX_THREADS, MIN_STD
+from pipeline.data.prepare import MIN_STD
 from pipeline.data.sources import DataConfig
 from pipeline.data.splits import Entry
 from pipeline.data.store import SPLITS, UNLABELLED, Manifest, Store
@@ -83,4 +84,4 @@ def _store(cfg: DataConfig, source: Source, few: np.ndarray) -> Store:
         "unlabelled": assigned.count(UNLABELLED),
         "content": "",
     }
-    return Store(Path(), cast(np.ndarray, Repeated(few, len(labels))), labels, cast(Manifest, manifest))
+    return Store(Path(), Repeated(few, len(labels)), labels, cast(Manifest, manifest))

@@ -1,4 +1,4 @@
-"""The prepared data set on disk: mapped into memory, read-only."""
+"""The prepared data set on disk."""
 
 import json
 from dataclasses import dataclass
@@ -8,9 +8,10 @@ from typing import Any, TypedDict
 import numpy as np
 
 from pipeline.data.decode import Square
+from pipeline.data.images import ImageFile, Images
 from pipeline.settings import InputError
 
-SCHEMA = 2
+SCHEMA = 3
 SPLITS = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # the name of a fourth part of the rows, which have no label
 NO_LABEL = -1
@@ -39,7 +40,7 @@ class Store:
     """One row for each image, in the order train, val, test, unlabelled."""
 
     path: Path
-    images: np.ndarray  # N x H x W x C, uint8, read-only; on disk until they are read
+    images: Images  # N x H x W x C, uint8; on disk until they are read
     labels: np.ndarray  # N, int64; NO_LABEL for unlabelled images
     manifest: Manifest
 
@@ -50,7 +51,7 @@ class Store:
         where, remedy = f"data store {str(path)!r}", "Run the prepare stage again (`dvc repro prepare`)."
         try:
             manifest: Manifest = json.loads((path / "manifest.json").read_text("utf-8"))
-            images = np.load(path / "images.npy", mmap_mode="r")
+            images = ImageFile(path)
             labels = np.load(path / "labels.npy")
             whole = _belong_together(manifest, images, labels)
         except FileNotFoundError as error:
@@ -103,7 +104,7 @@ class Store:
         return np.arange(start, start + counts[split])
 
 
-def _belong_together(manifest: Manifest, images: np.ndarray, labels: np.ndarray) -> bool:
+def _belong_together(manifest: Manifest, images: ImageFile, labels: np.ndarray) -> bool:
     if manifest["schema"] != SCHEMA:
         return False
     labelled = sum(manifest["splits"][name] for name in SPLITS)

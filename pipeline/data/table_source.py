@@ -11,7 +11,7 @@ from pipeline.data.left_out import LeftOut, named
 from pipeline.data.parquet_images import ParquetImages, check_column
 from pipeline.data.store import NO_LABEL, UNLABELLED
 from pipeline.data.table_file import SUFFIXES, Columns, Row, Table, read_table
-from pipeline.data.walk import Walked, is_picture, no_picture, read_bytes, walk_root
+from pipeline.data.walk import Walked, is_picture, no_picture, read_bytes, stamp, walk_root
 from pipeline.settings import InputError
 
 
@@ -33,11 +33,21 @@ def find_in_table(root_name: str, name: str, columns: Columns) -> Source:
     refuse_unprintable(names, f"{where}: the label")
     items = _items(table, names, name)
     if table.image:
-        return Source(where, names, items, ParquetImages(root / name, table.image), walked.bad)
+        of_all = stamp(root / name)
+        read = ParquetImages(root / name, table.image)
+        return Source(where, names, items, read, walked.bad, stamp=lambda i: of_all)
     used = {item.path for item in items}
     bad = [each for each in walked.bad if each.path not in used]  # the others are found when they are read
     left_out = _left_out(walked, {*used, normpath(name)})
-    return Source(where, names, items, lambda i: read_bytes(root / items[i].path), bad, left_out)
+    return Source(
+        where,
+        names,
+        items,
+        lambda i: read_bytes(root / items[i].path),
+        bad,
+        left_out,
+        lambda i: stamp(root / items[i].path),
+    )
 
 
 def _items(table: Table, names: list[str], file: str) -> list[Item]:

@@ -1,5 +1,6 @@
 """The views of images: what a network is shown of them. A view depends on seed, row and number alone."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,10 @@ from pipeline.data.boxes import inside
 from pipeline.data.colour import blur, erase, recolour
 from pipeline.data.crop import cropped, resized, shifted
 from pipeline.data.draws import Draws
+from pipeline.data.images import Images
 from pipeline.data.policy import trivially_augmented
-
-RESIDENT_BYTES = 2 << 30  # up to this size the pixels of a subset are kept on the device
+from pipeline.data.read_ahead import ReadAhead
+from pipeline.data.resident import resident_bytes
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Views:
 
     def __init__(
         self,
-        images: np.ndarray,
+        images: Images,
         rows: np.ndarray,
         cfg: AugmentConfig | None,
         *,
@@ -44,13 +46,14 @@ class Views:
         device: torch.device,
         labelled: int | None = None,
     ) -> None:
-        self.source, self.cfg, self.seed, self.device = images, cfg, seed, device
+        self.cfg, self.seed, self.device = cfg, seed, device
         self.rows = torch.as_tensor(rows, dtype=torch.int64)
         self.rows_on_device = self.rows.to(device)
         self.labelled = len(rows) if labelled is None else labelled
         self.fill = 255 * mean.view(1, -1, 1, 1)
-        is_small = len(rows) * images[0].nbytes <= RESIDENT_BYTES
+        is_small = len(rows) * math.prod(images.shape[1:]) <= resident_bytes(device)
         self.resident = torch.from_numpy(images[rows]).to(device) if is_small else None
+        self.on_disk = ReadAhead(images, device)
 
     def pictures(self, places: Rows, number: int, size: int) -> Tensor:
         """View `number` of the images at `places`: B x C x size x size, floats from 0 to 255."""
@@ -63,6 +66,15 @@ class Views:
         if self.cfg.cutmix:
             share = torch.where(mix.is_pasted.view(-1, 1, 1, 1), inside(mix.box, views).float(), share)
         return views.lerp_(others, share)
+
+    def expect(self, *views: tuple[Rows, int]) -> None:
+        """Views, as places and number, that will be asked for soon. What is on disk is read meanwhile."""
+        if self.resident is None:
+            self.on_disk.expect(self._rows(each) for view in views for each in self._read_for(*view))
+
+    def _read_for(self, places: Rows, number: int) -> list[Rows]:
+        is_mixed = self.cfg is not None and self.cfg.is_mixed
+        return [places, self._mix(places, number).partners] if is_mixed else [places]
 
     def targets(self, places: Rows, number: int, labels: Tensor, classes: int) -> Tensor | None:
         """The share of each class in the views, B x classes, by the labels of the subset; None if unmixed."""
@@ -104,7 +116,11 @@ class Views:
     def _pixels(self, places: Rows) -> Tensor:
         if self.resident is not None:
             return self.resident.index_select(0, places.on_device)
-        return torch.from_numpy(self.source[self.rows[places.on_host].numpy()]).to(self.device)
+        return self.on_disk.read(self._rows(places))
+
+    def _rows(self, places: Rows) -> np.ndarray:
+        rows: np.ndarray = self.rows[places.on_host].numpy()
+        return rows
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,15 @@ def read_bytes(path: Path) -> bytes:
         raise Undecodable(error.strerror or str(error), "unreadable") from error
 
 
+def stamp(path: Path) -> str:
+    """Changes when the file is written."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        return str(error.errno)
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
 def _size(path: Path) -> int:
     """Of a regular file. To open anything else may take for ever."""
     try:

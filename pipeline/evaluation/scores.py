@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.seen import Seen, images_at_once
+from pipeline.data.images import Images
+from pipeline.data.seen import images_at_once
 from pipeline.export.calibration import calibration_error
 from pipeline.records.ticker import counting
 from pipeline.settings import InputError
@@ -15,7 +16,7 @@ MISTAKES = 50  # pairs of classes that a record holds, at most; evaluate/RUN.npz
 
 def logits_of(
     predict: Callable[[np.ndarray], np.ndarray],
-    images: np.ndarray | Seen,
+    images: Images,
     rows: Sequence[int] | np.ndarray,
     *,
     batch_size: int | None = None,
@@ -23,7 +24,7 @@ def logits_of(
 ) -> np.ndarray:
     """Logits of the given rows, in their order.
 
-    `images` (uint8 N x H x W x C) may be mapped from disk: one batch is read at a time.
+    `images` (uint8 N x H x W x C) may be on disk: one batch is read at a time.
     """
     rows = np.asarray(rows, dtype=np.int64)
     if rows.size == 0:

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from pipeline.data.decode import BORDER, Square
+from pipeline.data.images import Images
 from pipeline.deploy import browser_page, read_bundle
 from pipeline.deploy.read_bundle import SCHEMA, sealed
 from pipeline.deploy.verify import passed, verify
@@ -28,7 +29,7 @@ from pipeline.export import (
     pt2,
     torchscript,
 )
-from pipeline.export.deployable import Deployable, Images, Predict, in_batches, plain_pools
+from pipeline.export.deployable import Deployable, Predict, in_batches, plain_pools
 from pipeline.export.int8 import Int8Config
 from pipeline.files import sha256
 from pipeline.settings import InputError, Settings

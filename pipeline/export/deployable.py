@@ -2,26 +2,16 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.data.images import Images
 from pipeline.functional import normalise
 
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """uint8 images N x H x W x C to (logits, probabilities)."""
-
-
-class Images(Protocol):
-    """uint8 images N x H x W x C: an array, or anything that makes the asked rows when they are read."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray: ...
-
 
 PIXELS = 1_000_000  # images of so many pixels run at once
 

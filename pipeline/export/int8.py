@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from pipeline.data.images import Images
 from pipeline.export import onnx_format
 from pipeline.export.blocks import block_first_layer
-from pipeline.export.deployable import Images, Predict, in_batches
+from pipeline.export.deployable import Predict, in_batches
 from pipeline.export.quiet import quiet
 from pipeline.records.intervals import of_difference
 from pipeline.settings import InputError, Settings

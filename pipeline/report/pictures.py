@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.data.images import ImageFile
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -15,13 +17,12 @@ WIDEST = 1100  # pixels, of a picture of many images
 LOSSLESS = 16  # pictures up to this side are PNG
 
 
-def open_images(data: Path) -> np.ndarray | None:
+def open_images(data: Path) -> ImageFile | None:
     """The prepared images, on disk until they are used; None if there are none."""
     try:
-        images: np.ndarray = np.load(data / "images.npy", mmap_mode="r")
+        return ImageFile(data)
     except FileNotFoundError:
         return None
-    return images
 
 
 def first_of_each(data: Path, images: int, classes: int, each: int) -> list[np.ndarray]:

@@ -22,9 +22,9 @@ from pipeline.data.protocol import (
     draw_subset,
     rows_of_classes,
 )
+from pipeline.data.resident import resident_bytes
 from pipeline.data.seen import Seen, images_at_once
 from pipeline.data.store import UNLABELLED, Store
-from pipeline.data.views import RESIDENT_BYTES
 from pipeline.device import keep_memory
 from pipeline.functional import Input, class_means, normalise
 from pipeline.methods import Method, MethodConfig
@@ -193,9 +193,9 @@ class Context:
     def _validation_images(self, start: int, end: int, input: Input) -> Tensor:
         """If they fit into memory, they are read and resized once for each size that networks see."""
         rows, size = self.validation.rows, input.size
-        if len(rows) * size**2 * self.store.channels > RESIDENT_BYTES:
-            return self.images(rows[start:end], input)
         if size not in self._validation:
+            if len(rows) * size**2 * self.store.channels > resident_bytes(torch.device("cpu")):
+                return self.images(rows[start:end], input)
             self._validation[size] = torch.as_tensor(Seen(self.store.images, size)[rows])
         return normalise(self._validation[size][start:end].to(self.device), input.mean, input.std)
 

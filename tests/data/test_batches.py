@@ -140,7 +140,7 @@ def test_a_view_depends_on_the_epoch_and_the_row_of_the_store() -> None:
 
 def test_images_that_stay_on_disk_give_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     resident = list(batches(20, 6, augmented=AugmentConfig()).epoch(2))
-    monkeypatch.setattr(views_module, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(views_module, "resident_bytes", lambda device: 0)
     data = batches(20, 6, augmented=AugmentConfig())
     assert data.views.resident is None
     for one, other in zip(resident, data.epoch(2), strict=True):

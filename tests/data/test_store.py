@@ -2,6 +2,7 @@ import csv
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -13,13 +14,14 @@ from data.folders import fill, picture, tree
 from PIL import Image
 
 from pipeline.data import decode
+from pipeline.data.image_writer import ImageWriter
 from pipeline.data.prepare import prepare
 from pipeline.data.protocol import ProtocolConfig, describe_subset, draw_subset, rows_of_classes
 from pipeline.data.sources import DataConfig
 from pipeline.data.store import SPLITS, Store
 from pipeline.settings import InputError
 
-FILES = ["files.csv", "images.npy", "labels.npy", "left_out.csv", "manifest.json", "sheet.png"]
+FILES = ["files.csv", "images.npy", "labels.npy", "left_out.csv", "manifest.json", "order.npy", "sheet.png"]
 
 
 def made(root: Path, out: Path, **settings: Any) -> Store:
@@ -52,7 +54,7 @@ def test_every_row_is_the_picture_of_its_file(root: Path, tmp_path: Path) -> Non
     )
     for n, row in enumerate(listed):
         assert int(row["row"]) == n
-        assert np.array_equal(store.images[n], decode.decode(root / row["path"], 8, 3))
+        assert np.array_equal(store.images[:][n], decode.decode(root / row["path"], 8, 3))
         assert store.classes[store.labels[n]] == row["class"] == Path(row["path"]).parts[0]
         assert row["sha256"] == hashlib.sha256((root / row["path"]).read_bytes()).hexdigest()
         assert n in store.indices(row["split"])
@@ -124,6 +126,38 @@ def test_the_same_data_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 
+def test_every_file_is_read_once_and_every_picture_written_once(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(root / "cat/0000.png", root / "cat/copy.png")
+    opened, written = Counter[str](), Counter[int]()
+    read, write = Path.read_bytes, ImageWriter.write
+
+    def counted(path: Path) -> bytes:
+        opened.update([path.name] if path.suffix == ".png" else [])
+        return read(path)
+
+    def noted(self: ImageWriter, place: int, pixels: np.ndarray) -> None:
+        written.update(range(place, place + len(pixels)))
+        write(self, place, pixels)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    monkeypatch.setattr(ImageWriter, "write", noted)
+    store = made(root, tmp_path / "out")
+    assert opened == Counter(path.name for path in root.rglob("*.png"))
+    assert written == Counter([*range(31), 10])  # the last one fills the gap that the copy leaves
+    assert (store.path / "images.npy").stat().st_size == 128 + 30 * 8 * 8 * 3
+
+
+def test_pictures_lie_in_the_order_in_which_they_were_found(root: Path, tmp_path: Path) -> None:
+    store = made(root, tmp_path / "out")
+    found = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+    order = np.load(store.path / "order.npy")
+    assert [found[place] for place in order] == [row["path"] for row in rows(store)]
+    pixels = np.load(store.path / "images.npy")
+    assert all(np.array_equal(pixels[n], decode.decode(root / path, 8, 3)) for n, path in enumerate(found))
+
+
 def assignment(store: Store) -> dict[str, str]:
     return {row["sha256"]: row["split"] for row in rows(store)}
 
@@ -165,7 +199,7 @@ def test_copies_are_removed_wherever_they_are(tmp_path: Path) -> None:
     ]
     assert left_out(store)[3][0] in ("train/cat/0001.png", "train/cat/other-encoding.bmp")
     assert store.manifest["splits"]["test"] == 4
-    pixels = [image.tobytes() for image in store.images]
+    pixels = [image.tobytes() for image in store.images[:]]
     assert len(set(pixels)) == len(pixels) == 13
     [remaining] = [row for row in rows(store) if row["path"].endswith(("0010.png", "cat/copy.png"))]
     assert remaining["split"] == "test"
@@ -239,15 +273,8 @@ def test_the_digits_are_prepared(tmp_path: Path) -> None:
     originals = np.rint(load_digits().images * 255 / 16).astype(np.uint8)
     for row, line in enumerate(rows(store)[:20]):
         assert np.array_equal(
-            store.images[row, :, :, 0], originals[int(line["path"].removeprefix("digits:"))]
+            store.images[:][row][:, :, 0], originals[int(line["path"].removeprefix("digits:"))]
         )
-
-
-def test_images_stay_on_disk_and_are_read_only(root: Path, tmp_path: Path) -> None:
-    store = made(root, tmp_path / "out")
-    assert isinstance(store.images, np.memmap)
-    with pytest.raises(ValueError, match="read-only"):
-        store.images[0] = 0
 
 
 def test_unlabelled_images_are_the_last_rows_and_change_nothing_else(tmp_path: Path) -> None:
@@ -264,11 +291,11 @@ def test_unlabelled_images_are_the_last_rows_and_change_nothing_else(tmp_path: P
     assert store.indices("unlabelled").tolist() == [30, 31, 32]
     assert before.indices("unlabelled").tolist() == []
     assert store.labels.tolist() == [*before.labels.tolist(), -1, -1, -1]
-    assert np.array_equal(store.images[:30], before.images)
+    assert np.array_equal(store.images[:30], before.images[:])
     assert (store.path / "sheet.png").read_bytes() == (before.path / "sheet.png").read_bytes()
     for row in rows(store)[30:]:
         assert (row["split"], row["class"]) == ("unlabelled", "")
-        assert np.array_equal(store.images[int(row["row"])], decode.decode(root / row["path"], 8, 3))
+        assert np.array_equal(store.images[:][int(row["row"])], decode.decode(root / row["path"], 8, 3))
     assert store.content != before.content
 
 
@@ -321,16 +348,19 @@ APART = "images.npy, labels.npy and manifest.json do not belong together"
 DAMAGES: list[tuple[str, Callable[[Path], object]]] = [
     ("manifest.json is missing", lambda path: (path / "manifest.json").unlink()),
     ("images.npy is missing", lambda path: (path / "images.npy").unlink()),
+    ("order.npy is missing", lambda path: (path / "order.npy").unlink()),  # as before schema 3
     ("cannot be read .JSON", lambda path: (path / "manifest.json").write_text("{")),
     ("cannot be read .Unicode", lambda path: (path / "manifest.json").write_bytes(b"\xff\xff")),
     ("cannot be read .TypeError", lambda path: (path / "manifest.json").write_text("[]")),
     ("cannot be read .KeyError: 'mean'", lambda path: rewritten(path, mean=None)),
     ("cannot be read .ValueError", lambda path: shortened(path / "images.npy")),
+    ("cannot be read .ValueError: order", lambda path: np.save(path / "order.npy", np.zeros(30, int))),
+    ("cannot be read .ValueError: order", lambda path: np.save(path / "order.npy", np.arange(29))),
     ("cannot be read .EOFError", lambda path: (path / "labels.npy").write_bytes(b"")),
     ("cannot be read .AttributeError", lambda path: zipped(path / "images.npy")),
     (APART, lambda path: rewritten(path, splits={"train": 1, "val": 1, "test": 1})),
     (APART, lambda path: rewritten(path, classes=["cat"])),
-    (APART, lambda path: rewritten(path, schema=99)),
+    (APART, lambda path: rewritten(path, schema=2)),
     (APART, lambda path: rewritten(path, mean=[0.5])),
     (APART, lambda path: rewritten(path, size=9)),
     (APART, lambda path: rewritten(path, unlabelled=1)),

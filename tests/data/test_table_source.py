@@ -343,3 +343,21 @@ def test_a_large_parquet_file_is_read_in_little_memory(tmp_path: Path) -> None:
     assert most < 40e6
     assert isinstance(source.read, ParquetImages)
     assert not source.read.waiting
+
+
+def test_rows_that_nobody_asks_for_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when an earlier `prepare` has decoded the first ones."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"image": b"picture %d" % n, "label": "ab"[n % 2]} for n in range(60)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "table.parquet")
+    monkeypatch.setattr("pipeline.data.parquet_images.WAITING", 8)
+    read = found(tmp_path, "table.parquet").read
+    assert isinstance(read, ParquetImages)
+    assert read(40) == b"picture 40"
+    assert len(read.waiting) <= 8
+    stream = read.stream
+    assert [read(i) for i in (35, 34, 43, 41)] == [b"picture %d" % i for i in (35, 34, 43, 41)]
+    assert read.stream is stream  # the file was not read again from its start
+    assert [read(i) for i in (3, 59, 2)] == [b"picture 3", b"picture 59", b"picture 2"]

@@ -115,7 +115,7 @@ def test_two_sizes_show_the_same_view(cfg: AugmentConfig) -> None:
 def test_a_large_subset_is_read_from_disk_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = AugmentConfig(preset="strong", mixup=1.0)
     resident = every(views_of(cfg))
-    monkeypatch.setattr("pipeline.data.views.RESIDENT_BYTES", 0)
+    monkeypatch.setattr("pipeline.data.views.resident_bytes", lambda device: 0)
     views = views_of(cfg)
     assert views.resident is None
     assert torch.equal(every(views), resident)

@@ -125,6 +125,7 @@ class Known:
         manifest |= {"size": SIZE, "channels": 3, "mean": MEAN, "std": STD}
         self.data.mkdir(parents=True)
         np.save(self.data / "images.npy", images.clip(0, 255).astype(np.uint8))
+        np.save(self.data / "order.npy", np.arange(len(labels)))
         np.save(self.data / "labels.npy", labels)
         (self.data / "manifest.json").write_text(json.dumps(manifest))
 
@@ -171,7 +172,7 @@ def slow_points(
 ) -> tuple[list[tuple[int, Row]], list[Row]]:
     """For each test image of `classes` its class and its embedding; and the centres of `classes`."""
     train, test = range(SPLITS["train"]), range(SPLITS["train"] + SPLITS["val"], sum(SPLITS.values()))
-    found = [slow_embedding(image, known.weights[network]) for image in known.store.images]
+    found = [slow_embedding(image, known.weights[network]) for image in known.store.images[:]]
     labels = known.store.labels.tolist()
     centres = []
     for label in classes:

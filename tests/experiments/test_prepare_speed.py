@@ -16,7 +16,8 @@ def test_the_table_has_a_line_for_one_core_and_one_for_two(
     cfg = DataConfig(source="folder", root=str(tmp_path), size=32)
     *_, one, two = prepare_speed.table(cfg, rounds=1).splitlines()
     for cores, line in (("1", one), ("2", two)):
-        first, _, _, peak, before, stored, rounds = line.strip("| ").split(" | ")
+        first, _, _, peak, before, disk, stored, rounds = line.strip("| ").split(" | ")
         assert (first, rounds) == (cores, "1")
         assert float(peak.split(" ")[0]) >= float(before) > 10
+        assert float(disk) >= 3
         assert stored == "3"  # 32 x 32 x 3 bytes, times 1,000

@@ -238,6 +238,6 @@ def test_prepare_and_predictor_give_the_same_pixels_to_odd_shapes(
     assert len(table) == 30
     for row in table:
         file = tmp_path / "images" / row["path"]
-        stored = store.images[int(row["row"])]
+        stored = store.images[:][int(row["row"])]
         assert np.array_equal(fit(load(file), 16, 3, square), stored)
         assert np.array_equal(predictor.decode(file), see(stored, 12)), file

@@ -276,7 +276,7 @@ def test_validation_is_the_same_without_room_for_its_images(
     net = nets.build("wrn_10_1", 3)
     found = []
     for limit in (2**31, 0):
-        monkeypatch.setattr("pipeline.runs.context.RESIDENT_BYTES", limit)
+        monkeypatch.setattr("pipeline.runs.context.resident_bytes", lambda device, limit=limit: limit)
         context = Context.of_students(ready.data, run.protocol, run.augment)
         found.append(context.validate(net, own))
         assert bool(context._validation) == bool(limit)

@@ -1,0 +1,71 @@
+"""Writes the file that `images.py` reads."""
+
+import os
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from pipeline.data.images import FILE
+
+HEADER = 128  # bytes before the first picture, for every number of pictures
+
+
+class ImageWriter:
+    """Writes pictures to places in a file, from any thread and in any order. What was there before stays."""
+
+    def __init__(self, folder: Path, size: int, channels: int) -> None:
+        self.shape, self.stride = (size, size, channels), size * size * channels
+        self.handle = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o666)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self.handle)
+
+    def write(self, place: int, pixels: np.ndarray) -> None:
+        """Write pictures from this place on."""
+        _write_at(self.handle, np.ascontiguousarray(pixels).reshape(-1).data, HEADER + place * self.stride)
+
+    def read(self, places: range) -> np.ndarray:
+        """Pictures on end; fewer at the end of the file."""
+        content = os.pread(self.handle, len(places) * self.stride, HEADER + places.start * self.stride)
+        return np.frombuffer(content[: len(content) // self.stride * self.stride], np.uint8).reshape(
+            -1, *self.shape
+        )
+
+    def finish(self, kept: np.ndarray) -> np.ndarray:
+        """Keep the pictures at these places alone, and return where each of them is then.
+
+        The last ones of the file fill the gaps, so few are moved.
+        """
+        gaps = np.setdiff1d(np.arange(len(kept)), kept)
+        moved = np.sort(kept[kept >= len(kept)])
+        for old, new in zip(moved.tolist(), gaps.tolist(), strict=True):
+            self.write(new, self.read(range(old, old + 1)))
+        os.ftruncate(self.handle, HEADER + len(kept) * self.stride)
+        _write_at(self.handle, _header((len(kept), *self.shape)), 0)
+        places = kept.astype(np.int64)
+        places[kept >= len(kept)] = gaps[np.searchsorted(moved, kept[kept >= len(kept)])]
+        return places
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    """Of numpy's format. It leaves room for any number of pictures."""
+    written = BytesIO()
+    np.lib.format.write_array_header_1_0(written, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    assert written.tell() == HEADER
+    return written.getvalue()
+
+
+def _write_at(handle: int, content: "bytes | memoryview", position: int) -> None:
+    """Write all of it: one call may write a part, as when the disk is nearly full."""
+    rest = memoryview(content)
+    while rest:
+        written = os.pwrite(handle, rest, position)
+        rest, position = rest[written:], position + written
