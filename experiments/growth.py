@@ -3,9 +3,9 @@
     python -m experiments.growth [--rounds 3] [--write FILE]
 
 A student learns from a teacher's answers (method kd). One size grows at a time. The sizes take turns, each in
-processes of its own with one thread, and real steps are measured, in CPU time, so that the machine may be busy.
-A few pictures of noise stand for all, as time does not depend on them, so the store of real images is not in
-the memory.
+processes of its own with one thread, and real steps are measured, in CPU time, so that the machine may be
+busy. A few pictures of noise stand for all, as time does not depend on them, so the store of real images is
+not in the memory.
 """
 
 import argparse

@@ -80,7 +80,7 @@ class AnswerFile:
         with np.errstate(over="ignore"):
             numbers = answers.cpu().numpy().astype(PRECISION)
         if not np.isfinite(numbers).all():
-            raise BeyondPrecision(self.name)
+            raise BeyondPrecision(f"{self.name} has numbers that half precision cannot hold")
         positions = [view * self.rows + int(row) for row in rows]
         with _open(self.answers) as file:
             for position, each in zip(positions, numbers, strict=True):

@@ -97,8 +97,7 @@ def stored_answers(
     try:
         made = making.make(views, label, shown=context.is_main)
     except BeyondPrecision as error:
-        why = f"{error} has numbers that half precision cannot hold"
-        return None, facts | _live(why, label, shown=context.is_main)
+        return None, facts | _live(str(error), label, shown=context.is_main)
     seconds = round(time.perf_counter() - begun, 3)
     if context.is_main:
         print(f"{label}: {_told(list(files), len(rows), views, made, seconds)}", flush=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.data.batches import Batches
 from pipeline.device import computing, synchronise
 from pipeline.methods import Phase
-from pipeline.runs.answer_file import bytes_of, views_there
+from pipeline.runs.answer_file import BeyondPrecision, bytes_of, views_there
 from pipeline.runs.answer_key import depends_on, key_of
 from pipeline.runs.answers import Making, Stored, open_files, why_live
 from pipeline.runs.context import Context
@@ -133,7 +133,10 @@ def _measured(
     depends = depends_on(context, teacher, batches, cfg.precision)
     files = open_files(place, read, images=len(context.store.images), views=1)
     making = Making(files, read.frozen, batches, teacher, autocast, place)
-    seconds, count = _seconds_of_an_answer(making, len(rows))
+    try:
+        seconds, count = _seconds_of_an_answer(making, len(rows))
+    except BeyondPrecision as error:
+        return None, str(error)
     batches.answers = _FirstView(files, read, rows[:count], context.device)
     parts = _parts(read, known, depends, place.parent / ANSWERS, len(context.store.images), views)
     return Needed(parts, views, rows.numpy(), seconds), ""

@@ -49,8 +49,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRuns:
 
 
 @pytest.fixture(autouse=True)
-def in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_a_moment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(measure, "SECONDS", 0.02)
+    monkeypatch.chdir(tmp_path)
 
 
 def phases(cost: Cost) -> dict[str, tuple[int, int]]:
@@ -102,7 +103,6 @@ def measured(small: SmallRuns, name: str, trained: Path | None = None, **section
 def test_with_fixed_views_answers_are_counted_and_steps_do_without_the_teacher(
     small: SmallRuns, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     small.train_teacher("big")
     counts = []
     for sections in ({}, {"augment": {"views": 0}}):
