@@ -63,6 +63,7 @@ class AnswerFile:
         self.name, self.shape, self.rows, self.views = name, shape, rows, views
         self.answers, self.there = (path_of(folder, name, suffix) for suffix in (ANSWERS, THERE))
         self.bytes = bytes_of(shape)
+        folder.mkdir(parents=True, exist_ok=True)
         if not self.answers.exists():
             self.there.unlink(missing_ok=True)
         _grow(self.answers, views * rows * self.bytes)

@@ -586,7 +586,7 @@ def test_what_was_used_longest_ago_is_swept_beyond_the_budget(tmp_path: Path) ->
         used_since(filled(tmp_path / teacher, name), days=10 if name == "old" else day + 11)
     used_since(filled(tmp_path / "b", "oldest"), days=1)
     assert answer_file.sweep(tmp_path, views_gb=1.0) == 0.0
-    assert answer_file.sweep(tmp_path, views_gb=0.9e-3) == pytest.approx(0.8e-3, rel=0.02)
+    assert answer_file.sweep(tmp_path, views_gb=0.7e-3) == pytest.approx(0.8e-3, rel=0.02)
     assert left(tmp_path) == {"old", "new", "newest"}
     answer_file.sweep(tmp_path, views_gb=0.5e-3)
     assert left(tmp_path) == {"new", "newest"}
@@ -632,6 +632,7 @@ def test_answers_without_a_note_that_they_are_there_do_not_count_nor_a_note_with
         (tmp_path / "a" / f"logits{suffix}").unlink()
         again = AnswerFile(tmp_path / "a", "logits", (1000,), rows=400, views=1)
         assert again.lacks(0, np.arange(400)).all()
+    again.write(0, np.arange(400), torch.ones(400, 1000))
     again.there.unlink()
     answer_file.sweep(tmp_path, views_gb=0.0)
     assert not list(tmp_path.iterdir())
@@ -700,13 +701,20 @@ def test_many_logits_are_made_of_pooled_embeddings_as_the_teacher_makes_them(tmp
     stored = answers.Stored({"pooled": file}, read, torch.arange(16), torch.device("cpu"))
     given = stored(0, torch.arange(16), lambda: pytest.fail("the teacher was asked"))
     student = torch.randn(16, MANY)
-    for temperature in (1.0, 4.0):
-        exact, ours = (softened_kl(student, each, temperature) for each in (answer.logits, given.logits))
-        assert abs(ours / exact - 1) < 1e-3
-        top = answer.logits.topk(500)
-        rest = answer.logits.scatter(1, top.indices, -torch.inf).logsumexp(1, keepdim=True)
-        flat = (rest - math.log(MANY - 500)).expand_as(answer.logits).scatter(1, *top[::-1])
-        print(temperature, exact.item(), ours.item(), softened_kl(student, flat, temperature).item())
+    flat = top_of(answer.logits, 500)
+    for temperature, least in ((1.0, 0.0), (4.0, 0.5)):
+        exact, ours, theirs = (
+            softened_kl(student, each, temperature) for each in (answer.logits, given.logits, flat)
+        )
+        assert abs(ours / exact - 1) < 1e-4
+        assert abs(theirs / exact - 1) >= least  # why the largest logits alone are not what is stored
+
+
+def top_of(logits: Tensor, k: int) -> Tensor:
+    """The largest logits, and one value for all others, with their mass at temperature 1."""
+    top = logits.topk(k)
+    rest = logits.scatter(1, top.indices, -torch.inf).logsumexp(1, keepdim=True)
+    return (rest - math.log(logits.shape[1] - k)).expand_as(logits).scatter(1, top.indices, top.values)
 
 
 def test_few_logits_and_those_that_are_not_linear_are_stored_whole() -> None:
@@ -718,13 +726,14 @@ def test_few_logits_and_those_that_are_not_linear_are_stored_whole() -> None:
 def test_the_parts_read_have_pooled_embeddings_in_place_of_many_logits(
     small: SmallRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = train(small, "kd", tmp_path / "whole")
+    sgd = {"optimizer": "sgd", "lr": 0.001}  # the steps of adamw are large however small a gradient is
+    usual = train(small, "kd", tmp_path / "whole", training=sgd)
     monkeypatch.setattr(parts_read, "_is_smaller", lambda answer: True)
-    done = train(small, "kd", tmp_path)
+    done = train(small, "kd", tmp_path, training=sgd)
     assert done.facts["distill"]["read"] == ["pooled"]
     assert set(content(tmp_path / "answers")) == {"pooled.answers", "pooled.there"}
     assert done.asked == VIEWS * IMAGES + 9
-    assert_close(usual, done, 5e-3)
+    assert_close(usual, done, 2e-3)
     assert train(small, "irg", tmp_path).facts["distill"]["read"] == [*MAPS, "pooled"]
 
 
