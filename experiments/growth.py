@@ -32,12 +32,12 @@ from pipeline.export import machine
 from pipeline.params import Params
 from pipeline.runs.measure import measure_run
 
-FEW = 64  # pictures that stand for all
-STEPS = 32  # to measure at 32 pixels; fewer of larger pictures
+FEW = 32  # pictures that stand for all
+STEPS = 16  # to measure at 32 pixels; fewer of larger pictures
 FEWEST = 3
 NET = {"net": "resnet8"}
 TRAIN = {"epochs": 1, "batch_size": 16, "optimizer": "sgd", "lr": 0.01}
-COMPUTED = 4  # processes, from one and two
+COMPUTED = {"pixels": 512, "processes": 4}  # from the two measured sizes before
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ START = Size()
 GROWTH: dict[str, list[Size]] = {
     "images": [replace(START, images=n) for n in (10_000, 100_000, 1_000_000)],
     "classes": [replace(START, classes=n) for n in (10, 100, 1000, 10_000)],
-    "pixels": [replace(START, pixels=n) for n in (32, 64, 128, 256, 512)],
+    "pixels": [replace(START, pixels=n) for n in (32, 64, 128, 256)],
     "processes": [replace(START, processes=n) for n in (1, 2)],
 }
 
@@ -99,7 +99,7 @@ def measure(size: Size) -> dict[str, float]:
     torch.set_num_threads(1)
     chosen = params(size)
     run, teacher = chosen.run("kd"), chosen.teacher_run("big")
-    steps = max(FEWEST, STEPS * START.pixels**2 // size.pixels**2)  # as many in each process
+    steps = max(FEWEST, STEPS // max(1, size.pixels // START.pixels) ** 2)  # as many in each process
     counted = patch.multiple("pipeline.runs.measure", WARM_UP=1, FEWEST=steps, SECONDS=0.0)
     with counted, patch("time.perf_counter", time.process_time):
         cost = measure_run(run, "distill", teacher, store(size), is_known=True)
@@ -139,16 +139,27 @@ def table(growth: dict[str, list[Size]], rounds: int) -> str:
     ]
     for name, sizes in growth.items():
         lines += [_row(name, f"{getattr(size, name):,}", found[size]) for size in sizes]
-    if len(sizes := growth.get("processes", [])) == 2:
-        each = zip(*(found[size] for size in sizes), strict=True)
-        lines.append(_row("processes", f"{COMPUTED}, computed", [computed(*pair) for pair in each]))
+        if name in COMPUTED and len(sizes) > 1:
+            pairs = zip(found[sizes[-2]], found[sizes[-1]], strict=True)
+            rows = [COMPUTE[name](*pair) for pair in pairs]
+            lines.append(_row(name, f"{COMPUTED[name]}, computed", rows))
     return "\n".join(lines) + "\n"
 
 
-def computed(one: dict[str, float], two: dict[str, float]) -> dict[str, float]:
-    """Of more processes: a share of the work of one, and of the rest as much as with two."""
-    found = {key: one[key] / COMPUTED + max(0.0, two[key] - one[key] / 2) for key in ("step", "epoch")}
+def of_twice_the_side(half: dict[str, float], whole: dict[str, float]) -> dict[str, float]:
+    """Time and memory are a fixed part and one that grows with the area."""
+    return {key: value + 4 * (value - half[key]) for key, value in whole.items()} | {"start": whole["start"]}
+
+
+def of_more_processes(one: dict[str, float], two: dict[str, float]) -> dict[str, float]:
+    """A share of the work of one, and beside it as much as with two."""
+    found = {
+        key: one[key] / COMPUTED["processes"] + max(0.0, two[key] - one[key] / 2) for key in ("step", "epoch")
+    }
     return two | found
+
+
+COMPUTE = {"pixels": of_twice_the_side, "processes": of_more_processes}
 
 
 def _row(name: str, value: str, found: Sequence[dict[str, float]]) -> str:

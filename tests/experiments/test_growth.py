@@ -8,6 +8,18 @@ def test_a_table_of_measured_sizes() -> None:
     assert row.count("[") == 4
 
 
+def test_larger_sizes_are_computed() -> None:
+    half, whole = ({"step": a, "epoch": a, "start": 1.0, "memory": a} for a in (2.0, 5.0))  # 1 + area
+    assert growth.of_twice_the_side(half, whole) == {
+        "step": 17.0,
+        "epoch": 17.0,
+        "start": 1.0,
+        "memory": 17.0,
+    }
+    one, two = ({"step": a, "epoch": a, "start": 1.0, "memory": 9.0} for a in (8.0, 5.0))  # 1 to send
+    assert growth.of_more_processes(one, two) == {"step": 3.0, "epoch": 3.0, "start": 1.0, "memory": 9.0}
+
+
 def test_one_size_grows_at_a_time() -> None:
     for name, (first, *larger) in growth.GROWTH.items():
         assert first == START

@@ -320,8 +320,12 @@ def test_estimates_of_stages_that_do_not_run_are_not_made(params: Params) -> Non
 
 
 def test_measuring_processes_have_as_many_threads_as_asked() -> None:
-    with estimate._processes(1) as process:
-        assert process(torch.get_num_threads) == 1
+    with estimate._processes(2) as process:
+        assert process(_threads).seeds == 2
+
+
+def _threads() -> Cost:
+    return Cost(seeds=torch.get_num_threads())
 
 
 @pytest.mark.slow

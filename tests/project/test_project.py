@@ -159,6 +159,20 @@ def test_a_stage_runs_under_this_python(monkeypatch: pytest.MonkeyPatch) -> None
     assert path.startswith(f"{Path(sys.executable).parent}{os.pathsep}")
 
 
+def test_the_stage_of_every_start_needs_no_second_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for a clone that has other code than this process."""
+    for argv in ("before", "after"):
+        monkeypatch.setattr(sys, "argv", [argv])
+        monkeypatch.chdir(ROOT if argv == "before" else tmp_path)
+        project.main(["stage", "installed", "--out", str(tmp_path / argv)])
+    assert (tmp_path / "before").read_text() == (tmp_path / "after").read_text() != ""
+    (tmp_path / "stages").mkdir()
+    _, arguments, _ = stage_becomes(monkeypatch, "installed", "--out", "file")
+    assert arguments == [sys.executable, "-m", "stages.installed", "--out", "file"]
+
+
 @pytest.mark.parametrize(
     ("launcher", "begins"),
     [
