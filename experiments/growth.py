@@ -129,10 +129,12 @@ def table(growth: dict[str, list[Size]], rounds: int) -> str:
             for size in sizes:
                 found[size].append(in_a_process(size))
                 bar.update()
+    measured = f"medians of {rounds}, with the smallest and the largest value"
+    if rounds == 1:
+        measured = "measured once"
     lines = [
         f"{machine.cpu()['model']}; resnet20 teaches resnet8 with kd, batch {TRAIN['batch_size']}. CPU time "
-        f"of a process with one thread; medians of {rounds}, with the smallest and the largest value. An "
-        "epoch is its number of steps times the time of one.",
+        f"of a process with one thread, {measured}. An epoch is its number of steps times the time of one.",
         "",
         "| grows | to | step, ms | epoch, s | start, s | memory, MB |",
         "|---|--:|--:|--:|--:|--:|",
@@ -170,6 +172,8 @@ def _row(name: str, value: str, found: Sequence[dict[str, float]]) -> str:
 
 def _spread(values: Sequence[float], digits: int) -> str:
     low, middle, high = min(values), statistics.median(values), max(values)
+    if len(values) == 1:
+        return f"{middle:,.{digits}f}"
     return f"{middle:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
 
 

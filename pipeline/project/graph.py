@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from pipeline.project.ahead import stages_ahead
+from pipeline.project.ahead import ALWAYS, stages_ahead
 from pipeline.project.dvc import dvc
 from pipeline.project.locks import mend_locks
 from pipeline.project.parts import check_jobs
@@ -21,7 +21,8 @@ NOT_COMPARED = (
 def check() -> None:
     """Say what is wrong in params.yaml, and which stages would run again because code has changed."""
     mend_locks()
-    if code := dvc("repro", "-q", "-f", "-s", "installed", "check"):
+    first = ALWAYS[0] if Path("tool/dvc.yaml").is_file() else ALWAYS[1]
+    if code := dvc("repro", "-q", "-f", "-s", first, "check"):
         sys.exit(code)
     print("params.yaml is sound.")
 

@@ -5,7 +5,10 @@ from experiments.growth import START, Size
 def test_a_table_of_measured_sizes() -> None:
     *_, row = growth.table({"images": [Size(images=1300, pixels=8)]}, rounds=1).splitlines()
     assert row.startswith("| images | 1,300 |")
-    assert row.count("[") == 4
+    assert row.count("|") == 7
+    assert growth._row(
+        "images", "5", [{"step": n, "epoch": n, "start": n, "memory": n} for n in (1.0, 3.0)]
+    ) == ("| images | 5 | 2 [1, 3] | 2 [1, 3] | 2.0 [1.0, 3.0] | 2 [1, 3] |")
 
 
 def test_larger_sizes_are_computed() -> None:

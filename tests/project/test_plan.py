@@ -190,7 +190,7 @@ def test_what_reads_images_takes_longer_with_more_of_them(params: Params) -> Non
 
 def test_every_stage_has_an_estimate(params: Params) -> None:
     graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert set(graph) - {ALWAYS} == {*estimate.STARTS, *estimate.TRAINING}
+    assert set(graph) == {*estimate.STARTS, *estimate.TRAINING}
 
 
 def test_the_table_adds_up() -> None:
@@ -300,7 +300,7 @@ def test_the_digits_take_what_was_planned(tmp_path: Path) -> None:
     took: dict[str, float] = defaultdict(float)
     expected: dict[str, float] = defaultdict(float)
     for (start, name), (end, _) in pairwise(moments):
-        if name == ALWAYS:
+        if name in ALWAYS:
             continue
         took[name.partition("@")[0]] += end - start
         expected[name.partition("@")[0]] += planned[name]
@@ -348,13 +348,14 @@ def test_stored_answers_take_what_was_planned(tmp_path: Path) -> None:
     project.do("git", "init", "-q")
     printed = project.do("python", "-m", "pipeline.project", "plan")
     written = json.loads((project.place / PLAN).read_text())
-    planned = {each["name"]: each["seconds"] - written["start"] for each in written["stages"]}
+    seconds = {each["name"]: each["seconds"] for each in written["stages"]}
+    planned = {name: seconds[f"distill@{name}"] - written["start"] for name in ("kd", "at")}
     project.do("dvc", "repro", "distill@kd", "distill@at")
     for name in ("kd", "at"):
         record = json.loads((project.place / f"records/distill/{name}.json").read_text())
         facts = record["details"]["answers"]["distill/seed-0"]
         assert facts["seconds"] > 0.2 * record["seconds"], "this test needs a slower teacher"
-        assert 0.5 < planned[f"distill@{name}"] / record["seconds"] < 2.0, (name, planned, record["seconds"])
+        assert 0.5 < planned[name] / record["seconds"] < 2.0, (name, planned, record["seconds"])
     megabytes = re.search(r"^distill .* (\d+) MB +measured", printed, re.MULTILINE)
     files = [file for file in (project.place / ".work/answers").rglob("*") if file.is_file()]
     files += 2 * [*(project.place / "models/students").rglob("*.safetensors")]

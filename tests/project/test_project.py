@@ -15,6 +15,7 @@ import yaml
 
 from pipeline.project import __main__ as project
 from pipeline.project import balance, dvc, graph, plots_page, results
+from pipeline.project.ahead import ALWAYS
 from pipeline.project.changed_code import changed_code, in_words
 from pipeline.settings import InputError
 
@@ -217,12 +218,15 @@ def test_no_command_of_the_graph_names_the_launcher() -> None:
     assert "launcher" not in (ROOT / "dvc.yaml").read_text()
 
 
-def test_check_asks_again_although_nothing_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_asks_again_although_nothing_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it says again what will run because code has changed."""
     calls = fail(monkeypatch, graph, code=7)
-    with pytest.raises(SystemExit) as ended:
-        graph.check()
-    assert (ended.value.code, calls) == (7, [("repro", "-q", "-f", "-s", "installed", "check")])
+    for place in (ROOT, tmp_path):  # an older project has one dvc.yaml
+        monkeypatch.chdir(place)
+        with pytest.raises(SystemExit) as ended:
+            graph.check()
+        assert ended.value.code == 7
+    assert calls == [("repro", "-q", "-f", "-s", first, "check") for first in ALWAYS]
 
 
 def test_stages_with_other_code_are_found(tmp_path: Path) -> None:

@@ -107,7 +107,8 @@ def test_with_fixed_views_answers_are_counted_and_steps_do_without_the_teacher(
     counts, steps = [], 30
     monkeypatch.setattr(measure, "SECONDS", 0.0)
     monkeypatch.setattr(measure, "FEWEST", steps)
-    for sections in ({}, {"augment": {"views": 0}}):
+    changes: tuple[dict[str, Any], ...] = ({}, {"augment": {"views": 0}})
+    for sections in changes:
         calls, usual = [0], measure._teacher
 
         def counted(*args: Any, calls: list[int] = calls, usual: Any = usual) -> Any:
