@@ -55,7 +55,8 @@ def has_other_inputs(status: Sequence[Any]) -> bool:
 
 def read_dot(text: str) -> tuple[list[str], dict[str, list[str]]]:
     """From the graph that DVC draws: its stages, and for each those that must come before it."""
-    order = re.findall(r'^"([^"]+)";', text, flags=re.MULTILINE)
+    names = re.findall(r'^"([^"]+)";', text, flags=re.MULTILINE)
+    order = sorted(names, key=lambda name: name not in ALWAYS)  # DVC draws the stages of another file last
     before: dict[str, list[str]] = {name: [] for name in order}
     for first, then in re.findall(r'^"([^"]+)" -> "([^"]+)";', text, flags=re.MULTILINE):
         before[then].append(first)

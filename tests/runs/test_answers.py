@@ -608,7 +608,7 @@ def test_what_is_in_use_is_not_swept(tmp_path: Path) -> None:
     """By this process, or by another one."""
     processes = multiprocessing.get_context("fork")
     ready, done = processes.Event(), processes.Event()
-    other = processes.Process(target=hold, args=(tmp_path / "a", ready, done))
+    other = processes.Process(target=hold, args=(tmp_path / "a", ready, done), daemon=True)
     other.start()
     assert ready.wait(60)
     ours = filled(tmp_path / "a", "ours")
