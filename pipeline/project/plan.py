@@ -47,12 +47,13 @@ def plan(
     if not running:
         print("Everything is up to date, or comes out of DVC's cache: nothing would run.")
         return
+    own = cores()
+    threads = int(free_slots(jobs)[0]["OMP_NUM_THREADS"]) if jobs > 1 else None
     from pipeline.params import load_params
 
     print("Measuring a few steps of each training ...", file=sys.stderr, flush=True)
     params = load_params()
     pictures = look_at_pictures(params, data, is_there="prepare" not in running and data.is_dir())
-    threads = int(free_slots(jobs)[0]["OMP_NUM_THREADS"]) if jobs > 1 else None
     start, found = estimates(params, stages, pictures, teachers=teachers, threads=threads)
     seconds = {name: each.seconds for name, each in found.items()}
     write_plan(stages, records, start, seconds, jobs=jobs)
@@ -60,7 +61,7 @@ def plan(
     if threads is None:
         print(f"\n{_end(sum(seconds.values()))}.")
     else:
-        print(f"\n{_with_jobs(stages, found, jobs, threads)}")
+        print(f"\n{_with_jobs(stages, found, jobs, threads, own)}")
 
 
 def _end(seconds: float, how: str = "") -> str:
@@ -68,16 +69,18 @@ def _end(seconds: float, how: str = "") -> str:
     return f"Begun now{how}, it would end at about {ends:%H:%M on %d %B} ({about(seconds)} from now)"
 
 
-def _with_jobs(stages: Sequence[Stage], found: Mapping[str, Estimate], jobs: int, threads: int) -> str:
+def _with_jobs(
+    stages: Sequence[Stage], found: Mapping[str, Estimate], jobs: int, threads: int, own: int
+) -> str:
     """When it would end, how much memory it would need at once, and what was assumed."""
     seconds = {name: each.seconds for name, each in found.items()}
-    share = partial(slower, cores=cores(), threads=threads, devices=len(devices()))
+    share = partial(slower, cores=own, threads=threads, devices=len(devices()))
     wall, most = wall_seconds(stages, seconds, jobs, share), share(min(jobs, len(parts(stages))))
     crowded = f" As they share cores or GPUs, a run is counted up to {most:.2g} times." if most > 1 else ""
     return (
         f"{_end(wall, f', {jobs} runs at a time')}.\nThe stages add up to {about(sum(seconds.values()))}. "
         f"Runs at the same time need up to {_megabytes(memory_at_once(stages, found, jobs))} of memory.\n"
-        f"Each was measured alone with {threads} of {cores()} cores, as it will have.{crowded} That they "
+        f"Each was measured alone with {threads} of {own} cores, as it will have.{crowded} That they "
         "also wait for each other at memory and disk is not counted, so it may take longer."
     )
 

@@ -67,10 +67,12 @@ def side_by_side(stages: Sequence[Stage], jobs: int) -> None:
 
 def free_slots(jobs: int) -> list[Mapping[str, str]]:
     """What each of the parts that run at the same time gets of this machine, as its environment."""
-    return slots(jobs, devices(), cores(), os.environ.get("OMP_NUM_THREADS", ""))
+    own = cores()
+    return slots(jobs, devices(), own, os.environ.get("OMP_NUM_THREADS", ""))
 
 
 def cores() -> int:
+    """Ask before torch is imported: that may let a process use all cores again, whatever `taskset` said."""
     return len(os.sched_getaffinity(0))
 
 
