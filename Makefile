@@ -45,8 +45,8 @@ $(STAMP): requirements.lock pyproject.toml $(UV_STAMP)
 	@rm -f $@
 	@$(BIN)/python -m pipeline.project.plots_page
 
-plan: setup  ## what `make run` would do, how long it would take, how much memory and disk it would need
-	@$(PROJECT) plan
+plan: setup  ## what `make run` would do, how long it would take, how much memory and disk it would need (JOBS=4)
+	@$(PROJECT) plan --jobs "$(JOBS)"
 
 run: setup  ## the whole graph on params.yaml, then the table of results (JOBS=4: so many runs at a time)
 	@$(PROJECT) run --jobs "$(JOBS)"

@@ -4,12 +4,10 @@ Each room has its own Config; this file puts them together.
 """
 
 import re
-import typing
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from pipeline import methods, nets
 from pipeline.benchmark.speed import BenchmarkConfig
@@ -23,7 +21,7 @@ from pipeline.nets import importable, onnx_file, timm_zoo, torchvision_zoo
 from pipeline.nets.input import resolve_input
 from pipeline.nets.start import check_start
 from pipeline.runs.run import KnowledgeRun, Run, StudentConfig, TeacherConfig, TeacherRun
-from pipeline.settings import InputError, Settings, unknown
+from pipeline.settings import PARAMS, InputError, Settings, checked, read_params, unknown
 from pipeline.training.recipe import TrainConfig, merged
 
 NAME = re.compile(
@@ -190,7 +188,7 @@ class Params(Settings):
                 raise InputError(
                     f"params.yaml: {where}.{key}: other images are decoded as those of `data`. Leave it out."
                 )
-        return _check(DataConfig, own | given, where) if given else None
+        return checked(DataConfig, own | given, where) if given else None
 
     def _method(self, run: str) -> MethodConfig:
         """Settings that knowledge was learned with need not be repeated in the runs that use it."""
@@ -203,7 +201,7 @@ class Params(Settings):
         """A run's own preset replaces all common settings but the fixed views; other settings change one."""
         own = self.runs[run].augment
         common = self.augment.model_dump(include=KEPT if "preset" in own else None)
-        return _check(AugmentConfig, common | own, f"runs.{run}.augment")
+        return checked(AugmentConfig, common | own, f"runs.{run}.augment")
 
     def _protocol(self, run: str) -> ProtocolConfig:
         own = self.runs[run].protocol
@@ -213,11 +211,11 @@ class Params(Settings):
                     f"params.yaml: runs.{run}.protocol.{key}: runs share their teachers, so it is set once, "
                     "in `protocol`."
                 )
-        return _check(ProtocolConfig, self.protocol.model_dump() | own, f"runs.{run}.protocol")
+        return checked(ProtocolConfig, self.protocol.model_dump() | own, f"runs.{run}.protocol")
 
     def _phases(self, given: dict[str, dict[str, Any]], where: str) -> dict[str, TrainConfig]:
         return {
-            phase: _check(TrainConfig, merged(self.train, own), f"{where}.{phase}")
+            phase: checked(TrainConfig, merged(self.train, own), f"{where}.{phase}")
             for phase, own in given.items()
         }
 
@@ -238,27 +236,8 @@ class Params(Settings):
         }
 
 
-class _Loader(yaml.SafeLoader):
-    """Without numbers to the base 60: `1:30` is a text here, and so refused where a number is needed."""
-
-    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
-        tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
-        is_clock = tag.endswith((":int", ":float")) and ":" in str(value)
-        return "tag:yaml.org,2002:str" if is_clock else tag
-
-
-def load_params(path: Path = Path("params.yaml")) -> Params:
-    try:
-        given = yaml.load(path.read_text(), _Loader)  # noqa: S506 - it is a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    except RecursionError:
-        raise InputError(f"{path} cannot be read: it is nested too deep. Take brackets away.") from None
-    if not isinstance(given, dict):
-        raise InputError(
-            f"{path} must hold sections such as `data:` and `runs:`, but it holds a {type(given).__name__}."
-        )
-    params = _check(Params, given, "")
+def load_params(path: Path = PARAMS) -> Params:
+    params = checked(Params, read_params(path), "")
     _check_names(params)
     params.check_shift(params.augment, "augment")
     for section in ("teachers", "students"):
@@ -334,7 +313,7 @@ def _method(given: dict[str, Any], where: str) -> MethodConfig:
         )
     if given["name"] not in methods.names():
         raise unknown(f"params.yaml: {where}.name", given["name"], methods.names())
-    return _check(methods.load(given["name"]).Config, given, where)
+    return checked(methods.load(given["name"]).Config, given, where)
 
 
 def _partner(method: MethodConfig, where: str) -> MethodConfig | None:
@@ -353,41 +332,3 @@ def _partner(method: MethodConfig, where: str) -> MethodConfig | None:
             f"params.yaml: {where}.name: {method.name} cannot be combined with itself. Name another method."
         )
     return partner
-
-
-M = typing.TypeVar("M", bound=BaseModel)
-
-
-def _check(model: type[M], given: dict[str, Any], where: str) -> M:
-    try:
-        return model.model_validate(given)
-    except ValidationError as error:
-        problems = "; ".join(_explain(model, problem, where) for problem in error.errors())
-        raise InputError(f"params.yaml: {problems}") from error
-
-
-def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
-    path = [str(part) for part in problem["loc"]]
-    place = ".".join(([where] if where else []) + path)
-    if problem["type"] == "extra_forbidden":
-        section = _section(model, path[:-1])
-        renamed = getattr(section, "RENAMED", {})
-        if path[-1] in renamed:
-            return f"{place} is now called {renamed[path[-1]]}"
-        return str(unknown(f"unknown key {place}", path[-1], section.model_fields)).rstrip(".")
-    if problem["type"] == "missing":
-        return f"{place} is missing"
-    given = "" if isinstance(problem["input"], dict) else f" (it is {problem['input']!r})"
-    return f"{place}: {problem['msg'].removeprefix('Value error, ').rstrip('.')}{given}"
-
-
-def _section(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
-    """The Config of the section that `path` leads to."""
-    current: Any = model
-    for part in path:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            current = current.model_fields[part].annotation
-        else:
-            current = typing.get_args(current)[-1]  # dict[str, X]: the key is part of the path
-    section: type[BaseModel] = current
-    return section

@@ -1,20 +1,20 @@
 from functools import partial
 from pathlib import Path
 
-from pipeline.benchmark.speed import Network, measure
+from pipeline.benchmark.speed import BenchmarkConfig, Network, measure
 from pipeline.checkpoint import best_seed, load_facts, load_network, student_folders
 from pipeline.data.seen import Seen
 from pipeline.data.store import Store
 from pipeline.export.deployable import Deployable
 from pipeline.files import sha256
-from pipeline.params import load_params
 from pipeline.project.command import command
 from pipeline.records.record import recording
+from pipeline.settings import load_section
 
 
 def stage(name: str, data: Path, teacher: Path, students: Path, bundle: Path, record: Path) -> None:
     """How fast and how large: the exported student, the trained one and the teacher on this machine."""
-    cfg, store = load_params().benchmark, Store.open(data)
+    cfg, store = load_section("benchmark", BenchmarkConfig), Store.open(data)
 
     def load(folder: Path) -> Deployable:
         net, facts = load_network(folder)

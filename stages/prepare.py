@@ -2,17 +2,18 @@ from pathlib import Path
 
 from pipeline.data.left_out import in_words
 from pipeline.data.prepare import prepare
+from pipeline.data.sources import DataConfig
 from pipeline.data.store import Store
 from pipeline.files import atomic_folder
-from pipeline.params import load_params
 from pipeline.project.command import command
 from pipeline.records.record import recording
 from pipeline.records.ticker import counting
+from pipeline.settings import load_section
 
 
 def stage(data: Path, work: Path, record: Path) -> None:
     """Decode the images once, split them, and write down what there is."""
-    cfg = load_params().data
+    cfg = load_section("data", DataConfig)
     with recording(record, "prepare", "prepare", {"data": cfg.model_dump(mode="json")}) as done:
         with atomic_folder(data) as folder, counting("decode") as on_decoded:
             files = {"bad_files": work / "bad_files.csv", "work": work / "prepare"}

@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from pipeline.project.ahead import ALWAYS
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 CODE = (
@@ -21,6 +23,7 @@ CODE = (
     "stages",
     "my_nets",
     "dvc.yaml",
+    "tool/dvc.yaml",
     "Makefile",
     "bootstrap.lock",
     "requirements.lock",
@@ -104,7 +107,7 @@ class Project:
         """The stages that ran, but for the one that always runs."""
         self.printed = self.do("dvc", "repro", *arguments, fails=fails)
         ran = re.findall(r"Running stage '([^']+)'", self.printed)
-        return [stage for stage in ran if stage != "installed"]
+        return [stage for stage in ran if stage != ALWAYS[0]]
 
     def params(self, change: Callable[[Any], Any] = lambda settings: None) -> None:
         """Write params.yaml: the settings of the first run, changed."""

@@ -11,6 +11,8 @@ from typing import Any
 
 from scratch_project import BIN, ROOT, heeding_ctrl_c, start
 
+from pipeline.project.ahead import ALWAYS
+
 STUB = """#!{python} -IS
 import hashlib, json, os, sys, time
 from pathlib import Path
@@ -95,7 +97,15 @@ class StubProject:
     def __init__(self, place: Path, *runs: str, teachers: tuple[str, ...] = ("big",)) -> None:
         self.place, self.bin = place, place.parent / "bin"
         self.log, self.told = place.parent / "log", place.parent / "told"
-        for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", "data/raw"):
+        for name in (
+            "dvc.yaml",
+            "tool/dvc.yaml",
+            ".gitignore",
+            ".dvcignore",
+            ".dvc/config",
+            ".dvc/.gitignore",
+            "data/raw",
+        ):
             target = place / name
             target.parent.mkdir(parents=True, exist_ok=True)
             source = ROOT / name
@@ -158,11 +168,11 @@ class StubProject:
         """The stages that ran since the last call, in the order in which they ended; not `installed`."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
-        return [ran for ran in map(_ran, lines) if ran.stage != "installed"]
+        return [ran for ran in map(_ran, lines) if ran.stage != ALWAYS[0]]
 
     def is_up_to_date(self) -> bool:
         status = json.loads(self.do("dvc", "status", "--json"))
-        return bool(status == {"installed": ["always changed"]})
+        return bool(status == {ALWAYS[0]: ["always changed"]})
 
     def outputs(self) -> dict[str, str]:
         """What all stages but those that measure wrote."""

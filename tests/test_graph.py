@@ -12,7 +12,10 @@ from pipeline.params import load_params
 from pipeline.project.check import modules_of_stages
 
 ROOT = Path(__file__).parents[1]
-GRAPH: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+FILES = ("tool/dvc.yaml", "dvc.yaml")
+GRAPH: dict[str, Any] = {
+    name: body for file in FILES for name, body in yaml.safe_load((ROOT / file).read_text())["stages"].items()
+}
 FIRST = ("installed", "check")  # they find out what the code of the others is
 
 

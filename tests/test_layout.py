@@ -71,11 +71,28 @@ COSTS = {
     "stages.installed": {"torch", "numpy", "pydantic", "yaml"},  # it runs at every start of the graph
     "stages.evaluate": {"mlflow", "dvc", "torchvision", "sklearn", "accelerate"},
 }
+STAGES_WITHOUT_TORCH = {"installed", "prepare", "report", "track"}
 LOADED = """
 import json, sys
 wanted = json.loads(sys.argv[1])
 __import__(wanted)
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+WITHOUT_TORCH = """
+import importlib, json, sys
+sys.modules["torch"] = None  # so that its import fails
+can = []
+for name in sys.argv[1:]:
+    for module in [each for each in sys.modules if each.partition(".")[0] in ("pipeline", "stages")]:
+        del sys.modules[module]
+    try:
+        importlib.import_module(f"stages.{name}")
+        can.append(name)
+    except ImportError as error:
+        if error.name.partition(".")[0] != "torch":
+            raise
+print(json.dumps(can))
 """
 
 
@@ -147,6 +164,15 @@ def test_stages_are_thin() -> None:
     assert len(stages) == 15
     wrong = [stage.name for stage in stages if len(stage.read_text().splitlines()) >= 40]
     assert not wrong, wrong
+
+
+def test_stages_that_do_not_compute_start_without_torch() -> None:
+    """Its import takes most of a second. What stage `prepare` needs of it, it imports when it decodes."""
+    names = sorted(stage.stem for stage in (ROOT / "stages").glob("[!_]*.py"))
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *names], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert set(json.loads(done.stdout)) == STAGES_WITHOUT_TORCH
 
 
 def test_only_stages_and_what_drives_a_project_see_params() -> None:

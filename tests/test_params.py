@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from pipeline import methods
+from pipeline.benchmark.speed import BenchmarkConfig
+from pipeline.data.augment import AugmentConfig
+from pipeline.data.sources import DataConfig
+from pipeline.export.build_bundle import ExportConfig
 from pipeline.nets import torchvision_zoo
 from pipeline.params import load_params
-from pipeline.settings import InputError
+from pipeline.settings import InputError, load_section
 
 ROOT = Path(__file__).parents[1]
 DEFAULT = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -41,6 +46,24 @@ def test_a_number_of_epochs_is_what_it_looks_like(given: str, taken: int | None,
     else:
         with pytest.raises(InputError, match=r"train\.epochs: "):
             load_params(file)
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "data": DataConfig,
+    "augment": AugmentConfig,
+    "export": ExportConfig,
+    "benchmark": BenchmarkConfig,
+}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_section_alone_is_what_it_is_in_the_whole(name: str, tmp_path: Path) -> None:
+    """For stages that need no other."""
+    file = write_params(tmp_path, lambda p: None)
+    assert load_section(name, SECTIONS[name], file) == getattr(load_params(file), name)
+    write_params(tmp_path, lambda p: p[name].update(typo=1))
+    with pytest.raises(InputError, match=rf"params\.yaml: unknown key {name}\.typo"):
+        load_section(name, SECTIONS[name], file)
 
 
 def method_of(p: Any) -> Any:

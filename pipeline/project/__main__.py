@@ -1,6 +1,7 @@
 """`handdown COMMAND`: everything that a person does with a project, from its folder."""
 
 import os
+import runpy
 import shlex
 import sys
 from collections.abc import Callable
@@ -27,6 +28,7 @@ COMMANDS = {
     "deploy": "results",
 }
 TRAINING = ("teacher", "knowledge", "pretrain", "distill")  # stages that may have several processes
+AT_EVERY_START = "installed"  # a stage that a second Python would make twice as slow
 ANYWHERE = ("new", "deploy")  # the others need a project
 USAGE = "handdown COMMAND, where COMMAND is one of:"
 NO_PROJECT = (
@@ -46,8 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _do(arguments: list[str]) -> None:
     name, *rest = arguments or ["--help"]
     if name == "stage":
-        _become_stage(*rest)
-    if name == "--version":
+        _do_stage(*rest)
+    elif name == "--version":
         print(f"{version()} in {sys.prefix}")
     elif name not in COMMANDS:
         lines = [f"  {each:<9}{(_function(each).__doc__ or '').splitlines()[0]}" for each in COMMANDS]
@@ -71,6 +73,19 @@ def version() -> str:
 def _function(name: str) -> Callable[..., None]:
     found: Callable[..., None] = getattr(import_module(f"pipeline.project.{COMMANDS[name]}"), name)
     return found
+
+
+def _do_stage(name: str, *options: str) -> None:
+    if name == AT_EVERY_START and not _has_code_of_its_own():
+        sys.argv = [name, *options]
+        runpy.run_module(f"stages.{name}", run_name="__main__")
+    else:
+        _become_stage(name, *options)
+
+
+def _has_code_of_its_own() -> bool:
+    """Whether this folder has other stages than those of this process."""
+    return Path("stages").is_dir() and Path.cwd() != Path(__file__).parents[2]
 
 
 def _become_stage(name: str, *options: str) -> None:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pipeline.project.dvc import dvc, printed_by_dvc
 
-ALWAYS = "installed"  # it runs at every start, and what it writes decides whether `check` runs
+# It runs at every start, and what it writes decides whether `check` runs. Older projects have it in dvc.yaml.
+ALWAYS = ("tool/dvc.yaml:installed", "installed")
 State = Literal["runs", "up to date", "cached"]
 
 
@@ -29,7 +30,7 @@ class Stage:
 
 
 def stages_ahead() -> list[Stage]:
-    """All stages but `installed`. `check` runs first, because only it knows which code has changed; ends with
+    """All stages but the first. `check` runs first, because only it knows which code has changed; ends with
     its exit code.
 
     A stage is also counted as one that runs if a stage before it runs: nobody can know whether that will
@@ -38,12 +39,12 @@ def stages_ahead() -> list[Stage]:
     if code := dvc("repro", "-q", "check"):
         sys.exit(code)
     status = json.loads(printed_by_dvc("status", "--json"))
-    changed = status.keys() - {ALWAYS}
+    changed = status.keys() - set(ALWAYS)
     dry = printed_by_dvc("repro", "--dry", "--ignore-errors") if changed else ""
     cached = set(re.findall(r"^Stage '([^']+)' is cached", dry, flags=re.MULTILINE))
     cached -= {name for name in cached if has_other_inputs(status.get(name, []))}
     found = states(*read_dot(printed_by_dvc("dag", "--dot")), changed=changed, cached=cached)
-    return [stage for stage in found if stage.name != ALWAYS]
+    return [stage for stage in found if stage.name not in ALWAYS]
 
 
 def has_other_inputs(status: Sequence[Any]) -> bool:
@@ -54,7 +55,8 @@ def has_other_inputs(status: Sequence[Any]) -> bool:
 
 def read_dot(text: str) -> tuple[list[str], dict[str, list[str]]]:
     """From the graph that DVC draws: its stages, and for each those that must come before it."""
-    order = re.findall(r'^"([^"]+)";', text, flags=re.MULTILINE)
+    names = re.findall(r'^"([^"]+)";', text, flags=re.MULTILINE)
+    order = sorted(names, key=lambda name: name not in ALWAYS)  # DVC draws the stages of another file last
     before: dict[str, list[str]] = {name: [] for name in order}
     for first, then in re.findall(r'^"([^"]+)" -> "([^"]+)";', text, flags=re.MULTILINE):
         before[then].append(first)

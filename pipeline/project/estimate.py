@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # so that the other commands do not load torch
     from pipeline.data.store import Store
     from pipeline.params import Params
     from pipeline.runs.measure import Cost
+    from pipeline.runs.measure_answers import Made
 
 # What DVC does around a stage, and stages whose time hardly depends on the settings, as they are with the
 # digits: multiples of the time in which a process with torch starts, which is measured.
@@ -87,23 +88,63 @@ def look_at_pictures(params: "Params", prepared: Path, *, is_there: bool) -> Pic
     return Pictures(found.store, splits, unlabelled, count * found.seconds, how)
 
 
-def estimates(params: "Params", stages: list[Stage], pictures: Pictures) -> tuple[float, dict[str, Estimate]]:
-    """The seconds that a stage needs beside its work, and what each stage that will run is going to cost."""
+def estimates(
+    params: "Params",
+    stages: list[Stage],
+    pictures: Pictures,
+    *,
+    teachers: Path,
+    threads: int | None = None,
+) -> tuple[float, dict[str, Estimate]]:
+    """The seconds that a stage needs beside its work, and what each stage that will run is going to cost.
+
+    `teachers`: the folder of those that are trained. `threads`: of each process, if not as many as usual.
+    """
+    from pipeline.runs.measure_answers import Made
+
     running = [stage for stage in stages if stage.state == "runs"]
-    costs: dict[str, Cost] = {}
-    with _processes() as process:
+    trained, costs = _trained(teachers, stages), dict[str, "Cost"]()
+    with _processes(threads) as process:
         begun = time.perf_counter()
         process(_nothing)
         start = time.perf_counter() - begun
         for stage in running:
             if stage.kind in TRAINING:
-                costs[stage.name] = process(_measuring(params, stage, pictures))
+                costs[stage.name] = process(_measuring(params, stage, pictures, trained))
             elif stage.kind in ("evaluate", "export"):  # the distillation before has seen both networks
                 earlier = costs.get(f"distill@{stage.key}") or costs.get(f"evaluate@{stage.key}")
-                costs[stage.name] = earlier or process(_measuring(params, stage, pictures))
-    return start * (1 + AROUND), {
+                costs[stage.name] = earlier or process(_measuring(params, stage, pictures, trained))
+    found = {
         stage.name: _estimate(params, stage, pictures, start, costs.get(stage.name)) for stage in running
     }
+    made = Made()
+    for stage in running:
+        if stage.kind in TRAINING:
+            found[stage.name] = with_answers(found[stage.name], costs[stage.name], made)
+    return start * (1 + AROUND), found
+
+
+def _trained(teachers: Path, stages: list[Stage]) -> dict[str, Path]:
+    """The folders of the teachers that are there already."""
+    kept = [stage.key for stage in stages if stage.kind == "teacher" and stage.state == "up to date"]
+    return {name: teachers / name for name in kept}
+
+
+def with_answers(estimate: Estimate, cost: "Cost", made: "Made") -> Estimate:
+    """The estimate of a training, with the stored answers of its teacher that nobody has made before."""
+    for needed in (phase.answers for phase in cost.phases):
+        if needed is not None:
+            count, megabytes = made.add(needed)
+            told = (
+                f"{count:,} answers in {1000 * needed.seconds:.3g} ms each" if count else "answers are there"
+            )
+            estimate = replace(
+                estimate,
+                seconds=estimate.seconds + count * needed.seconds,
+                disk_mb=estimate.disk_mb + megabytes,
+                how=f"{estimate.how}; teacher: {told}",
+            )
+    return estimate
 
 
 def _estimate(
@@ -164,13 +205,16 @@ def _how(cost: "Cost") -> str:
         + "; ".join(
             f"{phase.name} {phase.steps:,} steps of {1000 * phase.step:.3g} ms"
             + (f", {phase.points} validations of {phase.validation:.2g} s" if phase.points else "")
+            + (", the teacher live" if phase.live else "")
             for phase in cost.phases
         )
         + (f", {cost.seeds} times" if cost.seeds > 1 else "")
     )
 
 
-def _measuring(params: "Params", stage: Stage, pictures: Pictures) -> Callable[[], "Cost"]:
+def _measuring(
+    params: "Params", stage: Stage, pictures: Pictures, trained: Mapping[str, Path]
+) -> Callable[[], "Cost"]:
     """What to call in a process of its own."""
     from pipeline.runs.measure import answers_of_run, measure_knowledge, measure_run, measure_teacher
 
@@ -178,18 +222,21 @@ def _measuring(params: "Params", stage: Stage, pictures: Pictures) -> Callable[[
         return partial(measure_teacher, params.teacher_run(stage.key), pictures.store)
     if stage.kind == "knowledge":
         knowledge = params.knowledge_run(stage.key)
-        return partial(measure_knowledge, knowledge, params.teacher_run(knowledge.teacher), pictures.store)
+        teacher = params.teacher_run(knowledge.teacher)
+        there = trained.get(teacher.name)
+        return partial(measure_knowledge, knowledge, teacher, pictures.store, trained=there)
     run = params.run(stage.key)
     known = params.knowledge.get(run.teacher)
     teacher = params.teacher_run(known.teacher if known else run.teacher)
     if stage.kind in ("evaluate", "export"):
         return partial(answers_of_run, run, teacher, pictures.store)
     is_known = known is not None and known.method["name"] == run.method.name
-    return partial(measure_run, run, stage.kind, teacher, pictures.store, is_known=is_known)
+    there = trained.get(teacher.name)
+    return partial(measure_run, run, stage.kind, teacher, pictures.store, is_known=is_known, trained=there)
 
 
 @contextmanager
-def _processes() -> Iterator[Callable[[Callable[[], Any]], Any]]:
+def _processes(threads: int | None = None) -> Iterator[Callable[[Callable[[], Any]], Any]]:
     """Yield a function that calls another one in a fresh process, so that its memory is its own.
 
     The processes are forks of one that has only imported what a stage imports: an import takes seconds.
@@ -200,7 +247,7 @@ def _processes() -> Iterator[Callable[[Callable[[], Any]], Any]]:
 
         def call(function: Callable[[], Any]) -> Any:
             try:
-                return pool.submit(_silently, function).result()
+                return pool.submit(_silently, function, threads).result()
             except BrokenProcessPool as error:
                 raise InputError(
                     "A process that measured a training was killed: probably there is too little memory for "
@@ -210,8 +257,12 @@ def _processes() -> Iterator[Callable[[Callable[[], Any]], Any]]:
         yield call
 
 
-def _silently(function: "Callable[[], Cost | None]") -> "Cost | None":
+def _silently(function: "Callable[[], Cost | None]", threads: int | None) -> "Cost | None":
     """What `function` returns, with the memory of a process that imports everything itself."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         cost = function()
     if cost is not None:

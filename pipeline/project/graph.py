@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from pipeline.project.ahead import stages_ahead
+from pipeline.project.ahead import ALWAYS, stages_ahead
 from pipeline.project.dvc import dvc
 from pipeline.project.locks import mend_locks
+from pipeline.project.parts import check_jobs
 from pipeline.project.plan import keep_plan
 from pipeline.project.plots_page import write_plots_page
 from pipeline.project.side_by_side import side_by_side
-from pipeline.settings import InputError
 
 # what `dvc exp show` would list beside the parameters and scores that a person compares
 NOT_COMPARED = (
@@ -21,15 +21,15 @@ NOT_COMPARED = (
 def check() -> None:
     """Say what is wrong in params.yaml, and which stages would run again because code has changed."""
     mend_locks()
-    if code := dvc("repro", "-q", "-f", "-s", "installed", "check"):
+    first = ALWAYS[0] if Path("tool/dvc.yaml").is_file() else ALWAYS[1]
+    if code := dvc("repro", "-q", "-f", "-s", first, "check"):
         sys.exit(code)
     print("params.yaml is sound.")
 
 
 def run(jobs: int = 1) -> None:
     """Run what changed in the graph, `jobs` runs at a time, then print the table of results."""
-    if jobs < 1:
-        raise InputError(f"--jobs: {jobs} runs at a time cannot be. Write a number from 1.")
+    check_jobs(jobs)
     mend_locks()
     write_plots_page()
     stages = stages_ahead()

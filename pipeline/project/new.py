@@ -12,6 +12,7 @@ from pipeline.settings import InputError
 TEMPLATE = Path(__file__).parent / "template"  # most of it links to the files of this repository
 FILES = {
     "dvc.yaml": "dvc.yaml",
+    "tool/dvc.yaml": "tool.yaml",
     ".dvc/config": "dvc/config",
     ".dvc/.gitignore": "dvc/gitignore",
     ".dvc/plots/curves.json": "dvc/plots/curves.json",

@@ -1,10 +1,11 @@
 """The graph cut into parts that may run at the same time: each teacher, its knowledge, each run."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.project.ahead import Stage
 from pipeline.records.place import SIDE_BY_SIDE
+from pipeline.settings import InputError
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,36 @@ def cannot_begin(waiting: Sequence[Part], failed: Collection[str]) -> dict[str, 
         if cause := next((name for name in sorted(part.after) if name in blocked), None):
             blocked[part.name] = blocked[cause] or cause
     return {name: cause for name, cause in blocked.items() if cause}
+
+
+def seconds_side_by_side(
+    todo: Sequence[Part], seconds: Mapping[str, float], jobs: int, share: Callable[[int], float]
+) -> float:
+    """How long parts take of which `jobs` run at the same time. `seconds`: of each stage, if it runs alone.
+
+    While n parts run, each takes `share(n)` times as long.
+    """
+    waiting, left, ended, now = list(todo), dict[str, float](), list[str](), 0.0
+    while waiting or left:
+        while len(left) < jobs and (part := ready(waiting, ended)):
+            waiting.remove(part)
+            left[part.name] = sum(seconds.get(stage, 0.0) for stage in part.stages)
+        first = min(left, key=lambda name: left[name])
+        passed, factor = left.pop(first), share(len(left) + 1)
+        now += passed * factor
+        left = {name: rest - passed for name, rest in left.items()}
+        ended.append(first)
+    return now
+
+
+def slower(n: int, *, cores: int, threads: int, devices: int) -> float:
+    """How many times as long each of n parts takes: cores and devices are shared, once there are too few."""
+    return max(1.0, n * threads / cores, n / devices if devices else 0.0)
+
+
+def check_jobs(jobs: int) -> None:
+    if jobs < 1:
+        raise InputError(f"--jobs: {jobs} runs at a time cannot be. Write a number from 1.")
 
 
 def _before(stages: Sequence[Stage]) -> frozenset[str]:

@@ -2,9 +2,10 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from pipeline.files import atomic_file
 from pipeline.project.ahead import Stage, stages_ahead
 from pipeline.project.estimate import Estimate, estimates, look_at_pictures
 from pipeline.project.locks import mend_locks
+from pipeline.project.parts import check_jobs, parts, seconds_side_by_side, slower
+from pipeline.project.side_by_side import cores, devices, free_slots
 from pipeline.records.place import PLAN, about, params_key
 
 PARAMS = Path("params.yaml")
@@ -30,25 +33,75 @@ class Group:
     how: str
 
 
-def plan(data: Path = Path("data/prepared"), records: Path = Path("records")) -> None:
+def plan(
+    data: Path = Path("data/prepared"),
+    records: Path = Path("records"),
+    teachers: Path = Path("models/teachers"),
+    jobs: int = 1,
+) -> None:
     """Say what `handdown run` would do, how long it would take, how much memory and disk it would need."""
+    check_jobs(jobs)
     mend_locks()
     stages = stages_ahead()
     running = [stage.name for stage in stages if stage.state == "runs"]
     if not running:
         print("Everything is up to date, or comes out of DVC's cache: nothing would run.")
         return
+    own = cores()
+    threads = int(free_slots(jobs)[0]["OMP_NUM_THREADS"]) if jobs > 1 else None
     from pipeline.params import load_params
 
     print("Measuring a few steps of each training ...", file=sys.stderr, flush=True)
     params = load_params()
     pictures = look_at_pictures(params, data, is_there="prepare" not in running and data.is_dir())
-    start, found = estimates(params, stages, pictures)
-    write_plan(stages, records, start, {name: each.seconds for name, each in found.items()})
+    start, found = estimates(params, stages, pictures, teachers=teachers, threads=threads)
+    seconds = {name: each.seconds for name, each in found.items()}
+    write_plan(stages, records, start, seconds, jobs=jobs)
     print(f"From {pictures.how}:\n", *lines(groups(stages, found)), sep="\n")
-    seconds = sum(each.seconds for each in found.values())
+    if threads is None:
+        print(f"\n{_end(sum(seconds.values()))}.")
+    else:
+        print(f"\n{_with_jobs(stages, found, jobs, threads, own)}")
+
+
+def _end(seconds: float, how: str = "") -> str:
     ends = datetime.now().astimezone() + timedelta(seconds=seconds)
-    print(f"\nBegun now, it would end at about {ends:%H:%M on %d %B} ({about(seconds)} from now).")
+    return f"Begun now{how}, it would end at about {ends:%H:%M on %d %B} ({about(seconds)} from now)"
+
+
+def _with_jobs(
+    stages: Sequence[Stage], found: Mapping[str, Estimate], jobs: int, threads: int, own: int
+) -> str:
+    """When it would end, how much memory it would need at once, and what was assumed."""
+    seconds = {name: each.seconds for name, each in found.items()}
+    share = partial(slower, cores=own, threads=threads, devices=len(devices()))
+    wall, most = wall_seconds(stages, seconds, jobs, share), share(min(jobs, len(parts(stages))))
+    crowded = f" As they share cores or GPUs, a run is counted up to {most:.2g} times." if most > 1 else ""
+    return (
+        f"{_end(wall, f', {jobs} runs at a time')}.\nThe stages add up to {about(sum(seconds.values()))}. "
+        f"Runs at the same time need up to {_megabytes(memory_at_once(stages, found, jobs))} of memory.\n"
+        f"Each was measured alone with {threads} of {own} cores, as it will have.{crowded} That they "
+        "also wait for each other at memory and disk is not counted, so it may take longer."
+    )
+
+
+def wall_seconds(
+    stages: Sequence[Stage], seconds: Mapping[str, float], jobs: int, share: Callable[[int], float]
+) -> float:
+    """Of the whole graph: what runs side by side, and before and after it what runs alone."""
+    todo = parts(stages)
+    at_once = {name for part in todo for name in part.stages}
+    alone = sum(each for name, each in seconds.items() if name not in at_once)
+    return alone + seconds_side_by_side(todo, seconds, jobs, share)
+
+
+def memory_at_once(stages: Sequence[Stage], found: Mapping[str, Estimate], jobs: int) -> float:
+    """Of the largest parts that may run at the same time, in MB."""
+    needs = [
+        max((found[name].memory_mb or 0.0 for name in part.stages if name in found), default=0.0)
+        for part in parts(stages)
+    ]
+    return sum(sorted(needs, reverse=True)[:jobs])
 
 
 def write_plan(

@@ -58,11 +58,22 @@ def side_by_side(stages: Sequence[Stage], jobs: int) -> None:
     todo = begun(stages)
     if not todo:
         return
-    free = slots(jobs, _devices(), len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", ""))
+    free = free_slots(jobs)
     print(f"\n{_counted(len(todo))}, {jobs} at a time: {', '.join(part.name for part in todo)}", flush=True)
     failed, done = _Scheduler(todo, list(free)).run()
     if failed:
         raise InputError(_told(failed, done, cannot_begin(todo, list(failed))))
+
+
+def free_slots(jobs: int) -> list[Mapping[str, str]]:
+    """What each of the parts that run at the same time gets of this machine, as its environment."""
+    own = cores()
+    return slots(jobs, devices(), own, os.environ.get("OMP_NUM_THREADS", ""))
+
+
+def cores() -> int:
+    """Ask before torch is imported: that may let a process use all cores again, whatever `taskset` said."""
+    return len(os.sched_getaffinity(0))
 
 
 def begun(stages: Sequence[Stage]) -> list[Part]:
@@ -182,7 +193,7 @@ def _says_something(line: str) -> bool:
     return bool(line) and line.strip() not in HINTS
 
 
-def _devices() -> list[str]:
+def devices() -> list[str]:
     """The GPUs that torch finds, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 

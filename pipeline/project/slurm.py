@@ -20,7 +20,7 @@ from pipeline.project.side_by_side import begun
 from pipeline.settings import InputError
 
 FOLDER = Path(".work/slurm")
-MADE = ("dvc.lock", "metrics/")  # by the graph: a copy does not need them from git
+MADE = ("dvc.lock", "tool/dvc.lock", "metrics/")  # by the graph: a copy does not need them from git
 SCRIPT = """#!/bin/bash
 #SBATCH --job-name=handdown
 #SBATCH --array=0-{last}

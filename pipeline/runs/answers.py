@@ -2,13 +2,14 @@
 
 They are a cache in the work folder, `answers/<key>`, not an output of a stage. A stage would have to know all
 runs before it starts, and every new run would make it stale. The key is a hash of all that the answers depend
-on (see answer_key.py), so the folder can be deleted whenever nothing trains.
+on (see answer_key.py), so the folder can be deleted whenever nothing trains. Before a phase adds to it, what
+was used longest ago is swept (see answer_file.py).
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, closing
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -23,10 +24,10 @@ from pipeline.data.seen import images_at_once
 from pipeline.files import atomic_file, locked
 from pipeline.methods import Method, Phase
 from pipeline.records.ticker import Ticker
-from pipeline.runs.answer_file import AnswerFile, BeyondPrecision, bytes_of
+from pipeline.runs.answer_file import LOCK, AnswerFile, BeyondPrecision, bytes_of, sweep
 from pipeline.runs.answer_key import depends_on, key_of, key_of_function
 from pipeline.runs.context import Context
-from pipeline.runs.parts_read import PartsRead, parts_read
+from pipeline.runs.parts_read import Autocast, PartsRead, parts_read
 from pipeline.taps.answer import Answer, Frozen, InParts
 from pipeline.taps.step import Live
 from pipeline.taps.tapped import Tapped
@@ -48,9 +49,11 @@ class Stored:
         rows, live = self.rows[places].numpy(), cache(live)
 
         def give(part: str) -> Tensor:
-            if part not in self.files:
-                return live().part(part)
-            return self.files[part].read(view, rows).to(self.device)
+            if part in self.files:
+                return self.files[part].read(view, rows).to(self.device)
+            if part == "logits" and self.read.classify is not None:
+                return self.read.classify(give("pooled"))
+            return live().part(part)
 
         def make(frozen: Frozen) -> Tensor:
             return give(frozen.name) if frozen.name in self.files else live().made_by(frozen)
@@ -79,26 +82,35 @@ def stored_answers(
     read = parts_read(phase, batch, cfg, student=student, teacher=teacher, method=method, autocast=autocast)
     views, rows = batches.numbers(cfg.total_steps(len(batches))), batches.views.rows
     facts: dict[str, Any] = {"views": context.augment.views, "read": sorted(read.shapes)}
-    if why := read.why_live or _too_large(read, views * len(rows), context.augment.views_gb):
+    if why := why_live(read, views * len(rows), context.augment.views_gb):
         return None, facts | _live(why, label, shown=context.is_main)
     if not read.shapes:
         return None, facts
-    own = _folder(folder, depends_on(context, teacher, batches, cfg.precision))
-    files = {
-        part: AnswerFile(own, _name(part, read), shape, rows=len(context.store.images), views=views)
-        for part, shape in sorted(read.shapes.items())
-    }
-    begun, making = time.perf_counter(), _Making(files, read.frozen, batches, teacher, autocast, own)
+    own = folder / key_of(depends := depends_on(context, teacher, batches, cfg.precision))
+    with locked(folder.with_suffix(LOCK)):
+        _write_down(depends, own)
+        files = open_files(own, read, images=len(context.store.images), views=views)
+        swept = sweep(folder, context.augment.views_gb) if context.is_main else 0.0
+    if swept:
+        print(f"{label}: {swept:.3g} GB of answers that were used longest ago were removed", flush=True)
+    begun, making = time.perf_counter(), Making(files, read.frozen, batches, teacher, autocast, own)
     try:
         made = making.make(views, label, shown=context.is_main)
     except BeyondPrecision as error:
-        why = f"{error} has numbers that half precision cannot hold"
-        return None, facts | _live(why, label, shown=context.is_main)
+        return None, facts | _live(str(error), label, shown=context.is_main)
     seconds = round(time.perf_counter() - begun, 3)
     if context.is_main:
         print(f"{label}: {_told(list(files), len(rows), views, made, seconds)}", flush=True)
     facts |= {"folder": own.name, "made": made, "seconds": seconds}
     return Stored(files, read, rows, context.device), facts
+
+
+def open_files(folder: Path, read: PartsRead, *, images: int, views: int) -> dict[str, AnswerFile]:
+    """For all parts that are read, to so many views of all images of a store."""
+    return {
+        part: AnswerFile(folder, _name(part, read), shape, rows=images, views=views)
+        for part, shape in sorted(read.shapes.items())
+    }
 
 
 def _name(part: str, read: PartsRead) -> str:
@@ -118,24 +130,22 @@ def _live(why: str, label: str, *, shown: bool) -> dict[str, str]:
     return {"live": why}
 
 
-def _too_large(read: PartsRead, answers: int, limit_gb: float) -> str:
-    """Why the answers cannot be stored; "" if there is room for all parts."""
+def why_live(read: PartsRead, answers: int, limit_gb: float) -> str:
+    """Why so many answers cannot be stored; "" if they can."""
     sizes = {part: answers * bytes_of(shape) / 1e9 for part, shape in read.shapes.items()}
-    if sum(sizes.values()) <= limit_gb:
-        return ""
+    if read.why_live or sum(sizes.values()) <= limit_gb:
+        return read.why_live
     listed = ", ".join(f"{part} {size:.3g} GB" for part, size in sorted(sizes.items()))
     return f"its answers would take more than augment.views_gb ({limit_gb:g}): {listed}"
 
 
-def _folder(answers: Path, depends: dict[str, Any]) -> Path:
-    own = answers / key_of(depends)
-    with atomic_file(own / "depends_on.json") as file:
+def _write_down(depends: dict[str, Any], folder: Path) -> None:
+    with atomic_file(folder / "depends_on.json") as file:
         file.write_text(json.dumps(depends, indent=1) + "\n")
-    return own
 
 
 @dataclass(frozen=True)
-class _Making:
+class Making:
     """Asks the teacher for the answers that aren't there.
 
     A view is made by one process at a time. Others, of this run or of another, take other views meanwhile.
@@ -145,7 +155,7 @@ class _Making:
     frozen: Mapping[str, Frozen]
     batches: Batches
     teacher: Tapped
-    autocast: Callable[[], AbstractContextManager[object]]
+    autocast: Autocast
     folder: Path
 
     def make(self, views: int, label: str, *, shown: bool) -> int:
@@ -169,15 +179,23 @@ class _Making:
             return ticker.done
 
     def _fill(self, view: int, ticker: Ticker) -> None:
-        lacking = self._lacking(view)
-        for places in torch.split(lacking, images_at_once(self.batches.teacher_input.size, most=AT_ONCE)):
-            with torch.no_grad(), self.autocast():
-                answer = self.teacher(self.batches.teacher_images(places, view))
-            rows = self.batches.views.rows[places].numpy()
-            for part, file in self.files.items():
-                if (lacks := file.lacks(view, rows)).any():
-                    file.write(view, rows[lacks], self._part(answer, part)[torch.from_numpy(lacks)])
+        for places in torch.split(self._lacking(view), self.at_once):
+            self.answer(view, places)
             ticker.advance(len(places), images=len(places))
+
+    @property
+    def at_once(self) -> int:
+        """To how many images the teacher answers at once."""
+        return images_at_once(self.batches.teacher_input.size, most=AT_ONCE)
+
+    def answer(self, view: int, places: Tensor) -> None:
+        """Ask the teacher about a view of the images at these places, and write what isn't there."""
+        with torch.no_grad(), self.autocast():
+            answer = self.teacher(self.batches.teacher_images(places, view))
+        rows = self.batches.views.rows[places].numpy()
+        for part, file in self.files.items():
+            if (lacks := file.lacks(view, rows)).any():
+                file.write(view, rows[lacks], self._part(answer, part)[torch.from_numpy(lacks)])
 
     @torch.no_grad()
     def _part(self, answer: Answer, part: str) -> Tensor:

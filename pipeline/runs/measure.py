@@ -19,6 +19,7 @@ from pipeline.methods import Phase
 from pipeline.nets.onnx_file import PREFIX
 from pipeline.records.place import PLAN
 from pipeline.runs.context import Context
+from pipeline.runs.measure_answers import Known, Needed, answers_as_stored
 from pipeline.runs.phase import Trainee
 from pipeline.runs.precision import settled
 from pipeline.runs.run import KnowledgeRun, Run, StudentConfig, TeacherConfig, TeacherRun
@@ -43,9 +44,12 @@ class PhaseCost:
     step: float  # seconds
     points: int
     validation: float  # seconds at each point
+    answers: Needed | None = None  # stored ones of the teacher
+    live: str = ""  # why the teacher runs live, though views are fixed
 
     @property
     def seconds(self) -> float:
+        """With answers that are there."""
         return self.steps * self.step + self.points * self.validation
 
 
@@ -81,24 +85,39 @@ def measure_teacher(run: TeacherRun, data: Path | Store) -> Cost:
     return measuring.cost
 
 
-def measure_knowledge(run: KnowledgeRun, teacher: TeacherRun, data: Path | Store) -> Cost:
+def measure_knowledge(
+    run: KnowledgeRun, teacher: TeacherRun, data: Path | Store, *, trained: Path | None = None
+) -> Cost:
+    """`trained`: the teacher, if it is there already."""
     with _Measuring() as measuring:
         context = Context.of_students(data, run.protocol, run.augment)
-        teacher_net, placeholder = (_teacher(context, teacher) for _ in range(2))
+        teacher_net, placeholder = (_teacher(context, teacher, trained) for _ in range(2))
+        known = Known(teacher.name, trained is not None, run.name)
         method = context.build_method(run.method, placeholder, teacher_net)
         trainee = Trainee(run.seed, placeholder, teacher_net, method)
         for phase in method.phases(placeholder):
             if phase.of_teacher:
-                measuring.train(context, trainee, phase, run.training(phase.name), validated=False)
+                measuring.train(
+                    context, trainee, phase, run.training(phase.name), validated=False, known=known
+                )
         measuring.look_at(context, method, teacher=teacher_net)
     return measuring.cost
 
 
-def measure_run(run: Run, stage: str, teacher: TeacherRun, data: Path | Store, *, is_known: bool) -> Cost:
-    """Stage `pretrain` or `distill`. `is_known`: the teacher has learned what the method learns from it."""
+def measure_run(
+    run: Run,
+    stage: str,
+    teacher: TeacherRun,
+    data: Path | Store,
+    *,
+    is_known: bool,
+    trained: Path | None = None,
+) -> Cost:
+    """Stage `pretrain` or `distill`. `is_known`: the teacher has learned what the method learns from it.
+    `trained`: the teacher, if it is there already."""
     with _Measuring() as measuring:
         context = Context.of_students(data, run.protocol, run.augment)
-        teacher_net = _teacher(context, teacher)
+        teacher_net = _teacher(context, teacher, trained)
         begun = time.perf_counter()
         torch.manual_seed(run.seeds[0])
         student = _network(context, run.student, f"students.{run.student_name}")
@@ -108,9 +127,11 @@ def measure_run(run: Run, stage: str, teacher: TeacherRun, data: Path | Store, *
         phases = (
             [last] if stage == "distill" else [each for each in early if not (is_known and each.of_teacher)]
         )
+        learned, times = (run.teacher, 1) if is_known else (f"run {run.name}", len(run.seeds))
+        known = Known(teacher.name, trained is not None, learned, times)
         for phase in phases:
-            trainee = Trainee(run.seeds[0], student, teacher_net, method)
-            measuring.train(context, trainee, phase, run.training(phase.name), validated=phase is last)
+            trainee, cfg = Trainee(run.seeds[0], student, teacher_net, method), run.training(phase.name)
+            measuring.train(context, trainee, phase, cfg, validated=phase is last, known=known)
         measuring.look_at(context, method, teacher=teacher_net, student=student)
     return measuring.cost
 
@@ -140,29 +161,38 @@ class _Measuring:
             self.cost.device_mb = torch.cuda.max_memory_allocated() / 1e6
 
     def train(
-        self, context: Context, trainee: Trainee, phase: Phase, cfg: TrainConfig, *, validated: bool
+        self,
+        context: Context,
+        trainee: Trainee,
+        phase: Phase,
+        cfg: TrainConfig,
+        *,
+        validated: bool,
+        known: Known | None = None,
     ) -> None:
         cfg, _ = settled(context, trainee.student, trainee.teacher, cfg, work=PLAN.parent)
         batches = context.batches(
             cfg, trainee.seed, trainee.student, trainee.teacher, needs_labels=phase.needs_labels
         )
-        watched = _Watched(batches)
-        fit(
-            phase,
-            cast(Batches, watched),
-            cfg.model_copy(update=NO_END),
-            student=trainee.student,
-            teacher=trainee.teacher,
-            method=trainee.method,
-            accelerator=context.accelerator,
-            seed=trainee.seed,
-        )
+        watched, start = _Watched(batches), time.perf_counter()
+        with answers_as_stored(context, phase, batches, cfg, trainee, known, PLAN.parent) as (needed, live):
+            self.counted += time.perf_counter() - start
+            fit(
+                phase,
+                cast(Batches, watched),
+                cfg.model_copy(update=NO_END),
+                student=trainee.student,
+                teacher=trainee.teacher,
+                method=trainee.method,
+                accelerator=context.accelerator,
+                seed=trainee.seed,
+            )
         steps, epochs = cfg.total_steps(len(batches)), -(-cfg.total_steps(len(batches)) // len(batches))
         points = -(-epochs // -(-epochs // cfg.points)) if validated else 0
         seconds = self._seconds_of_validation(context, trainee.student) if validated else 0.0
         self.counted += watched.seconds
         self.cost.phases.append(
-            PhaseCost(phase.name, steps, watched.seconds / watched.steps, points, seconds)
+            PhaseCost(phase.name, steps, watched.seconds / watched.steps, points, seconds, needed, live)
         )
 
     def _seconds_of_validation(self, context: Context, student: Tapped) -> float:
@@ -219,8 +249,12 @@ class _Watched:
         return self.is_over
 
 
-def _teacher(context: Context, run: TeacherRun) -> Tapped:
+def _teacher(context: Context, run: TeacherRun, trained: Path | None = None) -> Tapped:
     """The network of a teacher, frozen. Its batch norms know one batch, so that its answers are finite."""
+    if trained is not None:
+        known = context.load_network(trained)
+        known.net.eval().requires_grad_(False)
+        return known
     if run.cfg.net.startswith(PREFIX):  # without its file it is nothing
         return start_teacher(context, run)
     teacher = _network(context, run.cfg, f"teachers.{run.name}")

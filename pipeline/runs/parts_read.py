@@ -7,26 +7,31 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.data.batches import Batch
 from pipeline.methods import Method, Phase
-from pipeline.taps.answer import Answer, Frozen, InParts
+from pipeline.taps.answer import Answer, Frozen, InParts, LogitsOnly
 from pipeline.taps.step import Live
 from pipeline.taps.tapped import Tapped
 from pipeline.training.loop import set_trainable, step_of
 from pipeline.training.recipe import TrainConfig
 
+WHOLE = 1000  # logits of more classes are made of the pooled embedding, if that is smaller
+
+Autocast = Callable[[], AbstractContextManager[object]]
+
 
 @dataclass
 class PartsRead:
-    """What a phase reads of its teacher."""
+    """What a phase reads of its teacher. In place of many logits stands the pooled embedding."""
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # by part, for one image
     frozen: dict[str, Frozen] = field(default_factory=dict)  # those parts that functions make, by name
     maps: tuple[str, ...] = ()  # names of all maps that the teacher has
     preactivations: tuple[str, ...] = ()
     why_live: str = ""  # why stored answers cannot stand in for the network; "": they can
+    classify: Callable[[Tensor], Tensor] | None = None  # makes the logits of pooled embeddings
 
 
 def parts_read(
@@ -37,7 +42,7 @@ def parts_read(
     student: Tapped,
     teacher: Tapped,
     method: Method[Any],
-    autocast: Callable[[], AbstractContextManager[object]],
+    autocast: Autocast,
 ) -> PartsRead:
     """Make one step on `batch` as the training loop does, without an optimizer, and watch the teacher.
 
@@ -46,7 +51,7 @@ def parts_read(
     same = {id(each): each for each in (teacher, teacher.net)}  # not copied
     phase, student, method = copy.deepcopy((phase, student, method), same)
     set_trainable(phase, student, method)
-    watched = _Watched(teacher)
+    watched = _Watched(teacher, autocast)
     with watched:
         step = replace(
             step_of(batch, cfg, student, teacher, autocast=autocast, starts_epoch=True), stored=watched.answer
@@ -65,8 +70,8 @@ def parts_read(
 class _Watched:
     """The answers of a teacher, and what was read of them."""
 
-    def __init__(self, teacher: Tapped) -> None:
-        self.teacher, self.found = teacher, PartsRead()
+    def __init__(self, teacher: Tapped, autocast: Autocast) -> None:
+        self.teacher, self.autocast, self.found = teacher, autocast, PartsRead()
         self.asked = self.calls = 0  # answers; runs of the network, by anybody
 
     def __enter__(self) -> None:
@@ -80,8 +85,11 @@ class _Watched:
         answer = live()
 
         def give(part: str) -> Tensor:
-            value = answer.part(part)
-            self.found.shapes[part] = tuple(value.shape[1:])
+            value, classify = answer.part(part), None
+            if part == "logits":
+                classify = self.found.classify = _classifier(self.teacher, answer, self.autocast)
+            stored = value if classify is None else answer.pooled
+            self.found.shapes[part if classify is None else "pooled"] = tuple(stored.shape[1:])
             return value
 
         def make(frozen: Frozen) -> Tensor:
@@ -96,3 +104,29 @@ class _Watched:
 
     def _count(self, *_: object) -> None:
         self.calls += 1
+
+
+def _classifier(teacher: Tapped, answer: Answer, autocast: Autocast) -> Callable[[Tensor], Tensor] | None:
+    """What makes the logits of many classes of a smaller pooled embedding: the teacher's last layer.
+
+    None if they are few, or if no linear layer makes them alone.
+    """
+    if isinstance(answer, LogitsOnly) or not _is_smaller(answer):
+        return None
+    layer = teacher.net.get_submodule(teacher.classifier)
+    sizes = answer.pooled.shape[1], answer.logits.shape[1]
+    if not isinstance(layer, nn.Linear) or (layer.in_features, layer.out_features) != sizes:
+        return None
+
+    @torch.no_grad()
+    def classify(pooled: Tensor) -> Tensor:
+        with autocast():
+            made: Tensor = layer(pooled)
+        return made.float()
+
+    is_all = torch.allclose(classify(answer.pooled), answer.logits, rtol=1e-3, atol=1e-3)
+    return classify if is_all else None
+
+
+def _is_smaller(answer: Answer) -> bool:
+    return answer.logits.shape[1] > max(WHOLE, answer.pooled.shape[1])

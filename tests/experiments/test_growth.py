@@ -5,7 +5,22 @@ from experiments.growth import START, Size
 def test_a_table_of_measured_sizes() -> None:
     *_, row = growth.table({"images": [Size(images=1300, pixels=8)]}, rounds=1).splitlines()
     assert row.startswith("| images | 1,300 |")
-    assert row.count("[") == 4
+    assert row.count("|") == 7
+    assert growth._row(
+        "images", "5", [{"step": n, "epoch": n, "start": n, "memory": n} for n in (1.0, 3.0)]
+    ) == ("| images | 5 | 2 [1, 3] | 2 [1, 3] | 2.0 [1.0, 3.0] | 2 [1, 3] |")
+
+
+def test_larger_sizes_are_computed() -> None:
+    half, whole = ({"step": a, "epoch": a, "start": 1.0, "memory": a} for a in (2.0, 5.0))  # 1 + area
+    assert growth.of_twice_the_side(half, whole) == {
+        "step": 17.0,
+        "epoch": 17.0,
+        "start": 1.0,
+        "memory": 17.0,
+    }
+    one, two = ({"step": a, "epoch": a, "start": 1.0, "memory": 9.0} for a in (8.0, 5.0))  # 1 to send
+    assert growth.of_more_processes(one, two) == {"step": 3.0, "epoch": 3.0, "start": 1.0, "memory": 9.0}
 
 
 def test_one_size_grows_at_a_time() -> None:

@@ -57,7 +57,8 @@ def test_a_stage_has_a_kind_and_a_key() -> None:
 
 def test_dvc_is_asked_and_its_own_order_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order in which DVC draws the stages is the one in which it takes them, since dvc.yaml goes down."""
-    for name in ("dvc.yaml", "params.yaml"):
+    (tmp_path / "tool").mkdir()
+    for name in ("dvc.yaml", "tool/dvc.yaml", "params.yaml"):
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     subprocess.run([BIN / "dvc", "init", "-q", "--no-scm"], check=True)
@@ -65,9 +66,12 @@ def test_dvc_is_asked_and_its_own_order_is_found(tmp_path: Path, monkeypatch: py
     dry = printed_by_dvc("repro", "--dry", "-f")
     assert order == [line.split("'")[1] for line in dry.splitlines() if line.startswith("Running stage")]
     assert len(order) == 24
+    assert order[0] == ahead.ALWAYS[0]
     assert set(before["pretrain@kd"]) == {"check", "prepare", "teacher@big"}
     monkeypatch.setattr(ahead, "dvc", lambda *arguments: 0)
-    assert {stage.state for stage in stages_ahead()} == {"runs"}
+    stages = stages_ahead()
+    assert {stage.state for stage in stages} == {"runs"}
+    assert stages[0].name == "check"
     with pytest.raises(InputError, match="`dvc dag nothing` failed"):
         printed_by_dvc("dag", "nothing")
 

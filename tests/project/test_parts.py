@@ -1,11 +1,22 @@
 """Which parts of the graph may run at the same time, and with which share of the machine."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pipeline.project.ahead import Stage, states
-from pipeline.project.parts import Part, cannot_begin, divided, needed_by, parts, ready, slots
+from pipeline.project.parts import (
+    Part,
+    cannot_begin,
+    divided,
+    needed_by,
+    parts,
+    ready,
+    seconds_side_by_side,
+    slots,
+    slower,
+)
 
 BEFORE = {
     "check": [],
@@ -107,3 +118,29 @@ def test_every_stage_of_the_graph_is_either_alone_or_side_by_side() -> None:
     repeated = {name for name, body in graph.items() if "foreach" in body}
     assert repeated - set(SIDE_BY_SIDE) == {"benchmark"}  # it measures speeds
     assert set(SIDE_BY_SIDE) <= repeated
+
+
+@pytest.mark.parametrize(
+    ("jobs", "cores", "takes"),
+    [
+        (1, 4, 60.0),  # t, then a, b and c, one after the other
+        (2, 4, 40.0),  # t (10), then a (30) beside b (10) and c (10)
+        (3, 4, 40.0),
+        (9, 4, 40.0),
+        (3, 2, 45.0),  # t; 15 s until b and c have ended; then the other 20 s of a
+        (3, 1, 60.0),  # all work on one core
+    ],
+)
+def test_the_longest_way_through_the_parts_decides(jobs: int, cores: int, takes: float) -> None:
+    todo = [Part("t", ("teacher@t",)), *(Part(name, (f"distill@{name}",), frozenset("t")) for name in "abc")]
+    seconds = {"teacher@t": 10.0, "distill@a": 30.0, "distill@b": 10.0, "distill@c": 10.0}
+    share = partial(slower, cores=cores, threads=1, devices=0)
+    assert seconds_side_by_side(todo, seconds, jobs, share) == pytest.approx(takes)
+
+
+def test_who_shares_cores_or_devices_takes_longer() -> None:
+    assert slower(2, cores=4, threads=2, devices=0) == 1.0
+    assert slower(2, cores=4, threads=4, devices=0) == 2.0
+    assert slower(3, cores=8, threads=1, devices=2) == 1.5
+    assert slower(1, cores=8, threads=1, devices=2) == 1.0
+    assert seconds_side_by_side([], {}, 3, lambda n: 1.0) == 0.0

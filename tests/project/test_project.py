@@ -15,6 +15,7 @@ import yaml
 
 from pipeline.project import __main__ as project
 from pipeline.project import balance, dvc, graph, plots_page, results
+from pipeline.project.ahead import ALWAYS
 from pipeline.project.changed_code import changed_code, in_words
 from pipeline.settings import InputError
 
@@ -159,6 +160,20 @@ def test_a_stage_runs_under_this_python(monkeypatch: pytest.MonkeyPatch) -> None
     assert path.startswith(f"{Path(sys.executable).parent}{os.pathsep}")
 
 
+def test_the_stage_of_every_start_needs_no_second_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for a clone that has other code than this process."""
+    for argv in ("before", "after"):
+        monkeypatch.setattr(sys, "argv", [argv])
+        monkeypatch.chdir(ROOT if argv == "before" else tmp_path)
+        project.main(["stage", "installed", "--out", str(tmp_path / argv)])
+    assert (tmp_path / "before").read_text() == (tmp_path / "after").read_text() != ""
+    (tmp_path / "stages").mkdir()
+    _, arguments, _ = stage_becomes(monkeypatch, "installed", "--out", "file")
+    assert arguments == [sys.executable, "-m", "stages.installed", "--out", "file"]
+
+
 @pytest.mark.parametrize(
     ("launcher", "begins"),
     [
@@ -203,12 +218,15 @@ def test_no_command_of_the_graph_names_the_launcher() -> None:
     assert "launcher" not in (ROOT / "dvc.yaml").read_text()
 
 
-def test_check_asks_again_although_nothing_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_asks_again_although_nothing_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it says again what will run because code has changed."""
     calls = fail(monkeypatch, graph, code=7)
-    with pytest.raises(SystemExit) as ended:
-        graph.check()
-    assert (ended.value.code, calls) == (7, [("repro", "-q", "-f", "-s", "installed", "check")])
+    for place in (ROOT, tmp_path):  # an older project has one dvc.yaml
+        monkeypatch.chdir(place)
+        with pytest.raises(SystemExit) as ended:
+            graph.check()
+        assert ended.value.code == 7
+    assert calls == [("repro", "-q", "-f", "-s", first, "check") for first in ALWAYS]
 
 
 def test_stages_with_other_code_are_found(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "dvc").write_text(FAKE.format(python=sys.executable))
     (tmp_path / "dvc").chmod(0o755)
     monkeypatch.setattr(dvc, "BIN", tmp_path)
-    monkeypatch.setattr(side_by_side, "_devices", list)
+    monkeypatch.setattr(side_by_side, "devices", list)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.chdir(tmp_path)
     tell()
@@ -106,7 +106,7 @@ def test_a_run_waits_for_its_teacher_and_all_for_what_they_need(
 
 
 def test_each_slot_has_threads_and_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(side_by_side, "_devices", lambda: ["4", "6"])
+    monkeypatch.setattr(side_by_side, "devices", lambda: ["4", "6"])
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(10)))
     tell(a=0.4, b=0.4)
     side_by_side.side_by_side([*run("a"), *run("b"), *run("c")], 2)

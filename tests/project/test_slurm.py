@@ -9,13 +9,13 @@ import pytest
 from stub_project import StubProject
 
 from pipeline.project import slurm
-from pipeline.project.ahead import Stage, states
+from pipeline.project.ahead import ALWAYS, Stage, states
 from pipeline.project.parts import parts
 from pipeline.settings import InputError
 
 BEFORE: dict[str, list[str]] = {
-    "installed": [],
-    "check": ["installed"],
+    ALWAYS[0]: [],
+    "check": [ALWAYS[0]],
     "prepare": ["check"],
     "teacher@big": ["check", "prepare"],
     "teacher@old": ["check", "prepare"],

@@ -1,14 +1,17 @@
 """A teacher's answers to fixed views: stored once, read by all runs, and as good as the teacher itself."""
 
 import errno
+import gc
+import math
 import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from world import snapshot
 
 from pipeline import checkpoint, methods
 from pipeline.files import locked
+from pipeline.functional import softened_kl
 from pipeline.runs import answer_file, answers, parts_read
 from pipeline.runs.answer_file import AnswerFile
 from pipeline.runs.answer_key import depends_on, key_of, key_of_function
@@ -28,6 +32,7 @@ from pipeline.runs.run import Run
 from pipeline.runs.student import build_student, distill
 from pipeline.settings import InputError
 from pipeline.taps.answer import Frozen
+from pipeline.taps.tapped import Tapped
 
 FEW = {"shots": 4, "rest": "unlabelled"}
 VIEWS, IMAGES = 2, 27  # of the train subset
@@ -484,7 +489,7 @@ def test_two_processes_make_each_answer_once_and_the_same(small: SmallRuns, tmp_
 def test_a_view_that_another_process_makes_comes_last(small: SmallRuns, tmp_path: Path) -> None:
     """Its lock is waited for, and then nothing is left to do."""
     order: list[int] = []
-    fill = answers._Making._fill
+    fill = answers.Making._fill
 
     def watched(self: Any, view: int, ticker: Any) -> None:
         order.append(view)
@@ -503,7 +508,7 @@ def test_a_view_that_another_process_makes_comes_last(small: SmallRuns, tmp_path
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(answers, "locked", taken)
-        patched.setattr(answers._Making, "_fill", watched)
+        patched.setattr(answers.Making, "_fill", watched)
         assert train(small, "kd", tmp_path).made == VIEWS * IMAGES
     assert order == [1, 0]
 
@@ -511,7 +516,7 @@ def test_a_view_that_another_process_makes_comes_last(small: SmallRuns, tmp_path
 def test_each_process_begins_with_a_view_of_its_own(small: SmallRuns) -> None:
     order: list[int] = []
 
-    class Making(answers._Making):
+    class Making(answers.Making):
         def _fill(self, view: int, ticker: Any) -> None:
             order.append(view)
 
@@ -555,6 +560,181 @@ def test_a_stopped_training_goes_on_bit_by_bit(small: SmallRuns) -> None:
         checkpoint.load_network_weights(out / name / "seed-0") for name in ("straight", "resumed")
     )
     assert all(torch.equal(resumed[name], value) for name, value in straight.items())
+
+
+# --- swept
+
+
+def used_since(file: AnswerFile, days: float) -> AnswerFile:
+    os.utime(file.there, (days * 86400, days * 86400))
+    return file
+
+
+def filled(folder: Path, name: str) -> AnswerFile:
+    """A part of nearly a megabyte."""
+    file = AnswerFile(folder, name, (1000,), rows=400, views=1)
+    file.write(0, np.arange(400), torch.ones(400, 1000))
+    return file
+
+
+def left(folder: Path) -> set[str]:
+    return {file.stem for file in folder.rglob("*.answers")}
+
+
+def test_what_was_used_longest_ago_is_swept_beyond_the_budget(tmp_path: Path) -> None:
+    for day, (teacher, name) in enumerate([("a", "old"), ("b", "oldest"), ("b", "new"), ("a", "newest")]):
+        used_since(filled(tmp_path / teacher, name), days=10 if name == "old" else day + 11)
+    used_since(filled(tmp_path / "b", "oldest"), days=1)
+    assert answer_file.sweep(tmp_path, views_gb=1.0) == 0.0
+    assert answer_file.sweep(tmp_path, views_gb=0.7e-3) == pytest.approx(0.8e-3, rel=0.02)
+    assert left(tmp_path) == {"old", "new", "newest"}
+    answer_file.sweep(tmp_path, views_gb=0.5e-3)
+    assert left(tmp_path) == {"new", "newest"}
+    answer_file.sweep(tmp_path, views_gb=0.3e-3)
+    assert left(tmp_path) == {"newest"}
+    assert not (tmp_path / "b").exists()
+    answer_file.sweep(tmp_path, views_gb=0.0)
+    assert not list(tmp_path.iterdir())
+
+
+def hold(folder: Path, ready: Any, done: Any) -> None:
+    file = filled(folder, "theirs")
+    ready.set()
+    done.wait()
+    assert file.read(0, np.array([399])).sum() == 1000
+
+
+def test_what_is_in_use_is_not_swept(tmp_path: Path) -> None:
+    """By this process, or by another one."""
+    processes = multiprocessing.get_context("fork")
+    ready, done = processes.Event(), processes.Event()
+    other = processes.Process(target=hold, args=(tmp_path / "a", ready, done), daemon=True)
+    other.start()
+    assert ready.wait(60)
+    ours = filled(tmp_path / "a", "ours")
+    filled(tmp_path / "b", "free")
+    answer_file.sweep(tmp_path, views_gb=0.0)
+    assert left(tmp_path) == {"ours", "theirs"}
+    done.set()
+    other.join()
+    assert other.exitcode == 0
+    assert ours.read(0, np.array([7])).sum() == 1000
+    answer_file.sweep(tmp_path, views_gb=0.0)
+    assert left(tmp_path) == {"ours"}
+
+
+def test_answers_without_a_note_that_they_are_there_do_not_count_nor_a_note_without_them(
+    tmp_path: Path,
+) -> None:
+    """As when a sweep, or a person's, was stopped."""
+    for suffix in (".there", ".answers"):
+        filled(tmp_path / "a", "logits")
+        (tmp_path / "a" / f"logits{suffix}").unlink()
+        again = AnswerFile(tmp_path / "a", "logits", (1000,), rows=400, views=1)
+        assert again.lacks(0, np.arange(400)).all()
+    again.write(0, np.arange(400), torch.ones(400, 1000))
+    again.there.unlink()
+    answer_file.sweep(tmp_path, views_gb=0.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_training_sweeps_before_it_adds_and_says_so(
+    small: SmallRuns, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train(small, "kd", tmp_path)
+    assert train(small, "kd", tmp_path, flip=0.4).made == first.made
+    assert len(list((tmp_path / "answers").iterdir())) == 2
+    assert "were removed" not in capsys.readouterr().out
+    gc.collect()  # what a process has open, it uses
+    size = max(file.stat().st_blocks for file in (tmp_path / "answers").rglob("*.answers")) * 512e-9
+    train(small, "kd", tmp_path, flip=0.3, views_gb=size / answer_file.KEPT)
+    assert "kd: " in (printed := capsys.readouterr().out)
+    assert "GB of answers that were used longest ago were removed" in printed
+    assert len(list((tmp_path / "answers").iterdir())) == 2
+    assert train(small, "kd", tmp_path, flip=0.4).made == 0  # it was used after the first
+    assert train(small, "kd", tmp_path).made == first.made
+
+
+# --- many classes
+
+
+MANY = 5000
+
+
+@dataclass
+class Wide:
+    """A teacher of many classes, and what it answers."""
+
+    teacher: Tapped
+    images: Tensor
+
+    @classmethod
+    def of(cls, last: Callable[[Tensor], Tensor] = lambda logits: logits) -> "Wide":
+        class Net(nn.Module):
+            taps: ClassVar = {"stem": "stem"}
+            classifier = "fc"
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.stem, self.fc = nn.Conv2d(3, 32, 3, 2), nn.Linear(32, MANY)
+
+            def forward(self, images: Tensor) -> Tensor:
+                return last(self.fc(self.stem(images).relu().mean((2, 3))))
+
+        torch.manual_seed(0)
+        net, images = Net().eval().requires_grad_(False), torch.randn(16, 3, 8, 8)
+        net.fc.weight *= 40  # logits as far apart as those of trained networks
+        return cls(Tapped(net, images), images)
+
+    def classifier(self) -> Callable[[Tensor], Tensor] | None:
+        return parts_read._classifier(self.teacher, self.teacher(self.images), nullcontext)
+
+
+def test_many_logits_are_made_of_pooled_embeddings_as_the_teacher_makes_them(tmp_path: Path) -> None:
+    wide = Wide.of()
+    classify, answer = wide.classifier(), wide.teacher(wide.images)
+    assert classify is not None
+    assert torch.equal(classify(answer.pooled), answer.logits)
+    file = AnswerFile(tmp_path, "pooled", (32,), rows=16, views=1)
+    file.write(0, np.arange(16), answer.pooled)
+    read = parts_read.PartsRead({"pooled": (32,)}, classify=classify)
+    stored = answers.Stored({"pooled": file}, read, torch.arange(16), torch.device("cpu"))
+    given = stored(0, torch.arange(16), lambda: pytest.fail("the teacher was asked"))
+    student = torch.randn(16, MANY)
+    flat = top_of(answer.logits, 500)
+    for temperature, least in ((1.0, 0.0), (4.0, 0.5)):
+        exact, ours, theirs = (
+            softened_kl(student, each, temperature) for each in (answer.logits, given.logits, flat)
+        )
+        assert abs(ours / exact - 1) < 1e-4
+        assert abs(theirs / exact - 1) >= least  # why the largest logits alone are not what is stored
+
+
+def top_of(logits: Tensor, k: int) -> Tensor:
+    """The largest logits, and one value for all others, with their mass at temperature 1."""
+    top = logits.topk(k)
+    rest = logits.scatter(1, top.indices, -torch.inf).logsumexp(1, keepdim=True)
+    return (rest - math.log(logits.shape[1] - k)).expand_as(logits).scatter(1, top.indices, top.values)
+
+
+def test_few_logits_and_those_that_are_not_linear_are_stored_whole() -> None:
+    assert Wide.of(lambda logits: logits.relu()).classifier() is None
+    assert Wide.of(lambda logits: logits[:, :1000]).classifier() is None
+    assert Wide.of(lambda logits: logits[:, :1001]).classifier() is None
+
+
+def test_the_parts_read_have_pooled_embeddings_in_place_of_many_logits(
+    small: SmallRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sgd = {"optimizer": "sgd", "lr": 0.001}  # the steps of adamw are large however small a gradient is
+    usual = train(small, "kd", tmp_path / "whole", training=sgd)
+    monkeypatch.setattr(parts_read, "_is_smaller", lambda answer: True)
+    done = train(small, "kd", tmp_path, training=sgd)
+    assert done.facts["distill"]["read"] == ["pooled"]
+    assert set(content(tmp_path / "answers")) == {"pooled.answers", "pooled.there"}
+    assert done.asked == VIEWS * IMAGES + 9
+    assert_close(usual, done, 2e-3)
+    assert train(small, "irg", tmp_path).facts["distill"]["read"] == [*MAPS, "pooled"]
 
 
 # --- exact, whatever the views are

@@ -49,8 +49,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRuns:
 
 
 @pytest.fixture(autouse=True)
-def in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_a_moment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(measure, "SECONDS", 0.02)
+    monkeypatch.chdir(tmp_path)
 
 
 def phases(cost: Cost) -> dict[str, tuple[int, int]]:
@@ -86,6 +87,90 @@ def test_what_a_teacher_knows_is_not_trained_again(small: SmallRuns) -> None:
     known = measure_run(params.run("known"), "pretrain", big, small.data, is_known=True)
     assert list(phases(codes)) == ["dictionary", "match"]
     assert list(phases(known)) == ["match"]
+
+
+VIEWS: dict[str, Any] = {"augment": {"views": 3}}
+
+
+def measured(small: SmallRuns, name: str, trained: Path | None = None, **sections: Any) -> PhaseCost:
+    """The last phase of a run."""
+    params = small.params(**VIEWS | sections)
+    run, stage = params.run(name), "distill"
+    teacher = params.teacher_run("big")
+    return measure_run(run, stage, teacher, small.data, is_known=False, trained=trained).phases[-1]
+
+
+def test_with_fixed_views_answers_are_counted_and_steps_do_without_the_teacher(
+    small: SmallRuns, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    small.train_teacher("big")
+    counts, steps = [], 30
+    monkeypatch.setattr(measure, "SECONDS", 0.0)
+    monkeypatch.setattr(measure, "FEWEST", steps)
+    changes: tuple[dict[str, Any], ...] = ({}, {"augment": {"views": 0}})
+    for sections in changes:
+        calls, usual = [0], measure._teacher
+
+        def counted(*args: Any, calls: list[int] = calls, usual: Any = usual) -> Any:
+            teacher = usual(*args)
+            teacher.net.register_forward_pre_hook(lambda *_: calls.append(1))
+            return teacher
+
+        with monkeypatch.context() as patched:
+            patched.setattr(measure, "_teacher", counted)
+            phase = measured(small, "kd", **sections)
+        counts.append(len(calls))
+        assert (phase.answers is None) == bool(sections)
+    assert counts[0] < steps < counts[1]
+    needed = measured(small, "kd").answers
+    assert needed is not None
+    (part,) = needed.parts.values()
+    assert (needed.views, len(needed.rows), part.bytes, part.there.sum()) == (3, 15, 2 * 3, 0)
+    assert needed.seconds > 0
+    assert not [*tmp_path.glob(".work/tmp*")]
+
+
+def test_what_is_on_the_disk_is_known_once_the_teacher_is_trained(
+    small: SmallRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small.place)
+    (small.place / ".work").symlink_to(small.place / "work")
+    small.train_teacher("big")
+    params = small.params(**VIEWS)
+    small.pretrain("kd", params)
+    small.distill("kd", params)
+    for trained, there in ((small.place / "big", 3 * 15), (None, 0)):
+        needed = measured(small, "kd", trained).answers
+        assert needed is not None
+        assert sum(part.there.sum() for part in needed.parts.values()) == there
+    other = {"augment": {"views": 3, "flip": 0.1}}
+    needed = measured(small, "kd", small.place / "big", **other).answers
+    assert needed is not None
+    assert sum(part.there.sum() for part in needed.parts.values()) == 0
+
+
+def test_runs_share_what_depends_on_the_same(small: SmallRuns) -> None:
+    """Before the teacher is trained: by its name."""
+    first, again = (measured(small, "kd").answers for _ in range(2))
+    other = measured(small, "kd", augment={"views": 3, "flip": 0.1}).answers
+    assert first is not None
+    assert again is not None
+    assert other is not None
+    assert first.parts.keys() == again.parts.keys() != other.parts.keys()
+    params = small.params(**VIEWS)
+    big = params.teacher_run("big")
+    match = measure_run(params.run("codes"), "pretrain", big, small.data, is_known=False).phases[-1].answers
+    known = measure_run(params.run("known"), "pretrain", big, small.data, is_known=True).phases[-1].answers
+    assert match is not None
+    assert known is not None
+    assert [part.times for part in (*match.parts.values(), *known.parts.values())] == [2] * 3 + [1] * 3
+    assert not match.parts.keys() & known.parts.keys()
+
+
+def test_what_cannot_be_stored_is_measured_live_and_said(small: SmallRuns) -> None:
+    phase = measured(small, "kd", augment={"views": 3, "views_gb": 0})
+    assert phase.answers is None
+    assert phase.live.startswith("its answers would take more")
 
 
 def test_what_is_saved_is_as_large_as_said(small: SmallRuns) -> None:
