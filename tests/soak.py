@@ -141,13 +141,22 @@ def repro(make: Callable[[], Repro], chance: random.Random) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             running.wait(chance.uniform(0, whole.seconds))
         kill_some(running.pid, chance)
-        printed, _ = running.communicate()  # until DVC and its stages have ended, too
+        printed, _ = running.communicate()
+        wait_for_all_in(project.place)
         demand("Traceback" not in printed, printed[-3000:])
     running = project.start("run")
     printed, _ = running.communicate(timeout=max(LEAST, OFTEN * whole.seconds))
     demand(running.returncode == 0, f"it does not go on: {printed[-3000:]}")
     demand(project.outputs() == whole.expected, f"other outputs: {printed[-3000:]}")
     demand(project.is_up_to_date(), f"not up to date: {printed[-3000:]}")
+
+
+def wait_for_all_in(place: Path) -> None:
+    """Parts that ran side by side go on for a while if only what started them was killed."""
+    end = time.monotonic() + LEAST
+    while any(each.info["cwd"] == str(place) for each in psutil.process_iter(["cwd"])):
+        demand(time.monotonic() < end, "DVC still runs")
+        time.sleep(0.1)
 
 
 def kill_some(process: int, chance: random.Random) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.files import locked
+from pipeline.files import locked, naming
 from pipeline.settings import InputError
 
 PRECISION = np.dtype(np.float16)
@@ -79,7 +79,7 @@ def _put(file: int, content: bytes, position: int) -> None:
 
 
 def _grow(file: Path, size: int) -> None:
-    with file.open("ab") as stream:
+    with naming(file), file.open("ab") as stream:
         if stream.tell() < size:
             stream.truncate(size)
 
