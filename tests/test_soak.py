@@ -24,6 +24,8 @@ def test_no_generated_case_breaks_a_promise() -> None:
     counts = re.findall(r"\(`(\w+)`\) \| (\d+) \| (\d+) \| 0 \|", done.stdout)
     assert [name for name, _, _ in counts] == [
         "kill",
+        "pair",
+        "repro",
         "full",
         "bundle",
         "description",
