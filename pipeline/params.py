@@ -8,7 +8,6 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from pipeline import methods, nets
@@ -23,7 +22,7 @@ from pipeline.nets import importable, onnx_file, timm_zoo, torchvision_zoo
 from pipeline.nets.input import resolve_input
 from pipeline.nets.start import check_start
 from pipeline.runs.run import KnowledgeRun, Run, StudentConfig, TeacherConfig, TeacherRun
-from pipeline.settings import InputError, Settings, unknown
+from pipeline.settings import InputError, Settings, read_sections, unknown
 from pipeline.training.recipe import TrainConfig, merged
 
 NAME = re.compile(
@@ -238,27 +237,8 @@ class Params(Settings):
         }
 
 
-class _Loader(yaml.SafeLoader):
-    """Without numbers to the base 60: `1:30` is a text here, and so refused where a number is needed."""
-
-    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
-        tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
-        is_clock = tag.endswith((":int", ":float")) and ":" in str(value)
-        return "tag:yaml.org,2002:str" if is_clock else tag
-
-
 def load_params(path: Path = Path("params.yaml")) -> Params:
-    try:
-        given = yaml.load(path.read_text(), _Loader)  # noqa: S506 - it is a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    except RecursionError:
-        raise InputError(f"{path} cannot be read: it is nested too deep. Take brackets away.") from None
-    if not isinstance(given, dict):
-        raise InputError(
-            f"{path} must hold sections such as `data:` and `runs:`, but it holds a {type(given).__name__}."
-        )
-    params = _check(Params, given, "")
+    params = _check(Params, read_sections(path), "")
     _check_names(params)
     params.check_shift(params.augment, "augment")
     for section in ("teachers", "students"):

@@ -2,8 +2,10 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar, get_args
 
+import yaml
 from pydantic import BaseModel, ValidationInfo, field_validator
 
 
@@ -43,3 +45,40 @@ def unknown(what: str, value: str, legal: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(value, legal, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return InputError(f"{what}: there is no {value!r}.{hint} Choose one of: {', '.join(legal) or '(none)'}.")
+
+
+class _Loader(yaml.SafeLoader):
+    """Without numbers to the base 60: `1:30` is a text here, and so refused where a number is needed.
+
+    A key that is there twice is refused, since the first of two runs with one name would be lost in silence.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return super().construct_mapping(node, deep)
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        is_clock = tag.endswith((":int", ":float")) and ":" in str(value)
+        return "tag:yaml.org,2002:str" if is_clock else tag
+
+
+def read_sections(path: Path) -> dict[str, Any]:
+    """What a params.yaml holds, unchecked."""
+    try:
+        given = yaml.load(path.read_text(), _Loader)  # noqa: S506 - it is a SafeLoader
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    except RecursionError:
+        raise InputError(f"{path} cannot be read: it is nested too deep. Take brackets away.") from None
+    if not isinstance(given, dict):
+        raise InputError(
+            f"{path} must hold sections such as `data:` and `runs:`, but it holds a {type(given).__name__}."
+        )
+    return given
