@@ -443,10 +443,9 @@ def soak(seed: str, *, minutes: float, rounds: int, only: str) -> int:
     chosen = kinds(graph, server, place)
     try:
         if only:
-            name, number = only.split(":")
-            kind = next(kind for kind in chosen if kind.name == name)
-            kind.try_one(seed, int(number))
-            chosen = [kind]
+            for name, number in (case.split(":") for case in only.split(",")):
+                next(kind for kind in chosen if kind.name == name).try_one(seed, int(number))
+            chosen = [kind for kind in chosen if kind.tried]
         else:
             while (time.monotonic() - begun < 60 * minutes) if minutes else rounds > 0:
                 for kind in [min(chosen, key=lambda kind: kind.seconds)] if minutes else chosen:
@@ -476,7 +475,7 @@ if __name__ == "__main__":
         "--rounds", type=int, default=1, help="without --minutes: how often each kind is tried"
     )
     parser.add_argument("--seed", default="", help="default: a new one")
-    parser.add_argument("--only", default="", metavar="KIND:NUMBER", help="one case of this seed again")
+    parser.add_argument("--only", default="", metavar="KIND:NUMBER,...", help="some cases of this seed again")
     args = parser.parse_args()
     seed = args.seed or f"{random.SystemRandom().randrange(10**9)}"
     sys.exit(soak(seed, minutes=args.minutes, rounds=args.rounds, only=args.only) > 0)
