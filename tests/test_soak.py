@@ -1,7 +1,7 @@
 """A short form of `make soak`: every kind of case, with the same seed each time.
 
-With this seed a training with fixed views is stopped twice, one of two processes and `handdown run` are stopped
-once, and another training has a disk with too little room: all take a moment.
+With this seed a training with fixed views is stopped twice, one of two processes and `handdown run` once, and
+another training has a disk with too little room: all take a moment.
 """
 
 import os
