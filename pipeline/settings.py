@@ -50,7 +50,20 @@ def unknown(what: str, value: str, legal: Iterable[str]) -> InputError:
 
 
 class _Loader(yaml.SafeLoader):
-    """Without numbers to the base 60: `1:30` is a text here, and so refused where a number is needed."""
+    """Without numbers to the base 60: `1:30` is a text here, and so refused where a number is needed.
+
+    A key that is there twice is refused, since the first of two runs with one name would be lost in silence.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return super().construct_mapping(node, deep)
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
         tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]

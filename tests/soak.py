@@ -6,40 +6,50 @@ breaks is printed with its number: `python tests/soak.py --seed SEED --only KIND
 
 import argparse
 import contextlib
-import faulthandler
-import hashlib
 import http.client
-import importlib
 import io
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import psutil  # noqa: E402
+import small_disk  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
-from fabricated import fabricate  # noqa: E402
 from PIL import Image  # noqa: E402
-from world import pictures, save_pictures  # noqa: E402
+from stage_runs import (  # noqa: E402
+    LEAST,
+    OFTEN,
+    OPTIONS,
+    TRAIN,
+    BrokenError,
+    Graph,
+    Shortage,
+    Stop,
+    Way,
+    check_nothing_half_written,
+    demand,
+    run,
+)
+from stub_project import StubProject  # noqa: E402
+from world import pictures  # noqa: E402
 
 from pipeline import checkpoint  # noqa: E402
 from pipeline.data import decode  # noqa: E402
@@ -51,259 +61,113 @@ from pipeline.params import load_params  # noqa: E402
 from pipeline.project.check import check_data_root  # noqa: E402
 from pipeline.settings import InputError  # noqa: E402
 
-SLOW = ("torch._dynamo", "onnxscript", "mlflow.store.tracking.sqlalchemy_store")  # to import
-SLOWEST = 900.0  # seconds; a stage that takes longer hangs
-RUN = {"teacher": "big", "student": "small", "seeds": [0]}
-PARAMS: dict[str, Any] = {
-    "launcher": "python",
-    "data": {"source": "folder", "root": "pictures", "size": 8, "val": 0.2, "test": 0.3},
-    "augment": {"pad": 1, "flip": 0.5, "mixup": 0.2},
-    "protocol": {"shots": 4},
-    "train": {"epochs": 12, "batch_size": 4, "lr": 0.01, "ema": 0.9},
-    "teachers": {
-        "big": {"net": "resnet8", "min_accuracy": 0, "train": {"epochs": 3, "batch_size": 8, "lr": 0.01}}
-    },
-    "knowledge": {},
-    "students": {"small": {"net": "wrn_10_1"}},
-    "runs": {
-        "hints": RUN | {"method": {"name": "fitnet", "kd_weight": 1.0}, "phases": {"hint": {"epochs": 4}}},
-    },
-    "analysis": {},
-    "export": {"parity_images": 20},
-    "benchmark": {},
-}
-PREPARED, OF_RUN = "--data data/prepared", "--name hints"
-TRAINING = f"{PREPARED} --code code --work .work"
-STAGES = {  # the options that dvc.yaml gives
-    "prepare": f"{PREPARED} --work .work --record records/prepare.json",
-    "views": f"{PREPARED} --out data/views.png",
-    "teacher": f"{TRAINING} --name big --out models/teachers/big --record records/teacher/big.json",
-    "pretrain": f"{TRAINING} {OF_RUN} --teacher models/teachers/big --out models/initial/hints "
-    "--record records/pretrain/hints.json",
-    "distill": f"{TRAINING} {OF_RUN} --teacher models/teachers/big --initial models/initial/hints "
-    "--out models/students/hints --record records/distill/hints.json",
-    "evaluate": f"{PREPARED} {OF_RUN} --teacher models/teachers/big --students models/students/hints "
-    "--predictions records/evaluate/hints.npz --work .work "
-    "--record records/evaluate/hints.json",
-    "export": f"{PREPARED} {OF_RUN} --students models/students/hints --distilled records/distill/"
-    "hints.json --evaluated records/evaluate/hints.json --out models/export/hints "
-    "--record records/export/hints.json",
-    "report": f"--records records --bundles models/export {PREPARED} --views data/views.png "
-    "--reports reports --plots plots --metrics metrics",
-    "track": "--records records --bundles models/export --reports reports --plots plots "
-    "--out reports/mlflow.json",
-}
-SAME = {  # what must be the same, byte by byte, however often the stage was stopped
-    "prepare": ["data/prepared"],
-    "views": ["data/views.png"],
-    "teacher": ["models/teachers/big"],
-    "pretrain": ["models/initial/hints"],
-    "distill": ["models/students/hints"],
-    "evaluate": ["records/evaluate/hints.npz"],
-    "export": ["models/export/hints/student.onnx", "models/export/hints/student.safetensors"],
-    "report": ["metrics", "plots/confusion"],
-    "track": [],
-}
-MADE = {  # what else DVC removes before the stage runs
-    "teacher": ["records/teacher/big.json"],
-    "export": ["models/export/hints", "records/export/hints.json"],
-    "report": ["plots", "reports"],
-    "track": ["mlflow.db", "mlartifacts", "reports/mlflow.json"],
-}
-
-
-class BrokenError(Exception):
-    """A promise was broken; the text says how."""
-
-
-def demand(holds: object, otherwise: str) -> None:
-    if not holds:
-        raise BrokenError(otherwise)
-
-
-# --- stages, each in a process of its own
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int  # as a shell tells it: negative if a signal ended it
-    printed: str
-    seconds: float
-
-
-def run(
-    place: Path,
-    stage: str,
-    *,
-    after: float = SLOWEST,
-    signal_: int = signal.SIGKILL,
-    largest: int = 0,
-    save_every: float = 20.0,
-) -> Ended:
-    """Run a stage in a copy of this process. `after` so many seconds it gets a signal; no file that it writes
-    may be larger than `largest` bytes."""
-    read, write = os.pipe()
-    begun = time.monotonic()
-    usual = signal.signal(signal.SIGINT, signal.SIG_DFL)  # in the copy, until the stage begins
-    if not (child := os.fork()):
-        os.close(read)
-        _become(place, stage, STAGES[stage], write, largest, save_every)
-    signal.signal(signal.SIGINT, usual)
-    os.close(write)
-    timer = threading.Timer(after, partial(_send, child, signal_))
-    hung = threading.Timer(SLOWEST, partial(_send, child, signal.SIGKILL))
-    for each in (timer, hung):
-        each.start()
-    with os.fdopen(read, errors="replace") as stream:
-        printed = stream.read()
-    _, status = os.waitpid(child, 0)
-    for each in (timer, hung):
-        each.cancel()
-        each.join()
-    seconds = time.monotonic() - begun
-    demand(seconds < SLOWEST, f"{stage} hangs: {printed[-500:]}")
-    return Ended(os.waitstatus_to_exitcode(status), printed, seconds)
-
-
-def _send(child: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child, number)
-
-
-def _become(place: Path, stage: str, options: str, write: int, largest: int, save_every: float) -> None:
-    """Be the process of a stage, and end."""
-    code = 1
-    try:
-        os.dup2(write, 1)
-        os.dup2(write, 2)
-        sys.stdout = os.fdopen(1, "w", buffering=1)
-        sys.stderr = os.fdopen(2, "w", buffering=1)
-        faulthandler.dump_traceback_later(SLOWEST - 30)
-        os.chdir(place)
-        os.environ["DVC_ROOT"] = str(place)  # where the rows of stage track go
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        if largest:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
-        from pipeline.project.command import command
-        from pipeline.training import state
-
-        state.SAVE_EVERY, state.SAVE_SHARE = save_every, 1.0
-        module = __import__(f"stages.{stage}", fromlist=["stage"])
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        command(module.stage, arguments=options.split())
-        code = 0
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-        os._exit(code)
-
-
-class Graph:
-    """A small project whose stages all ended well, once; cases work on copies of it."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place / "whole"
-        self.seconds: dict[str, float] = {}
-        self.place.mkdir()
-        save_pictures(self.place / "pictures", 90, size=10)
-        (self.place / "code").write_text("c")
-        (self.place / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
-        (self.place / "dvc.lock").touch()
-        self._fabricate_benchmark()
-        # once, since each stage is a copy of this process
-        for name in (*SLOW, *(f"stages.{stage}" for stage in STAGES)):
-            importlib.import_module(name)
-        for stage in STAGES:
-            ended = run(self.place, stage)
-            demand(ended.code == 0, f"{stage} does not run at all: {ended.printed[-2000:]}")
-            self.seconds[stage] = ended.seconds
-        self.expected = {stage: digest(self.place, SAME[stage]) for stage in SAME}
-        self.bundle = self.place / "models/export/hints"
-        self.count = 0
-
-    def _fabricate_benchmark(self) -> None:
-        """The record of a stage that no case is about, and that takes longer than all others together."""
-        with tempfile.TemporaryDirectory() as name:
-            record = json.loads((fabricate(Path(name)) / "benchmark/kd.json").read_text())
-        file = self.place / "records/benchmark/hints.json"
-        file.parent.mkdir(parents=True)
-        file.write_text(json.dumps(record | {"name": "hints"}))
-
-    @contextlib.contextmanager
-    def copy(self, stage: str) -> Iterator[Path]:
-        """A copy in which `stage` has not run yet."""
-        self.count += 1
-        place = self.place.with_name(f"copy-{self.count}")
-        shutil.copytree(self.place, place, symlinks=True)
-        for name in (*SAME[stage], *MADE.get(stage, [])):
-            path = place / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        yield place
-        shutil.rmtree(place)
-
-    def check(self, place: Path, stage: str, ended: Ended) -> None:
-        """The stage has ended well, with what an undisturbed one gives, and has left nothing else."""
-        demand(ended.code == 0, f"{stage} does not go on: {ended.printed[-1500:]}")
-        demand(digest(place, SAME[stage]) == self.expected[stage], f"{stage} gave something else")
-        left = [str(path.relative_to(place)) for path in place.rglob("*.partial")]
-        demand(not left, f"{stage} left {left}")
-        if stage == "track":
-            demand(sorted(rows(place)) == ["big", "hints"], f"the rows are {rows(place)}")
-
-
-def digest(place: Path, names: list[str]) -> str:
-    """A hash of files and folders without what differs each time: seconds and names of records."""
-    total = hashlib.sha256()
-    for name in names:
-        path = place / name
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                total.update(str(file.relative_to(place)).encode() + file.read_bytes())
-    return total.hexdigest()
-
-
-def rows(place: Path) -> list[str]:
-    with contextlib.closing(sqlite3.connect(place / "mlflow.db")) as database:
-        wanted = "select name from runs where lifecycle_stage = 'active' and status = 'FINISHED'"
-        return [name for (name,) in database.execute(wanted)]
-
-
 # --- kinds of cases; each tries one, and raises BrokenError
 
 
 def kill(graph: Graph, chance: random.Random) -> None:
     """A stage that is stopped at any moment, up to three times, goes on to the same result."""
-    stage = chance.choice(list(SAME))
-    with graph.copy(stage) as place:
+    stage = chance.choice(list(OPTIONS))
+    stopped(graph, Way(stage, has_fixed_views=stage in TRAIN and chance.random() < 0.5), chance)
+
+
+def pair(graph: Graph, chance: random.Random) -> None:
+    """So does a training of two processes, whichever of them is stopped."""
+    stopped(graph, Way(chance.choice(TRAIN), 2, chance.random() < 0.5), chance)
+
+
+def stopped(graph: Graph, way: Way, chance: random.Random) -> None:
+    """Stop it up to three times, at any moment, then let it end."""
+    seconds, limit = graph.seconds(way), graph.limit(way)
+    with graph.copy(way) as place:
         for _ in range(chance.randint(1, 3)):
             number = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-            ended = run(
-                place,
-                stage,
-                after=chance.uniform(0, 1.1 * graph.seconds[stage]),
-                signal_=number,
-                save_every=chance.choice([0.01, 20.0]),
-            )
+            stop = Stop(chance.uniform(0, 1.1 * seconds), number, chance.choice(["one", "all", "child"]))
+            ended = run(place, way, limit=limit, stop=stop, save_every=chance.choice([0.01, 20.0]))
+            # a child may end a stage in a sentence, and a launcher has codes of its own
+            more = range(256) if way.processes > 1 else (2,) if stop.to == "child" else ()
             demand(
-                ended.code in (0, -number, 128 + number),
-                f"{stage} ended with {ended.code} after {number!r}: {ended.printed[-1500:]}",
+                ended.code in (0, -number, 128 + number, *more),
+                f"{way} ended with {ended.code} after {stop}: {ended.printed[-1500:]}",
             )
-            demand("Traceback" not in ended.printed, f"{stage}: {ended.printed[-1500:]}")
-        graph.check(place, stage, run(place, stage))
+            demand("Traceback" not in ended.printed, f"{way} after {stop}: {ended.printed[-3000:]}")
+        graph.check(place, way, run(place, way, limit=limit))
 
 
 def full(graph: Graph, chance: random.Random) -> None:
     """A stage whose files do not fit says so in a sentence, and runs as always when there is room again."""
-    stage = chance.choice(list(SAME))
-    with graph.copy(stage) as place:
-        ended = run(place, stage, largest=int(10 ** chance.uniform(1, 6)))
-        demand(ended.code in (0, 2), f"{stage} ended with {ended.code}: {ended.printed[-1500:]}")
-        demand("Traceback" not in ended.printed, f"{stage}: {ended.printed[-1500:]}")
-        graph.check(place, stage, run(place, stage))
+    stage = chance.choice(list(OPTIONS))
+    trains = stage in TRAIN
+    way = Way(stage, 2 if trains and chance.random() < 0.3 else 1, trains and chance.random() < 0.5)
+    most = int(10 ** chance.uniform(1, 6))
+    is_disk = chance.random() < 0.5 and small_disk.possible()
+    shortage = Shortage(room=max(4096, most)) if is_disk else Shortage(largest=most)
+    limit = graph.limit(way)
+    with graph.copy(way) as place:
+        ended = run(place, way, limit=limit, shortage=shortage)
+        said = f"{way} with {shortage} ended with {ended.code}: {ended.printed[-3000:]}"
+        demand(ended.code in (0, 2) or way.processes > 1, said)
+        demand(ended.code == 0 or "Error: " in ended.printed, said)
+        demand("Traceback" not in ended.printed, said)
+        check_nothing_half_written(place, way)
+        graph.check(place, way, run(place, way, limit=limit))
+
+
+class Repro:
+    """This project's real graph, with stages that are over at once, before it has run."""
+
+    def __init__(self, place: Path) -> None:
+        place.mkdir()
+        self.project = StubProject(place / "stub", "kd", "fitnet")
+        self.untouched = place / "untouched"
+        shutil.copytree(self.project.place, self.untouched, symlinks=True)
+        begun = time.monotonic()
+        self.project.handdown("run")
+        self.seconds = time.monotonic() - begun
+        self.expected = self.project.outputs()
+
+    def begin_again(self) -> StubProject:
+        shutil.rmtree(self.project.place)
+        shutil.copytree(self.untouched, self.project.place, symlinks=True)
+        return self.project
+
+
+def repro(make: Callable[[], Repro], chance: random.Random) -> None:
+    """`handdown run` that is killed at any moment, with DVC or without, goes on when it is started again."""
+    whole = make()
+    project = whole.begin_again()
+    words = ["run", *chance.choice([[], [], ["--jobs", "2"]])]
+    for _ in range(chance.randint(1, 3)):
+        running = project.start(*words)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(chance.uniform(0, whole.seconds))
+        kill_some(running.pid, chance)
+        printed, _ = running.communicate()
+        wait_for_all_in(project.place)
+        demand("Traceback" not in printed, printed[-3000:])
+    running = project.start("run")
+    printed, _ = running.communicate(timeout=max(LEAST, OFTEN * whole.seconds))
+    demand(running.returncode == 0, f"it does not go on: {printed[-3000:]}")
+    demand(project.outputs() == whole.expected, f"other outputs: {printed[-3000:]}")
+    demand(project.is_up_to_date(), f"not up to date: {printed[-3000:]}")
+
+
+def wait_for_all_in(place: Path) -> None:
+    """Parts that ran side by side go on for a while if only what started them was killed."""
+    end = time.monotonic() + LEAST
+    while any(each.info["cwd"] == str(place) for each in psutil.process_iter(["cwd"])):
+        demand(time.monotonic() < end, "DVC still runs")
+        time.sleep(0.1)
+
+
+def kill_some(process: int, chance: random.Random) -> None:
+    """All of them as from a terminal, or one alone."""
+    number = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+    with contextlib.suppress(ProcessLookupError, psutil.Error):
+        if chance.random() < 0.5:
+            os.killpg(process, number)
+        else:
+            each = [process, *(child.pid for child in psutil.Process(process).children(recursive=True))]
+            os.kill(chance.choice(each), signal.SIGKILL)
 
 
 def bundle(graph: Graph, chance: random.Random) -> None:
@@ -552,9 +416,12 @@ class Kind:
         self.seconds += time.monotonic() - begun
 
 
-def kinds(graph: Graph, server: Server) -> list[Kind]:
+def kinds(graph: Graph, server: Server, place: Path) -> list[Kind]:
+    whole = cache(partial(Repro, place / "repro"))
     return [
         Kind("kill", "a stage stopped at any moment ends with the same result", partial(kill, graph)),
+        Kind("pair", "so does a training of two processes", partial(pair, graph)),
+        Kind("repro", "`handdown run` killed at any moment goes on", partial(repro, whole)),
         Kind("full", "a stage says that the disk is full, and runs once there is room", partial(full, graph)),
         Kind("bundle", "a changed bundle is refused", partial(bundle, graph), many=5),
         Kind("description", "a changed description is no traceback", partial(description, graph), many=20),
@@ -573,13 +440,12 @@ def soak(seed: str, *, minutes: float, rounds: int, only: str) -> int:
     begun = time.monotonic()
     graph = Graph(place)
     server = Server(graph.bundle)
-    chosen = kinds(graph, server)
+    chosen = kinds(graph, server, place)
     try:
         if only:
-            name, number = only.split(":")
-            kind = next(kind for kind in chosen if kind.name == name)
-            kind.try_one(seed, int(number))
-            chosen = [kind]
+            for name, number in (case.split(":") for case in only.split(",")):
+                next(kind for kind in chosen if kind.name == name).try_one(seed, int(number))
+            chosen = [kind for kind in chosen if kind.tried]
         else:
             while (time.monotonic() - begun < 60 * minutes) if minutes else rounds > 0:
                 for kind in [min(chosen, key=lambda kind: kind.seconds)] if minutes else chosen:
@@ -609,7 +475,7 @@ if __name__ == "__main__":
         "--rounds", type=int, default=1, help="without --minutes: how often each kind is tried"
     )
     parser.add_argument("--seed", default="", help="default: a new one")
-    parser.add_argument("--only", default="", metavar="KIND:NUMBER", help="one case of this seed again")
+    parser.add_argument("--only", default="", metavar="KIND:NUMBER,...", help="some cases of this seed again")
     args = parser.parse_args()
     seed = args.seed or f"{random.SystemRandom().randrange(10**9)}"
     sys.exit(soak(seed, minutes=args.minutes, rounds=args.rounds, only=args.only) > 0)

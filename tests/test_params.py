@@ -111,6 +111,11 @@ def test_no_line_of_a_params_file_is_over_110_columns() -> None:
         (lambda p: p["runs"]["kd"].update(seeds=[0, True]), r"kd\.seeds: a number is needed"),
         (lambda p: p["augment"].update(crop=[True, 1.0]), r"augment\.crop: a number is needed"),
         (lambda p: p["train"].update(lr=1e9), r"train\.lr: .*less than or equal to 100 "),
+        (
+            lambda p: p["train"].update(steps=0, epochs=10**7),
+            r"train\.epochs: .*less than or equal to 1000000 ",
+        ),
+        (lambda p: p["train"].update(steps=10**10), r"train\.steps: .*less than or equal to 1000000000 "),
         (lambda p: p["train"].update(weight_decay=1e9), r"train\.weight_decay: .*less than or equal"),
         (lambda p: p["augment"].update(pad=8), r": augment\.pad is 8, .*of 8 pixels .*Lower it"),
         (lambda p: p["runs"]["kd"].update(augment={"pad": 9}), r"runs\.kd\.augment\.pad is 9"),
@@ -244,6 +249,15 @@ def test_an_old_name_of_a_setting_is_refused_with_the_new_one(
 def test_a_file_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(InputError, match=r"params\.yaml"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    """YAML would take the last one, and a run whose name was forgotten to change would be lost."""
+    text = (ROOT / "params.yaml").read_text()
+    assert text.count("\n  kd: ") == 1
+    (tmp_path / "params.yaml").write_text(text.replace("\n  kd: ", "\n  alone: "))
+    with pytest.raises(InputError, match=r"params\.yaml cannot be read: 'alone' is there twice\s.*line \d+"):
         load_params(tmp_path / "params.yaml")
 
 

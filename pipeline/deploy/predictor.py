@@ -17,9 +17,6 @@ from pipeline.deploy.runtime import CPU, session
 
 UNKNOWN = "unknown"  # the label of an answer that is not sure enough
 BATCH = 64  # most images that run at once: more are not faster and cost memory
-# Enough to notice a broken runtime or another student. `verify` runs all golden images: if they are large,
-# that takes longer than everything else that loading does.
-GOLDEN_AT_LOAD = 2
 # Largest difference from the golden logits, as a share of the largest logit. float32: rounding of torch and
 # onnxruntime. int8: rounding on another CPU too.
 TOLERANCE: dict[Format, float] = {"onnx": 3e-4, "int8": 5e-2}
@@ -106,7 +103,7 @@ class Predictor:
         name = str(self.bundle.folder / self.bundle.facts["formats"][format]["file"])
         onnx_graph.check(content, self.bundle, name=name)
         self._session = session(content, threads=threads, spin=spin, providers=providers, name=name)
-        difference = self.deviation(golden, most=GOLDEN_AT_LOAD)
+        difference = self.deviation(golden)
         if not difference <= TOLERANCE[format]:
             advice = "Use format 'onnx'." if format == "int8" else f"Run `{PROGRAM} doctor`."
             raise BundleError(
@@ -156,14 +153,14 @@ class Predictor:
         bundle = self.bundle
         return decode(picture, bundle.size, bundle.channels, kept=bundle.kept, square=bundle.square)
 
-    def deviation(self, golden: Golden, *, most: int = BATCH) -> float:
-        """The largest difference from the first `most` golden logits, as a share of the largest of all.
+    def deviation(self, golden: Golden) -> float:
+        """The largest difference from the golden logits, as a share of the largest of them.
 
         Infinity if the answers have the wrong shape or are not finite, or if the runtime fails.
         """
-        want = golden.logits[self.format][:most]
+        want = golden.logits[self.format]
         try:
-            logits, probabilities = self.run(golden.images[:most])
+            logits, probabilities = self.run(golden.images)
         except BundleError:
             raise
         except Exception:  # whatever a runtime raises, the file gives no answer
@@ -172,7 +169,7 @@ class Predictor:
             return float("inf")
         if not are_probabilities(probabilities, logits, self.bundle.temperature):
             return float("inf")
-        return float(np.abs(logits - want).max() / np.abs(golden.logits[self.format]).max())
+        return float(np.abs(logits - want).max() / np.abs(want).max())
 
     @property
     def batch(self) -> int:

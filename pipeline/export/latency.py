@@ -81,7 +81,15 @@ def fresh(runtime: str, file: Path, threads: int, images: Path) -> Iterator[Proc
     command = [sys.executable, "-m", "pipeline.export.worker", runtime]
     command += [str(file.absolute()), str(threads), str(images)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as child:  # noqa: S603
+    # a group of its own, so that a terminal's Ctrl-C does not reach it: it ends when nobody asks any more
+    with subprocess.Popen(  # noqa: S603
+        command,
+        cwd=ROOT,
+        stdin=pipe,
+        stdout=pipe,
+        text=True,
+        process_group=0,
+    ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         yield Process(file.name, child.stdin, child.stdout)

@@ -7,6 +7,7 @@ that it will serve in.
 """
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -124,6 +125,7 @@ def _batch(images: np.ndarray, n: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # it ends without a word when nobody reads its answers
     runtime, file, threads, images = sys.argv[1:]
     opening = {"onnx": onnx, "openvino": openvino}[runtime]
     serve(lambda: opening(Path(file), int(threads)), np.load(images), sys.stdin, sys.stdout)

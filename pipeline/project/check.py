@@ -17,6 +17,7 @@ from pipeline.settings import InputError
 
 OF_ALL = ("prepare", "views", "report", "track")
 OF_A_RUN = ("pretrain", "distill", "evaluate", "export", "benchmark")
+MADE = ("data/prepared", "metrics", "models", "plots", "records", "reports", ".dvc", ".work")
 WITH_METHODS = ("pretrain", "distill", "analyse")
 
 
@@ -33,8 +34,18 @@ def check_data_root(params: Params) -> None:
             f"data.root: {root!r} holds the project itself, so what the project writes would be among the "
             "images. Name a folder that holds the images alone, such as data/raw."
         )
+    for made in MADE:
+        if _overlap(Path(root).resolve(), Path(made).resolve()):
+            raise InputError(
+                f"data.root: {root!r} and {made}, which the graph makes, lie in one another. Name a folder "
+                "that holds the images alone, such as data/raw."
+            )
     if params.data.source in sources.OWN:
         check_watched(Path(root), f"data.root {root!r}")
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def check_transfer(params: Params) -> None:

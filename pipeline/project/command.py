@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from pipeline.deploy import trouble
 from pipeline.records.place import here
@@ -30,18 +30,22 @@ def command(
     words, options = _parsed(function, prog, sys.argv[1:] if arguments is None else arguments)
     if FIRST and (place := here()):
         print(f"[{place.at(0.0)}]", flush=True)
-    usual = signal.signal(signal.SIGTERM, _end)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # stages/__init__.py has another one
+    came: list[int] = []  # signals
+
+    def end(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt(*([] if number == signal.SIGINT else [number]))
+
+    usual = signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)  # stages/__init__.py has another one
     try:
         function(*words, **options)
         sys.stdout.flush()
     except KeyboardInterrupt as error:
-        if FIRST:
-            print(
-                "\nStopped. What was trained so far is kept: `dvc repro` goes on from there.", file=sys.stderr
-            )
-        sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))
+        _stopped(error.args[0] if error.args else signal.SIGINT)
     except Exception as error:  # printed by every process, since it may concern one alone
+        if came:  # libraries in C make another error of a KeyboardInterrupt that comes while they work
+            _stopped(came[0])
         said = str(error) if isinstance(error, InputError) else trouble.in_words(error)
         if said is None:
             raise
@@ -52,8 +56,10 @@ def command(
         signal.signal(signal.SIGTERM, usual)
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(number)
+def _stopped(number: int) -> NoReturn:
+    if FIRST:
+        print("\nStopped. What was trained so far is kept: `dvc repro` goes on from there.", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 def _parsed(

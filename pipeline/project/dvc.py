@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.settings import InputError
+from pipeline.settings import PARAMS, InputError, read_params
 
 BIN = Path(sys.executable).parent
 
@@ -20,6 +20,7 @@ def programs() -> Path:
 
 def dvc(*arguments: str) -> int:
     """Run dvc with this Python first on the PATH, since stages are run as `python -m ...`; its exit code."""
+    read_params(PARAMS)  # DVC says little or nothing about one that it cannot read
     with subprocess.Popen([BIN / "dvc", *arguments], env=_environment()) as process:  # noqa: S603
         while True:
             try:

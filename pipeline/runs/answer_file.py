@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.files import naming
 from pipeline.settings import InputError
 
 PRECISION = np.dtype(np.float16)
@@ -148,7 +149,7 @@ def _put(file: int, content: bytes, position: int) -> None:
 
 
 def _grow(file: Path, size: int) -> None:
-    with file.open("ab") as stream:
+    with naming(file), file.open("ab") as stream:
         if stream.tell() < size:
             stream.truncate(size)
 

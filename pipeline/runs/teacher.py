@@ -88,7 +88,8 @@ def check_accuracy(run: TeacherRun, scores: Mapping[str, float], labels: np.ndar
     if cfg.min_accuracy is not None:
         if scores["val_accuracy"] >= cfg.min_accuracy:
             return
-        what = f"{scores['val_accuracy']:.1%}, below min_accuracy ({cfg.min_accuracy:.1%})"
+        name = "val_accuracy"
+        what = f"{scores[name]:.1%}, below min_accuracy ({cfg.min_accuracy:.1%})"
     elif lowest_rate(accuracy, len(labels)) > guess or lowest_rate(1.0, len(labels)) <= guess:
         return
     else:

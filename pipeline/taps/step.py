@@ -1,5 +1,6 @@
 """One batch, with the answers of student and teacher to it."""
 
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -123,10 +124,15 @@ class Step:
         targets = self.labels if self.targets is None else self.targets
         return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
-    @cached_property
+    @property
     def labelled_part(self) -> "Step":
         """The images that have labels, and what both networks answered to them."""
-        return self if self.labelled is None else _LabelledPart.of_step(self, self.labelled.places)
+        return self if self.labelled is None else self._labelled_part  # never kept in itself, as above
+
+    @cached_property
+    def _labelled_part(self) -> "Step":
+        assert self.labelled is not None
+        return _LabelledPart.of_step(self, self.labelled.places)
 
 
 def _ask(
@@ -150,8 +156,8 @@ def _for_teacher(
 class _LabelledPart(Step):
     """Some images of another step, with that step's answers. An answer is read only if a term asks for it."""
 
-    whole: Step
     places: Tensor
+    _whole: "weakref.ref[Step]"  # which keeps this part
 
     @classmethod
     def of_step(cls, whole: Step, places: Tensor) -> "_LabelledPart":
@@ -168,8 +174,14 @@ class _LabelledPart(Step):
             class_weights=whole.class_weights,
             random=whole.random,
         )
-        part.whole, part.places = whole, places
+        part._whole, part.places = weakref.ref(whole), places
         return part
+
+    @property
+    def whole(self) -> Step:
+        whole = self._whole()
+        assert whole is not None, "the step of this part is over"
+        return whole
 
     @cached_property
     def rows(self) -> tuple[int, ...]:

@@ -32,8 +32,10 @@ class TrainConfig(Settings):
 
     RENAMED: ClassVar[dict[str, str]] = {"amp": "precision"}
 
-    epochs: int = Field(100, ge=0, description="0 if `steps` says how long")
-    steps: int = Field(0, ge=0, description="instead of epochs: how many batches; the last epoch is cut")
+    epochs: int = Field(100, ge=0, le=10**6, description="0 if `steps` says how long")
+    steps: int = Field(
+        0, ge=0, le=10**9, description="instead of epochs: how many batches; the last epoch is cut"
+    )
     batch_size: int = Field(64, ge=2)
     unlabelled_share: float = Field(
         0.75,

@@ -1,8 +1,14 @@
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from scratch_project import heeding_ctrl_c
 
 from pipeline.export import latency, worker
 
@@ -34,6 +40,46 @@ def test_one_image_is_timed_on_one_thread_in_a_process_for_each_file(
         ("onnx", "student.int8.onnx", 1, IMAGE.shape),
         (["int8", "onnx"], 1),
     ]
+
+
+STOPPED = """
+import sys, time
+from pathlib import Path
+from pipeline.export.latency import fresh
+file, images = map(Path, sys.argv[1:])
+with fresh("onnx", file, 1, images) as process:
+    process.questions.write("{}\\n")
+    process.questions.flush()
+    print("asked", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("Stopped.", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.3, 1.0])
+def test_what_measures_ends_in_silence_with_what_asked_it(
+    number: signal.Signals, seconds: float, exported: Any, tmp_path: Path
+) -> None:
+    """At Ctrl-C a terminal sends the signal to all processes of its group."""
+    np.save(tmp_path / "images.npy", IMAGE)
+    asking = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, exported.out / "student.onnx", tmp_path / "images.npy"],
+        cwd=latency.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+        preexec_fn=heeding_ctrl_c,
+    )
+    assert asking.stdout is not None
+    assert asking.stdout.readline() == "asked\n"
+    time.sleep(seconds)
+    os.killpg(asking.pid, number)
+    said, errors = asking.communicate(timeout=60)  # until nothing holds these pipes
+    assert (said, errors) == ("Stopped.\n" if number == signal.SIGINT else "", "")
 
 
 def test_the_number_is_the_median(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """What every method must do, whatever it computes."""
 
 import dataclasses
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,30 @@ def test_terms_are_finite_scalars_with_a_gradient(name: str, settings: Settings)
             assert value.isfinite(), term
             assert weight > 0, term
             assert value.requires_grad, term
+
+
+@every_method
+@pytest.mark.parametrize("labelled", [8, 6])
+def test_no_step_outlives_its_turn(name: str, settings: Settings, labelled: int) -> None:
+    """It has the memory of a batch. In a circle it would keep it until Python looks for circles."""
+    world = World.make()
+    method = world.method(name, **settings)
+    for phase in method.phases(world.student):
+        set_trainable(phase, world.student, method)
+        step = world.step()
+        if labelled < 8:
+            step = dataclasses.replace(step, labelled=Labelled(torch.arange(labelled), labelled / 8))
+        left = weakref.ref(step)
+        gc.disable()
+        try:
+            total = torch.stack([term.weight * term.value for term in phase.loss(step).values()]).sum()
+            total.backward()  # type: ignore[no-untyped-call]
+            method.after_backward(step, world.student)
+            method.take_notes()
+            del step, total
+            assert left() is None, phase.name
+        finally:
+            gc.enable()
 
 
 @every_method

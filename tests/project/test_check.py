@@ -44,6 +44,18 @@ def test_what_dvc_cannot_watch_is_refused_before_dvc_meets_it(tmp_path: Path, ta
         check_data_root(given)
 
 
+@pytest.mark.parametrize("root", ["data", "data/prepared", "models/export", "records", ".work"])
+def test_what_the_graph_makes_is_no_folder_of_images(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path / root, {"cat": 1, "dog": 1})
+    tree(tmp_path / "data/raw", {"cat": 1, "dog": 1})
+    check_data_root(params(Path("data/raw")))
+    with pytest.raises(InputError, match=rf"^data\.root: '{root}' and .*, which the graph makes, .*data/raw"):
+        check_data_root(params(Path(root)))
+
+
 def test_the_folder_of_a_torchvision_set_may_hold_links(tmp_path: Path) -> None:
     (tmp_path / "cifar").symlink_to(ROOT)
     check_data_root(params(tmp_path, source="torchvision:CIFAR10"))

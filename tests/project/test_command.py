@@ -196,6 +196,28 @@ def test_ctrl_c_while_a_stage_imports_is_one_line(tmp_path: Path) -> None:
     assert running.returncode == 128 + signal.SIGINT
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_turns_into_an_error_is_one_line(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As safetensors does, written in Rust: ValueError, `could not determine the shape of ...`."""
+    usual = signal.getsignal(signal.SIGINT)
+
+    def load() -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape of object type") from None
+
+    try:
+        with pytest.raises(SystemExit) as ended:
+            command(load, arguments=[])
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert ended.value.code == 128 + number
+    assert capsys.readouterr().err.startswith("\nStopped. What was trained")
+
+
 def test_ctrl_c_before_a_command_begins_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -280,11 +280,27 @@ def test_dvc_runs_stages_under_this_python(tmp_path: Path, monkeypatch: pytest.M
     fake = tmp_path / "dvc"
     fake.write_text('#!/bin/sh\necho "$@" > called\nprintf %s "$PATH" > path\nexit 3\n')
     fake.chmod(0o755)
+    (tmp_path / "params.yaml").write_text("runs: {}\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dvc, "BIN", tmp_path)
     assert dvc.dvc("repro", "-f") == 3
     assert (tmp_path / "called").read_text() == "repro -f\n"
     assert (tmp_path / "path").read_text().startswith(f"{tmp_path}:")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\x00\x01", "a: " + "[" * 5000 + "]" * 5000, "a: 1\na: 2", "b: {a: 1, a: 2}"]
+)
+def test_params_that_dvc_cannot_read_are_a_sentence_before_dvc_says_less(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dvc, "BIN", tmp_path)
+    with pytest.raises(
+        InputError, match=r"^params\.yaml (cannot be read: .*(twice|deep|character)|must hold)"
+    ):
+        dvc.dvc("repro", "-q", "check")
 
 
 def test_the_module_can_be_run() -> None:

@@ -5,6 +5,7 @@ import gc
 import math
 import multiprocessing
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -822,6 +823,16 @@ def test_a_full_disk_is_said(small: SmallRuns, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(InputError, match=r"No space left on device.*lower augment.views_gb"):
         train(small, "kd", tmp_path)
+
+
+def test_a_file_that_may_not_grow_is_named(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"logits\.answers"):
+            AnswerFile(tmp_path, "logits", (300,), rows=5, views=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # --- settings and records

@@ -89,6 +89,15 @@ def test_of_unbalanced_classes_the_balanced_accuracy_counts_if_it_was_selected(
     assert refused(run, scores, labels) == is_refused
 
 
+def test_a_wanted_accuracy_is_named_as_such_whatever_was_selected(runs: SmallRuns) -> None:
+    wanted = teachers(min_accuracy=0.99, train={"select": "balanced_accuracy"})
+    run = runs.params(teachers=wanted).teacher_run("big")
+    with pytest.raises(InputError, match=r"its accuracy on validation is 90\.0%, below min_accuracy"):
+        check_accuracy(
+            run, {"val_accuracy": 0.9, "val_balanced_accuracy": 0.5}, np.arange(10), sheet=Path("s.png")
+        )
+
+
 def refused(run: TeacherRun, scores: dict[str, float], labels: np.ndarray) -> bool:
     try:
         check_accuracy(run, scores, labels, sheet=Path("sheet.png"))
