@@ -25,6 +25,7 @@ from pipeline.records.record import Record, recording
 from pipeline.records.results import is_unbalanced, read_record
 from pipeline.records.ticker import counting
 from pipeline.runs.knowledge import learn_knowledge
+from pipeline.runs.run import KnowledgeRun, Run
 from pipeline.runs.student import distill, pretrain
 from pipeline.runs.teacher import train_teacher
 
@@ -172,18 +173,23 @@ class Comparison:
         return f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
 
     def phases(self, name: str) -> str:
-        """The phases with their epochs, or with their steps, such as `hint 15, distill 900 steps`."""
-        run = self.params.run(name)
-        epochs = {
-            curve.partition("/")[0]: columns["epoch"][-1]
-            for stage in ("pretrain", "distill")
-            for curve, columns in self.read(stage, name).curves.items()
-        }
-        steps = {phase: run.training(phase).steps for phase in epochs}
-        return ", ".join(
-            f"{phase} {steps[phase]} steps" if steps[phase] else f"{phase} {round(last, 2):g}"
-            for phase, last in epochs.items()
-        )
+        """The phases with their epochs, or with their steps, such as `hint 15, distill 900 steps`.
+
+        What the run's teacher has learned as knowledge comes first.
+        """
+        run, told = self.params.run(name), []
+        trained: list[tuple[Run | KnowledgeRun, str, str]] = [(run, "pretrain", name), (run, "distill", name)]
+        if run.teacher in self.params.knowledge:
+            trained.insert(0, (self.params.knowledge_run(run.teacher), "knowledge", run.teacher))
+        for of, stage, key in trained:
+            curves = self.read(stage, key).curves.items()
+            epochs = {curve.partition("/")[0]: columns["epoch"][-1] for curve, columns in curves}
+            steps = {phase: of.training(phase).steps for phase in epochs}
+            told += [
+                f"{phase} {steps[phase]} steps" if steps[phase] else f"{phase} {round(last, 2):g}"
+                for phase, last in epochs.items()
+            ]
+        return ", ".join(told)
 
     def own_share(self, name: str) -> str:
         """The own terms' share of the gradient in the last phase: the mean over points and seeds."""
