@@ -27,7 +27,8 @@ def recipe_file(folder: Path) -> Path:
     settings: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     settings["teachers"]["big"]["train"]["epochs"] = 1
     settings["teachers"]["big"]["min_accuracy"] = 0
-    settings["train"] |= {"epochs": 1, "steps": 0}
+    settings["train"] |= {"epochs": 0, "steps": 2, "points": 1}
+    settings["protocol"]["rest"] = "unused"
     settings |= {"knowledge": {}, "analysis": {}}
     del settings["runs"]
     file = folder / "recipe.yaml"
@@ -56,8 +57,8 @@ def test_the_best_of_three_weights_is_written_into_the_recipe(
     assert not (work / "records/evaluate").exists()
     for name, trial in choice.trials.items():
         record = choice.read("distill", name)
-        assert record.params["method"][trial.setting] == trial.weight
-        assert record.params["seeds"] == [SEED]
+        assert record.params["run"]["method"][trial.setting] == trial.weight
+        assert record.params["run"]["seeds"] == [SEED]
     capsys.readouterr()
 
     scores = {"kd-tenth": 0.5, "at-tenfold": 0.75}
