@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments._output import print_table
-from experiments.comparison import Comparison
+from experiments.comparison import Comparison, load_recipe
 from pipeline import methods
 from pipeline.files import atomic_file
-from pipeline.params import Params, RunConfig, load_params
+from pipeline.params import Params, RunConfig
 
 SEED = 10
 FACTORS = {"published": 1.0, "tenth": 0.1, "tenfold": 10.0}
@@ -71,6 +71,7 @@ def with_trials(recipe: Params, tried: dict[str, Trial]) -> Params:
 class Choice(Comparison):
     def __init__(self, recipe: Params, work: Path) -> None:
         self.trials = trials(recipe)
+        self.chosen = dict.fromkeys(trial.run for trial in self.trials.values())  # the runs with a weight
         super().__init__(with_trials(recipe, self.trials), work)
 
     def score(self, name: str) -> float:
@@ -88,8 +89,7 @@ class Choice(Comparison):
         return [name, f"`{best.setting}`", *shown, f"{best.weight:g}"]
 
     def table(self) -> str:
-        runs = dict.fromkeys(trial.run for trial in self.trials.values())
-        return "\n".join([HEADING, *(f"| {' | '.join(self.row(name))} |" for name in runs)]) + "\n"
+        return "\n".join([HEADING, *(f"| {' | '.join(self.row(name))} |" for name in self.chosen)]) + "\n"
 
 
 def with_weight(recipe: str, best: Trial) -> str:
@@ -115,18 +115,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--write", type=Path, help="a file for the table")
     given = parser.parse_args(arguments)
-    recipe = load_params(given.recipe)
-    if given.images:
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": given.images})})
-    choice = Choice(recipe, given.work)
+    choice = Choice(load_recipe(given.recipe, given.images), given.work)
     choice.prepare()
     for name in choice.trials:
         choice.train(name)
     for file in given.into:
         text = file.read_text()
-        for run in recipe.runs:
-            if f"{run}-published" in choice.trials:
-                text = with_weight(text, choice.best(run))
+        for run in choice.chosen:
+            text = with_weight(text, choice.best(run))
         with atomic_file(file) as partial:
             partial.write_text(text)
     print_table(choice.table(), given.write)

@@ -205,6 +205,13 @@ class Comparison:
         return f"{statistics.fmean(shares):.1%}" if any(shares) else ""
 
 
+def load_recipe(file: Path, images: str | None) -> Params:
+    """A params file, with these images in place of its own if they are given."""
+    recipe = load_params(file)
+    data = recipe.data.model_copy(update={"root": images}) if images else recipe.data
+    return recipe.model_copy(update={"data": data})
+
+
 COLUMNS = (
     "Test accuracy, mean and standard deviation over seeds; gain over the baseline with its 95 % interval; "
     "the share of the student's gradient that the method's own terms have in its last phase."
@@ -235,12 +242,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="the folder that keeps what was trained")
     parser.add_argument("--write", type=Path, help="a file for the table")
     given = parser.parse_intermixed_args(arguments)
-    params = load_params(given.params)
-    if given.images:
-        params = params.model_copy(update={"data": params.data.model_copy(update={"root": given.images})})
-    comparison = Comparison(params, given.work)
+    comparison = Comparison(load_recipe(given.params, given.images), given.work)
     comparison.prepare()
-    for name in given.runs or params.runs:
+    for name in given.runs or comparison.params.runs:
         comparison.run(name)
     print_table(comparison.table(), given.write)
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from experiments._output import print_table
-from experiments.comparison import Comparison
+from experiments.comparison import Comparison, load_recipe
 from pipeline.methods.srm import Health, SparseRepresentationMatching
-from pipeline.params import Params, load_params
+from pipeline.params import Params
 from pipeline.project.dependencies import ROOT
 from pipeline.runs.context import Context
 from pipeline.runs.student import build_student
@@ -32,7 +32,7 @@ HEADING = """\
 |---|---|--:|---|---|---|--:|"""
 
 
-def with_forms(recipe: Params, images: str, sparsities: Sequence[float], seeds: Sequence[int]) -> Params:
+def with_forms(recipe: Params, sparsities: Sequence[float], seeds: Sequence[int]) -> Params:
     """The recipe with a run for each form, named by its settings."""
     template, settings = recipe.runs["srm_paper"], ("preactivation", "centre")
     runs = {}
@@ -43,8 +43,7 @@ def with_forms(recipe: Params, images: str, sparsities: Sequence[float], seeds: 
         )
         method = {"name": "srm", "ce_weight": 0.1, "kd_weight": 0.9} | own
         runs[name] = template.model_copy(update={"method": method, "seeds": tuple(seeds)})
-    data = recipe.data.model_copy(update={"root": images})
-    return recipe.model_copy(update={"data": data, "knowledge": {}, "runs": runs, "analysis": {}})
+    return recipe.model_copy(update={"knowledge": {}, "runs": runs, "analysis": {}})
 
 
 class Forms(Comparison):
@@ -102,9 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--write", type=Path, help="a file for the table")
     given = parser.parse_intermixed_args(arguments)
-    forms = Forms(
-        with_forms(load_params(given.recipe), given.images, given.sparsity, given.seeds), given.work
-    )
+    recipe = load_recipe(given.recipe, given.images)
+    forms = Forms(with_forms(recipe, given.sparsity, given.seeds), given.work)
     forms.prepare()
     for name in given.forms or forms.params.runs:
         forms.train(name)
