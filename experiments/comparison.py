@@ -25,6 +25,7 @@ from pipeline.records.record import Record, recording
 from pipeline.records.results import is_unbalanced, read_record
 from pipeline.records.ticker import counting
 from pipeline.runs.knowledge import learn_knowledge
+from pipeline.runs.run import KnowledgeRun, Run
 from pipeline.runs.student import distill, pretrain
 from pipeline.runs.teacher import train_teacher
 
@@ -172,18 +173,23 @@ class Comparison:
         return f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
 
     def phases(self, name: str) -> str:
-        """The phases with their epochs, or with their steps, such as `hint 15, distill 900 steps`."""
-        run = self.params.run(name)
-        epochs = {
-            curve.partition("/")[0]: columns["epoch"][-1]
-            for stage in ("pretrain", "distill")
-            for curve, columns in self.read(stage, name).curves.items()
-        }
-        steps = {phase: run.training(phase).steps for phase in epochs}
-        return ", ".join(
-            f"{phase} {steps[phase]} steps" if steps[phase] else f"{phase} {round(last, 2):g}"
-            for phase, last in epochs.items()
-        )
+        """The phases with their epochs, or with their steps, such as `hint 15, distill 900 steps`.
+
+        What the run's teacher has learned as knowledge comes first.
+        """
+        run, told = self.params.run(name), []
+        trained: list[tuple[Run | KnowledgeRun, str, str]] = [(run, "pretrain", name), (run, "distill", name)]
+        if run.teacher in self.params.knowledge:
+            trained.insert(0, (self.params.knowledge_run(run.teacher), "knowledge", run.teacher))
+        for of, stage, key in trained:
+            curves = self.read(stage, key).curves.items()
+            epochs = {curve.partition("/")[0]: columns["epoch"][-1] for curve, columns in curves}
+            steps = {phase: of.training(phase).steps for phase in epochs}
+            told += [
+                f"{phase} {steps[phase]} steps" if steps[phase] else f"{phase} {round(last, 2):g}"
+                for phase, last in epochs.items()
+            ]
+        return ", ".join(told)
 
     def own_share(self, name: str) -> str:
         """The own terms' share of the gradient in the last phase: the mean over points and seeds."""
@@ -197,6 +203,13 @@ class Comparison:
             for point in range(len(columns["epoch"]))
         ]
         return f"{statistics.fmean(shares):.1%}" if any(shares) else ""
+
+
+def load_recipe(file: Path, images: str | None) -> Params:
+    """A params file, with these images in place of its own if they are given."""
+    recipe = load_params(file)
+    data = recipe.data.model_copy(update={"root": images}) if images else recipe.data
+    return recipe.model_copy(update={"data": data})
 
 
 COLUMNS = (
@@ -229,12 +242,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="the folder that keeps what was trained")
     parser.add_argument("--write", type=Path, help="a file for the table")
     given = parser.parse_intermixed_args(arguments)
-    params = load_params(given.params)
-    if given.images:
-        params = params.model_copy(update={"data": params.data.model_copy(update={"root": given.images})})
-    comparison = Comparison(params, given.work)
+    comparison = Comparison(load_recipe(given.params, given.images), given.work)
     comparison.prepare()
-    for name in given.runs or params.runs:
+    for name in given.runs or comparison.params.runs:
         comparison.run(name)
     print_table(comparison.table(), given.write)
 

@@ -1,9 +1,10 @@
 """Which form of SRM's pixels keeps its dictionaries alive, and what the students are worth.
 
-    python -m experiments.srm_forms --images FOLDER --work WORK [--sparsity 0.02 0.15] [--seeds 0 1 2]
+    python -m experiments.srm_forms [FORM ...] --images FOLDER --work WORK [--sparsity 0.02 0.15]
 
 Before or after the activation, centred or not, with few and with many atoms in a code: the runs `srm` of
-recipes/few_shot.yaml, each with dictionaries of its own. Nothing is read of the test images. WORK keeps what
+recipes/few_shot.yaml, each with dictionaries of its own. A FORM is one of them, such as `before-plain-150`,
+which has lambda 0.15. Nothing is read of the test images. WORK keeps what
 was trained, so a command that was stopped goes on where it was.
 """
 
@@ -17,9 +18,9 @@ from typing import Any
 import torch
 
 from experiments._output import print_table
-from experiments.comparison import Comparison
+from experiments.comparison import Comparison, load_recipe
 from pipeline.methods.srm import Health, SparseRepresentationMatching
-from pipeline.params import Params, load_params
+from pipeline.params import Params
 from pipeline.project.dependencies import ROOT
 from pipeline.runs.context import Context
 from pipeline.runs.student import build_student
@@ -31,7 +32,7 @@ HEADING = """\
 |---|---|--:|---|---|---|--:|"""
 
 
-def with_forms(recipe: Params, images: str, sparsities: Sequence[float], seeds: Sequence[int]) -> Params:
+def with_forms(recipe: Params, sparsities: Sequence[float], seeds: Sequence[int]) -> Params:
     """The recipe with a run for each form, named by its settings."""
     template, settings = recipe.runs["srm_paper"], ("preactivation", "centre")
     runs = {}
@@ -42,8 +43,7 @@ def with_forms(recipe: Params, images: str, sparsities: Sequence[float], seeds: 
         )
         method = {"name": "srm", "ce_weight": 0.1, "kd_weight": 0.9} | own
         runs[name] = template.model_copy(update={"method": method, "seeds": tuple(seeds)})
-    data = recipe.data.model_copy(update={"root": images})
-    return recipe.model_copy(update={"data": data, "knowledge": {}, "runs": runs, "analysis": {}})
+    return recipe.model_copy(update={"knowledge": {}, "runs": runs, "analysis": {}})
 
 
 class Forms(Comparison):
@@ -94,17 +94,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m experiments.srm_forms", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="its `srm_paper` is the run to vary")
+    parser.add_argument("forms", nargs="*", help="such as after-centred-20; all of them if none is named")
     parser.add_argument("--images", required=True, help="the folder of images")
     parser.add_argument("--work", type=Path, required=True, help="the folder that keeps what was trained")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.02, 0.15], help="lambda")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--write", type=Path, help="a file for the table")
-    given = parser.parse_args(arguments)
-    forms = Forms(
-        with_forms(load_params(given.recipe), given.images, given.sparsity, given.seeds), given.work
-    )
+    given = parser.parse_intermixed_args(arguments)
+    recipe = load_recipe(given.recipe, given.images)
+    forms = Forms(with_forms(recipe, given.sparsity, given.seeds), given.work)
     forms.prepare()
-    for name in forms.params.runs:
+    for name in given.forms or forms.params.runs:
         forms.train(name)
     print_table(forms.table(), given.write)
 

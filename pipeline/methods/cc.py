@@ -7,8 +7,8 @@ images is the Gaussian kernel `exp(-gamma ||x_i - x_j||^2)`, as its Taylor serie
 
 Default weights of labels, KD and term: 1, 0 and 0.02, as in the tables of the CRD paper. Order 2 and gamma
 0.4 are those of Knowledge-Distillation-Zoo, the public code that has this kernel and gives the term a weight
-of 100. With this kernel 0.02 is weak: raise `term_weight` towards 100 if the term has a small share of the
-gradient.
+of 100. With this kernel 0.02 may be weak ([findings.md](findings.md)): raise `term_weight` towards 100 if the
+term has a small share of the gradient.
 
 Our reading: only the student's projection is trained. The teacher's is fixed, random and orthonormal, which
 keeps the correlations. If both were trained, mapping each image to the same point would make the term 0.

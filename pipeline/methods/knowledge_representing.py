@@ -44,10 +44,10 @@ Our reading, where the text is silent:
   enhanced. So phi is added to the gradient. This is done for the weights of convolutions and linear layers,
   with one eps for each tensor, stored as its logarithm. eps descends on `lambda * mean phi` (Eq. 10). It
   rises, and faster while many gradients are above it, so the boost fades by itself.
-- Gradients of a mean over a batch are far smaller than weights, so eps would hardly ever move.
-  `gradients: relative`, the default, brings a tensor's gradients to the mean absolute value of its weights
-  before phi, and back after it. So at the start the gradients above their mean are the dominant ones.
-  `gradients: raw` is the formula to the letter.
+- Gradients of a mean over a batch are far smaller than weights, so eps would hardly ever move
+  ([findings.md](findings.md) has an example). `gradients: relative`, the default, brings a tensor's gradients
+  to the mean absolute value of its weights before phi, and back after it. So at the start the gradients above
+  their mean are the dominant ones. `gradients: raw` is the formula to the letter.
 """
 
 import math

@@ -33,8 +33,8 @@ Our reading, where the paper's supplement is silent:
 - confidence_i is the largest probability of the nearest-centre classifier among all classes of the student,
   `max softmax(h / tau2)`.
 - Distances between images are Euclidean.
-- `score: squared`, our own form, is that of Gaussian classes. It is about 14 times sharper than `dot`, so the
-  teacher looks sure where it is wrong ([findings.md](findings.md)).
+- `score: squared`, our own form, is that of Gaussian classes. In the setting of [findings.md](findings.md) it
+  is about 14 times sharper than `dot`, so the teacher looks sure where it is wrong.
 - Each pair of images of one label in the batch makes a tuple. Of too many impostors, the nearest are used.
   Both terms are means, over tuples or images.
 - Lambda is 2 by default, where the supplement has its best results.

@@ -38,7 +38,10 @@ def test_each_form_has_a_row_with_its_dictionaries_and_its_students(
     ]
 
     command = ["--recipe", str(file), "--work", str(work), "--sparsity", "0.15"]
-    srm_forms.main([*command, "--images", str(images), "--seeds", "0", "1"])
+    trains = [*command, "--images", str(images), "--seeds", "0", "1"]
+    srm_forms.main(["before-plain-150", *trains])
+    assert [(row[0], row[1]) for row in rows(capsys.readouterr().out)] == [("before the activation", "no")]
+    srm_forms.main(trains)
     found = rows(capsys.readouterr().out)
     assert [(row[0], row[1]) for row in found] == forms
     assert {(row[2], row[3]) for row in found} == {("0.15", "4, 9, 19")}

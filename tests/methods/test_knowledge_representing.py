@@ -418,6 +418,14 @@ def test_both_rates_hold_beside_a_partner() -> None:
     assert set(phase.loss(world.step())) == terms | {"kdgan discriminator", "kdgan deception"}
 
 
+def test_a_step_in_turns_leaves_no_maps_to_the_next_one() -> None:
+    world = World.make()
+    method = made(world, alternate=True).eval()
+    usual = method.terms(world.step(4))["layers"].item()
+    method.loss(world.step(8))
+    assert method.terms(world.step(4))["layers"].item() == usual
+
+
 def test_defaults_are_those_that_the_tables_of_results_were_made_with() -> None:
     """c is the paper's; it gives none of the others."""
     cfg = KnowledgeRepresenting.Config(name=NAME)

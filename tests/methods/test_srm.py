@@ -16,7 +16,7 @@ from pipeline.methods.srm import (
     SparseRepresentationMatching,
     dictionary_of,
 )
-from pipeline.taps.answer import Answer
+from pipeline.taps.answer import Answer, Frozen
 from pipeline.taps.step import Step
 from pipeline.taps.tapped import Tapped
 
@@ -196,6 +196,25 @@ def test_maps_before_the_activation_are_used_with_preactivation() -> None:
     without, _ = made(student, teacher, sparsity=0.3)
     without.load_state_dict(method.state_dict())
     assert without.match_loss(mixed)["pixel"].value != without.match_loss(plain)["pixel"].value
+
+
+def test_stored_codes_are_told_apart_by_all_that_decides_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored of a teacher is found again by these settings."""
+    asked: list[Frozen] = []
+
+    def note(answer: Answer, frozen: Frozen) -> torch.Tensor:
+        asked.append(frozen)
+        return frozen.compute(answer)
+
+    monkeypatch.setattr(Answer, "made_by", note)
+    others: list[dict[str, Any]] = [{}, {"preactivation": True}, {"sparsity": 0.9}]
+    for settings in others:
+        method, step = made(maps((2, 2, 4, 2)), maps((2, 3, 4, 2)), **settings)
+        method.match_loss(step)
+    method, step = made(maps((2, 2, 2, 2)), maps((2, 3, 4, 2)))
+    method.match_loss(step)
+    assert {frozen.name for frozen in asked} == {"codes stage1"}
+    assert len({frozen.settings for frozen in asked}) == len(asked) == 4
 
 
 def test_a_layer_that_pools_can_be_tapped_for_a_map_of_one_pixel() -> None:
