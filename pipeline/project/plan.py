@@ -16,8 +16,7 @@ from pipeline.project.locks import mend_locks
 from pipeline.project.parts import check_jobs, parts, seconds_side_by_side, slower
 from pipeline.project.side_by_side import cores, devices, free_slots
 from pipeline.records.place import PLAN, about, params_key
-
-PARAMS = Path("params.yaml")
+from pipeline.settings import PARAMS
 
 
 @dataclass(frozen=True)

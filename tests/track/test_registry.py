@@ -156,7 +156,7 @@ def test_a_version_says_how_good_it_is_and_where_it_comes_from(project: Path) ->
     assert set(tags) == set(OF_VERSION)
     assert (version.run_id, tags["row"]) == (row, row)
     record = json.loads((project / "records" / "distill" / "fitnet.json").read_text())
-    model = client().get_logged_model(version.source.removeprefix("models:/"))
+    model = client().get_logged_model(str(version.source).removeprefix("models:/"))
     assert model.tags["stage.distill"] == record["id"]
     assert model.tags["hash.student"] == record["outputs"]["student"]
     content = (project / "bundles" / "fitnet" / "bundle.json").read_bytes()
