@@ -12,19 +12,19 @@ from pathlib import Path
 # each stage begins here.
 COMMANDS = {
     "new": "new",
-    "check": "graph",
+    "check": "run",
     "plan": "plan",
     "dag": "dag",
-    "run": "graph",
+    "run": "run",
     "slurm": "slurm",
     "report": "results",
     "predict": "results",
     "ui": "ui",
     "live": "live",
     "promote": "promote",
-    "tries": "graph",
+    "tries": "run",
     "balance": "balance",
-    "track": "graph",
+    "track": "run",
     "deploy": "results",
 }
 TRAINING = ("teacher", "knowledge", "pretrain", "distill")  # stages that may have several processes

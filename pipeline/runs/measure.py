@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
@@ -179,7 +178,7 @@ class _Measuring:
             self.counted += time.perf_counter() - start
             fit(
                 phase,
-                cast(Batches, watched),
+                watched,
                 cfg.model_copy(update=NO_END),
                 student=trainee.student,
                 teacher=trainee.teacher,
@@ -217,24 +216,18 @@ class _Measuring:
         self.counted += time.perf_counter() - start
 
 
-class _Watched:
-    """The batches of a phase, until enough steps were measured."""
+class _Watched(Batches):
+    """The same batches, until enough steps were measured."""
 
     def __init__(self, batches: Batches) -> None:
-        self.batches, self.steps, self.is_over = batches, -WARM_UP, False
+        vars(self).update(vars(batches))
+        self.steps, self.is_over = -WARM_UP, False
         self.start = self.seconds = 0.0
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    @property
-    def images_per_epoch(self) -> int:
-        return self.batches.images_per_epoch
 
     def epoch(self, n: int, first: int = 0) -> Iterator[Batch]:
         if self._is_enough():
             return
-        for batch in self.batches.epoch(n, first):
+        for batch in super().epoch(n, first):
             if self._is_enough():
                 return
             self.steps += 1

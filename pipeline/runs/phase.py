@@ -67,9 +67,15 @@ def train_phase(
     the curves so far. The order of the images, all other views and all random numbers depend only on the seed
     and the phase's name.
     """
-    networks = (trainee.student, trainee.teacher)
+    parts: dict[str, Any] = {
+        "student": trainee.student,
+        "teacher": trainee.teacher,
+        "method": trainee.method,
+    }
     begun = stage / f"{phase.name}.precision.json"
-    cfg, precision = settled(context, *networks, cfg, work=stage.parent, begun=begun, label=label)
+    cfg, precision = settled(
+        context, trainee.student, trainee.teacher, cfg, work=stage.parent, begun=begun, label=label
+    )
     own_seed = zlib.crc32(f"{trainee.seed}/{phase.name}".encode())
     batches = context.batches(
         cfg, own_seed, trainee.student, trainee.teacher, needs_labels=phase.needs_labels
@@ -82,9 +88,7 @@ def train_phase(
                 phase,
                 batches,
                 cfg,
-                student=trainee.student,
-                teacher=trainee.teacher,
-                method=trainee.method,
+                **parts,
                 folder=stage.parent / ANSWERS,
                 label=label,
             )
@@ -92,9 +96,7 @@ def train_phase(
         phase,
         batches,
         cfg,
-        student=trainee.student,
-        teacher=trainee.teacher,
-        method=trainee.method,
+        **parts,
         accelerator=context.accelerator,
         seed=own_seed,
         validate=validate,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.project import graph, plan
+from pipeline.project import plan, run
 from pipeline.project.dvc import BIN
 from pipeline.project.locks import GUARD, LIST, mend_locks
 from pipeline.settings import InputError
@@ -148,10 +148,10 @@ def test_each_command_that_runs_the_graph_mends_it_first(monkeypatch: pytest.Mon
         assert not LIST.exists()
         raise Enough
 
-    for module in (graph, plan):
+    for module in (run, plan):
         monkeypatch.setattr(module, "stages_ahead", see)
-    monkeypatch.setattr(graph, "dvc", see)
-    for command in (graph.run, graph.track, plan.plan):
+    monkeypatch.setattr(run, "dvc", see)
+    for command in (run.run, run.track, plan.plan):
         LIST.write_bytes(b"")
         with pytest.raises(Enough):
             command()
