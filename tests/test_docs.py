@@ -321,6 +321,8 @@ def test_the_readme_fits_on_a_few_screens() -> None:
                 "hundred_10",
                 "hundred_50",
                 "few_labels",
+                "few_labels_cifar",
+                "few_labels_birds",
                 "views",
                 "cross_task",
                 "cross_task_weights",
