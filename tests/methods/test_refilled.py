@@ -398,6 +398,13 @@ def test_phase_embed_trains_all_but_the_classifier() -> None:
     assert distill.trains == (world.student.net,)
 
 
+@pytest.mark.parametrize(("choose", "embedding"), [(False, "measured"), (True, "chosen")])
+def test_the_embedding_is_measured_and_may_choose_the_weights(choose: bool, embedding: str) -> None:
+    world = World.make()
+    phases = world.method("refilled", choose_embedding=choose).phases(world.student)
+    assert [phase.embedding for phase in phases] == [embedding, ""]
+
+
 def test_teacher_and_student_may_have_different_classes() -> None:
     world = World.make()
     torch.manual_seed(1)
