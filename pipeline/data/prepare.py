@@ -21,6 +21,7 @@ from pipeline.data.sheet import sheet
 from pipeline.data.sources import DataConfig
 from pipeline.data.splits import Distinct, Entry
 from pipeline.data.store import NO_LABEL, SCHEMA, SPLITS, UNLABELLED, Manifest
+from pipeline.files import save_array
 
 CHUNK_BYTES = 1 << 23
 MAX_THREADS = 8  # more threads only wait for the interpreter when pictures are small
@@ -71,7 +72,7 @@ def prepare(
     pixels, mean, std = _write_images(out / "images.npy", images, rows)
     del images
     staged.unlink()
-    np.save(out / "labels.npy", labels)
+    save_array(out / "labels.npy", labels)
     _write_table(out / "files.csv", source, rows)
     write_list(out / "left_out.csv", left_out)
 
