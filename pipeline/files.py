@@ -7,7 +7,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @contextmanager
@@ -35,6 +40,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_array(path: Path, array: "np.ndarray") -> None:
+    """As np.save, which does not notice that a small array does not fit on the disk."""
+    import numpy as np
+
+    content = BytesIO()
+    np.save(content, array, allow_pickle=False)
+    with naming(path):
+        path.write_bytes(content.getbuffer())
 
 
 def _partial(path: Path) -> Path:

@@ -272,6 +272,7 @@ def _launch(way: Way) -> int:
     """Be `torchrun --nproc-per-node N -m stages.NAME`; it finds a free port."""
     os.environ["OMP_NUM_THREADS"] = "1"
     logging.disable()  # the launcher's own tracebacks
+    sys.unraisablehook = lambda unraisable: None  # these too
     os.register_at_fork(after_in_child=_heed_signals)
     config = LaunchConfig(
         min_nodes=1,
@@ -304,6 +305,7 @@ def _be_one_of_them(stage: str) -> None:
     code = 1
     try:
         logging.disable(logging.NOTSET)
+        sys.unraisablehook = sys.__unraisablehook__
         is_first = os.environ["RANK"] == "0"
         for module in (command, importlib.import_module(f"stages.{stage}")):
             module.FIRST = is_first  # type: ignore[attr-defined]  # imported before there was a rank

@@ -1,15 +1,17 @@
 import errno
 import hashlib
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pipeline.files import atomic_file, atomic_folder, held, locked, sha256
+from pipeline.files import atomic_file, atomic_folder, held, locked, save_array, sha256
 from pipeline.project.dependencies import ROOT
 
 
@@ -91,6 +93,20 @@ def test_a_full_disk_names_the_path_and_leaves_nothing(
     assert isinstance(raised.value.__cause__, OSError)
     assert raised.value.__cause__.filename == str(target)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", [1, 100, 100_000])
+def test_an_array_that_does_not_fit_is_an_error(count: int, tmp_path: Path) -> None:
+    """np.save writes a part of a small one, and says nothing."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save_array(tmp_path / "whole.npy", np.arange(count))
+    assert np.load(tmp_path / "whole.npy").tolist() == list(range(count))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (132, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"labels\.npy"):
+            save_array(tmp_path / "labels.npy", np.arange(count))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_lock_is_held_by_one_at_a_time_and_is_free_afterwards(tmp_path: Path) -> None:

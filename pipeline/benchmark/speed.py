@@ -30,6 +30,7 @@ from pipeline.device import keep_memory
 from pipeline.export import latency, machine, onnx_format, worker
 from pipeline.export.deployable import Deployable, plain_pools
 from pipeline.export.latency import Process, Times, fresh, take_turns
+from pipeline.files import save_array
 from pipeline.functional import normalise
 from pipeline.records.record import Result
 from pipeline.settings import InputError, Settings
@@ -61,7 +62,7 @@ def measure(bundle: Path, student: Network, teacher: Network, cfg: BenchmarkConf
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for variant, network in networks.items():
-            np.save(folder / f"{variant}.npy", network.images)
+            save_array(folder / f"{variant}.npy", network.images)
         with _forked(partial(_count, networks), cfg.threads, student.images) as counter:
             counts = counter.ask({})
         files = _exported(bundle, facts["formats"])

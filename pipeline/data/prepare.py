@@ -22,6 +22,7 @@ from pipeline.data.sources import DataConfig
 from pipeline.data.splits import Distinct, Entry
 from pipeline.data.store import NO_LABEL, SCHEMA, SPLITS, UNLABELLED, Manifest
 from pipeline.data.unfinished import Unfinished
+from pipeline.files import save_array
 
 MIN_STD = 1 / 255  # for a channel that never changes; dividing by 0 would fail
 
@@ -66,11 +67,11 @@ def prepare(
         )
         rows, dropped = _choose_rows(cfg, source, decoded.results)
         positions = np.array([row.position for row in rows])
-        np.save(out / ORDER, images.finish(positions))
+        save_array(out / ORDER, images.finish(positions))
     shutil.move(work / FILE, out / FILE)
     left_out = [*bad, *source.left_out, *dropped]
     labels = np.array([row.entry.label for row in rows], dtype=np.int64)
-    np.save(out / "labels.npy", labels)
+    save_array(out / "labels.npy", labels)
     _write_table(out / "files.csv", source, rows)
     write_list(out / "left_out.csv", left_out)
 

@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 import numpy as np
 
 from pipeline.export import worker
+from pipeline.files import save_array
 from pipeline.settings import InputError
 
 TURN = 0.02  # seconds
@@ -65,7 +66,7 @@ def measure(files: Mapping[str, Path], image: np.ndarray) -> dict[str, float]:
     """Median milliseconds of one image (1 x H x W x C, uint8) on one thread, of each ONNX file."""
     with ExitStack() as stack:
         pixels = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "image.npy"
-        np.save(pixels, image)
+        save_array(pixels, image)
         processes = {
             name: stack.enter_context(fresh("onnx", file, THREADS, pixels)) for name, file in files.items()
         }
