@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pipeline.project import __main__ as project
-from pipeline.project import balance, dvc, graph, plots_page, results
+from pipeline.project import balance, dvc, plots_page, results, run
 from pipeline.project.ahead import ALWAYS
 from pipeline.project.changed_code import changed_code, in_words
 from pipeline.settings import InputError
@@ -91,7 +91,7 @@ def test_a_mistake_is_a_paragraph(
     def refuse() -> None:
         raise InputError("there is nothing here. Go there.")
 
-    monkeypatch.setattr(graph, "run", refuse)
+    monkeypatch.setattr(run, "run", refuse)
     with pytest.raises(SystemExit) as ended:
         project.main(["run"])
     assert ended.value.code == 2
@@ -114,16 +114,16 @@ def fail(monkeypatch: pytest.MonkeyPatch, module: ModuleType, *, code: int) -> l
 def nothing_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").touch()
-    monkeypatch.setattr(graph, "stages_ahead", list)
+    monkeypatch.setattr(run, "stages_ahead", list)
 
 
 @pytest.mark.usefixtures("nothing_ahead")
 def test_a_graph_that_fails_shows_no_old_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports/table.txt").write_text("the table\n")
-    calls = fail(monkeypatch, graph, code=255)
+    calls = fail(monkeypatch, run, code=255)
     with pytest.raises(SystemExit) as ended:
-        graph.run()
+        run.run()
     assert ended.value.code == 255
     assert calls == [("repro",)]
     assert (tmp_path / plots_page.FILE).is_file()  # so that `dvc plots` works in a clone of a project
@@ -220,11 +220,11 @@ def test_no_command_of_the_graph_names_the_launcher() -> None:
 
 def test_check_asks_again_although_nothing_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it says again what will run because code has changed."""
-    calls = fail(monkeypatch, graph, code=7)
+    calls = fail(monkeypatch, run, code=7)
     for place in (ROOT, tmp_path):  # an older project has one dvc.yaml
         monkeypatch.chdir(place)
         with pytest.raises(SystemExit) as ended:
-            graph.check()
+            run.check()
         assert ended.value.code == 7
     assert calls == [("repro", "-q", "-f", "-s", first, "check") for first in ALWAYS]
 
@@ -263,8 +263,8 @@ def test_the_table_is_printed_at_the_end(
 ) -> None:
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports/table.txt").write_text("the table\n")
-    monkeypatch.setattr(graph, "dvc", lambda *arguments: 0)
-    graph.run()
+    monkeypatch.setattr(run, "dvc", lambda *arguments: 0)
+    run.run()
     assert capsys.readouterr().out == "the table\n"
 
 
