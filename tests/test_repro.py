@@ -99,14 +99,14 @@ def test_03_the_student_that_is_exported_scores_what_is_reported(project: Projec
     import onnxruntime
 
     place = project.place
-    images, labels = (np.load(place / f"data/prepared/{name}.npy") for name in ("images", "labels"))
+    images, labels, order = (np.load(place / f"data/prepared/{n}.npy") for n in ("images", "labels", "order"))
     manifest = json.loads((place / "data/prepared/manifest.json").read_text())
     test = slice(len(labels) - manifest["splits"]["test"], None)
     for run in ("alone", "hints"):
         session = onnxruntime.InferenceSession(
             place / f"models/export/{run}/student.onnx", providers=["CPUExecutionProvider"]
         )
-        logits = session.run(["logits"], {session.get_inputs()[0].name: images[test]})[0]
+        logits = session.run(["logits"], {session.get_inputs()[0].name: images[order[test]]})[0]
         details = json.loads((place / f"records/evaluate/{run}.json").read_text())["details"]
         assert (logits.argmax(1) == labels[test]).mean() == details["seeds"][str(details["exported_seed"])][
             "accuracy"

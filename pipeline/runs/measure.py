@@ -173,9 +173,10 @@ class _Measuring:
         batches = context.batches(
             cfg, trainee.seed, trainee.student, trainee.teacher, needs_labels=phase.needs_labels
         )
-        watched, start = _Watched(batches), time.perf_counter()
+        start = time.perf_counter()
         with answers_as_stored(context, phase, batches, cfg, trainee, known, PLAN.parent) as (needed, live):
             self.counted += time.perf_counter() - start
+            watched = _Watched(batches)
             fit(
                 phase,
                 watched,

@@ -51,6 +51,7 @@ def run(name: str, *before: str) -> list[Stage]:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "dvc").write_text(FAKE.format(python=sys.executable))
     (tmp_path / "dvc").chmod(0o755)
+    (tmp_path / "params.yaml").write_text("{}")
     monkeypatch.setattr(dvc, "BIN", tmp_path)
     monkeypatch.setattr(side_by_side, "devices", list)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
