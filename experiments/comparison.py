@@ -177,7 +177,7 @@ class Comparison:
 
         What the run's teacher has learned as knowledge comes first.
         """
-        run, told = self.params.run(name), []
+        run, lengths = self.params.run(name), []
         trained: list[tuple[Run | KnowledgeRun, str, str]] = [(run, "pretrain", name), (run, "distill", name)]
         if run.teacher in self.params.knowledge:
             trained.insert(0, (self.params.knowledge_run(run.teacher), "knowledge", run.teacher))
@@ -185,11 +185,11 @@ class Comparison:
             curves = self.read(stage, key).curves.items()
             epochs = {curve.partition("/")[0]: columns["epoch"][-1] for curve, columns in curves}
             steps = {phase: of.training(phase).steps for phase in epochs}
-            told += [
+            lengths += [
                 f"{phase} {steps[phase]} steps" if steps[phase] else f"{phase} {round(last, 2):g}"
                 for phase, last in epochs.items()
             ]
-        return ", ".join(told)
+        return ", ".join(lengths)
 
     def own_share(self, name: str) -> str:
         """The own terms' share of the gradient in the last phase: the mean over points and seeds."""

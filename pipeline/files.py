@@ -52,6 +52,14 @@ def save_array(path: Path, array: "np.ndarray") -> None:
         path.write_bytes(content.getbuffer())
 
 
+def write_at(handle: int, content: "bytes | memoryview", position: int) -> None:
+    """Write all of it: one call may write a part, as when the disk is nearly full."""
+    rest = memoryview(content)
+    while rest:
+        written = os.pwrite(handle, rest, position)
+        rest, position = rest[written:], position + written
+
+
 def _partial(path: Path) -> Path:
     """Beside `path`, so that a rename is enough; the name differs from process to process.
 

@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 
 from pipeline.data.images import FILE
+from pipeline.files import write_at
 
 HEADER = 128  # bytes before the first picture, for every number of pictures
 
@@ -30,7 +31,7 @@ class ImageWriter:
 
     def write(self, place: int, pixels: np.ndarray) -> None:
         """Write pictures from this place on."""
-        _write_at(self.handle, np.ascontiguousarray(pixels).reshape(-1).data, HEADER + place * self.stride)
+        write_at(self.handle, np.ascontiguousarray(pixels).reshape(-1).data, HEADER + place * self.stride)
 
     def read(self, places: range) -> np.ndarray:
         """Pictures on end; fewer at the end of the file."""
@@ -49,7 +50,7 @@ class ImageWriter:
         for old, new in zip(moved.tolist(), gaps.tolist(), strict=True):
             self.write(new, self.read(range(old, old + 1)))
         os.ftruncate(self.handle, HEADER + len(kept) * self.stride)
-        _write_at(self.handle, _header((len(kept), *self.shape)), 0)
+        write_at(self.handle, _header((len(kept), *self.shape)), 0)
         places = kept.astype(np.int64)
         places[kept >= len(kept)] = gaps[np.searchsorted(moved, kept[kept >= len(kept)])]
         return places
@@ -61,11 +62,3 @@ def _header(shape: tuple[int, ...]) -> bytes:
     np.lib.format.write_array_header_1_0(written, {"descr": "|u1", "fortran_order": False, "shape": shape})
     assert written.tell() == HEADER
     return written.getvalue()
-
-
-def _write_at(handle: int, content: "bytes | memoryview", position: int) -> None:
-    """Write all of it: one call may write a part, as when the disk is nearly full."""
-    rest = memoryview(content)
-    while rest:
-        written = os.pwrite(handle, rest, position)
-        rest, position = rest[written:], position + written

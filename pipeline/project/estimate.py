@@ -135,14 +135,14 @@ def with_answers(estimate: Estimate, cost: "Cost", made: "Made") -> Estimate:
     for needed in (phase.answers for phase in cost.phases):
         if needed is not None:
             count, megabytes = made.add(needed)
-            told = (
+            words = (
                 f"{count:,} answers in {1000 * needed.seconds:.3g} ms each" if count else "answers are there"
             )
             estimate = replace(
                 estimate,
                 seconds=estimate.seconds + count * needed.seconds,
                 disk_mb=estimate.disk_mb + megabytes,
-                how=f"{estimate.how}; teacher: {told}",
+                how=f"{estimate.how}; teacher: {words}",
             )
     return estimate
 

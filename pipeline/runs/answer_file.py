@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.files import naming
+from pipeline.files import naming, write_at
 from pipeline.settings import InputError
 
 PRECISION = np.dtype(np.float16)
@@ -86,10 +86,10 @@ class AnswerFile:
         positions = [view * self.rows + int(row) for row in rows]
         with _open(self.answers) as file:
             for position, each in zip(positions, numbers, strict=True):
-                _put(file, each.tobytes(), position * self.bytes)
+                write_at(file, each.tobytes(), position * self.bytes)
         with _open(self.there) as file:
             for position in positions:
-                _put(file, b"\1", position)
+                write_at(file, b"\1", position)
 
     def read(self, view: int, rows: np.ndarray) -> Tensor:
         """The answers to a view of these rows, in float32. They must be there."""
@@ -140,12 +140,6 @@ def _is_used(there: Path) -> bool:
 
 def _last_use(there: Path) -> float:
     return there.stat().st_mtime if there.exists() else 0.0
-
-
-def _put(file: int, content: bytes, position: int) -> None:
-    while content:  # on a disk that is nearly full, less may be written than asked
-        done = os.pwrite(file, content, position)
-        content, position = content[done:], position + done
 
 
 def _grow(file: Path, size: int) -> None:

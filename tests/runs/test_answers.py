@@ -393,7 +393,7 @@ def test_what_was_interrupted_goes_on_and_ends_equal(
     monkeypatch.setattr(answers, "AT_ONCE", 4)
     monkeypatch.setattr(answers, "images_at_once", lambda size, most: most)
     whole = train(small, "at", tmp_path / "whole")
-    put, left = answer_file._put, 100
+    put, left = answer_file.write_at, 100
 
     def stop(file: int, content: bytes, position: int) -> None:
         nonlocal left
@@ -404,7 +404,7 @@ def test_what_was_interrupted_goes_on_and_ends_equal(
         put(file, content, position)
 
     with monkeypatch.context() as patched, pytest.raises(Stop):
-        patched.setattr(answer_file, "_put", stop) if inside else stop_after(patched, 4)
+        patched.setattr(answer_file, "write_at", stop) if inside else stop_after(patched, 4)
         train(small, "at", tmp_path / "stopped")
     rest = train(small, "at", tmp_path / "stopped")
     assert 0 < rest.made < whole.made
@@ -428,7 +428,7 @@ def stop_after(patched: pytest.MonkeyPatch, writes: int) -> None:
 def test_what_is_half_written_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer counts only after the file that it is in is on the disk."""
     done: list[int | str] = []
-    put, fsync = answer_file._put, os.fsync
+    put, fsync = answer_file.write_at, os.fsync
 
     def noted_put(file: int, content: bytes, position: int) -> None:
         done.append(len(content))
@@ -438,7 +438,7 @@ def test_what_is_half_written_is_no_answer(tmp_path: Path, monkeypatch: pytest.M
         done.append("on disk")
         fsync(file)
 
-    monkeypatch.setattr(answer_file, "_put", noted_put)
+    monkeypatch.setattr(answer_file, "write_at", noted_put)
     monkeypatch.setattr(os, "fsync", noted_fsync)
     file, rows = AnswerFile(tmp_path, "logits", (3,), rows=5, views=2), np.array([1, 4])
     file.write(1, rows, torch.arange(6.0).view(2, 3))
