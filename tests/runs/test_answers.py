@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from world import snapshot
 
 from pipeline import checkpoint, methods
-from pipeline.files import locked
+from pipeline.files import locked, write_at
 from pipeline.functional import softened_kl
 from pipeline.runs import answer_file, answers, parts_read
 from pipeline.runs.answer_file import AnswerFile
@@ -393,9 +393,9 @@ def test_what_was_interrupted_goes_on_and_ends_equal(
     monkeypatch.setattr(answers, "AT_ONCE", 4)
     monkeypatch.setattr(answers, "images_at_once", lambda size, most: most)
     whole = train(small, "at", tmp_path / "whole")
-    put, left = answer_file.write_at, 100
+    put, left = write_at, 100
 
-    def stop(file: int, content: bytes, position: int) -> None:
+    def stop(file: int, content: bytes | memoryview, position: int) -> None:
         nonlocal left
         left -= 1
         if not left:
@@ -428,9 +428,9 @@ def stop_after(patched: pytest.MonkeyPatch, writes: int) -> None:
 def test_what_is_half_written_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer counts only after the file that it is in is on the disk."""
     done: list[int | str] = []
-    put, fsync = answer_file.write_at, os.fsync
+    put, fsync = write_at, os.fsync
 
-    def noted_put(file: int, content: bytes, position: int) -> None:
+    def noted_put(file: int, content: bytes | memoryview, position: int) -> None:
         done.append(len(content))
         put(file, content, position)
 
