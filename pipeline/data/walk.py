@@ -1,5 +1,6 @@
 """The files below a folder of images, and their bytes. Hidden files and folders are passed over."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -46,9 +47,14 @@ def walk_root(root: Path, where: str, remedy: str) -> Walked:
 def check_watched(root: Path, where: str) -> None:
     """Raise InputError for what DVC does not see, hangs at, or fails at without a word of advice."""
     walked = walk_root(root, where, "Set data.root to the folder that holds the images.")
-    if walked.bad:
-        examples = named([f"{each.path} ({each.reason})" for each in walked.bad])
-        raise InputError(f"{where}: DVC cannot read what is in it: {examples}. Delete or repair them.")
+    closed = [path for path in walked.files if not os.access(root / path, os.R_OK)]
+    unread = [f"{each.path} ({each.reason})" for each in walked.bad]
+    unread += [f"{path} ({os.strerror(errno.EACCES)})" for path in closed]
+    if unread:
+        raise InputError(
+            f"{where}: DVC cannot read what is in it: {named(unread)}. Delete or repair them, or allow your "
+            "user to read them."
+        )
 
 
 def walk(root: Path) -> Walked:

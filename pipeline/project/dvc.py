@@ -21,13 +21,18 @@ def programs() -> Path:
 def dvc(*arguments: str) -> int:
     """Run dvc with this Python first on the PATH, since stages are run as `python -m ...`; its exit code."""
     read_params(PARAMS)  # DVC says little or nothing about one that it cannot read
+    stopped: KeyboardInterrupt | None = None
     with subprocess.Popen([BIN / "dvc", *arguments], env=_environment()) as process:  # noqa: S603
-        while True:
+        while process.returncode is None:
             try:
-                return process.wait()
+                process.wait()
             except KeyboardInterrupt as error:  # the terminal sent it to dvc too, which stops in its own way
+                stopped = error
                 if error.args:  # SIGTERM came to this process alone
                     _send_ctrl_c(process.pid)
+    if stopped and process.returncode:  # dvc's last word is that a stage failed
+        raise stopped
+    return process.returncode
 
 
 def start_dvc(*arguments: str, environment: Mapping[str, str]) -> "subprocess.Popen[str]":

@@ -13,6 +13,7 @@ from pipeline.data.items import Source
 from pipeline.data.sources import DataConfig
 from pipeline.data.store import NO_LABEL
 from pipeline.data.table_file import SUFFIXES
+from pipeline.data.walk import check_watched
 from pipeline.settings import InputError
 
 SAMPLE = 64
@@ -59,6 +60,7 @@ def look_at(images: Path) -> Look:
     if not images.is_dir():
         raise InputError(f"--images: there is no folder {str(images)!r}. Name the folder that holds them.")
     root = images.resolve()
+    check_watched(root, f"--images {str(images)!r}")
     data = {"source": "folder", "root": str(root)} | _table(root)
     source = sources.find(DataConfig(**data, size=8))
     if len(source.classes) < 2:

@@ -11,6 +11,7 @@ from pipeline.records.place import about, here
 
 EVERY = 10.0  # seconds between two lines, at least
 SILENT = 60.0  # seconds after which there is a line even if there was no point
+BAR = "{l_bar}{bar}| {remaining}{postfix}"  # short, so that 80 columns show what is known
 _BEGUN = time.monotonic()  # when this process began, nearly
 
 
@@ -25,7 +26,14 @@ class Ticker:
         self.place = here()
         self.has_lines = shown and not (sys.stdout.isatty() and sys.stderr.isatty())
         # disable=None: tqdm shows the bar on a terminal only
-        self.bar = tqdm(total=total, initial=done, desc=label, disable=None if shown else True, leave=False)
+        self.bar = tqdm(
+            total=total,
+            initial=done,
+            desc=label,
+            disable=None if shown else True,
+            leave=False,
+            bar_format=BAR,
+        )
 
     def advance(self, steps: int = 1, *, images: int) -> None:
         self.done += steps

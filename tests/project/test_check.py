@@ -28,7 +28,9 @@ def params(root: Path, **data: Any) -> Params:
 
 
 @pytest.mark.parametrize("table", ["", "table.csv"])
-def test_what_dvc_cannot_watch_is_refused_before_dvc_meets_it(tmp_path: Path, table: str) -> None:
+def test_what_dvc_cannot_watch_is_refused_before_dvc_meets_it(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """DVC hangs at a pipe, fails at a link to nothing, and hashes a linked folder as nothing."""
     root = tree(tmp_path / "raw", {"cat": 1, "dog": 1})
     given = params(root, source="manifest" if table else "folder", table=table)
@@ -38,6 +40,12 @@ def test_what_dvc_cannot_watch_is_refused_before_dvc_meets_it(tmp_path: Path, ta
     with pytest.raises(
         InputError, match=r"^data\.root .*: cat/pipe\.png \(.*dog/gone\.png \(a link to nothing\)"
     ):
+        check_data_root(given)
+    for path in ("cat/pipe.png", "dog/gone.png"):
+        (root / path).unlink()
+    (picture,) = (root / "cat").iterdir()
+    with monkeypatch.context() as patched, pytest.raises(InputError, match=r"cat/.* \(Permission denied\)"):
+        patched.setattr(os, "access", lambda path, mode: path != picture)  # root may read all
         check_data_root(given)
     (root / "more").symlink_to(root / "cat")
     with pytest.raises(InputError, match=r"'more' \(to '.*/cat'\).*Move or copy"):

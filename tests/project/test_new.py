@@ -1,5 +1,6 @@
 """What `new` finds out about a folder of images, and the project that it writes."""
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -101,6 +102,7 @@ def test_a_repository_above_is_used(flowers: Path, tmp_path: Path) -> None:
         ("mine", "nowhere", "--images: there is no folder"),
         ("mine", "single", "has one class alone, 'rose'"),
         ("mine", "empty", "there are no class folders in it"),
+        ("mine", "piped", "--images 'piped': DVC cannot read what is in it: rose/pipe (a pipe"),
     ],
 )
 def test_what_cannot_become_a_project_is_refused(
@@ -109,6 +111,8 @@ def test_what_cannot_become_a_project_is_refused(
     monkeypatch.chdir(tmp_path)
     images(Path("flowers"), {"rose": 2, "lily": 2})
     images(Path("single"), {"rose": 2})
+    images(Path("piped"), {"rose": 2, "lily": 2})
+    os.mkfifo("piped/rose/pipe")
     Path("empty").mkdir()
     Path("full").mkdir()
     Path("full/file").touch()

@@ -17,6 +17,7 @@ from pipeline.project import __main__ as project
 from pipeline.project import balance, dvc, plots_page, results, run
 from pipeline.project.ahead import ALWAYS
 from pipeline.project.changed_code import changed_code, in_words
+from pipeline.project.command import command
 from pipeline.settings import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -127,6 +128,28 @@ def test_a_graph_that_fails_shows_no_old_table(tmp_path: Path, monkeypatch: pyte
     assert ended.value.code == 255
     assert calls == [("repro",)]
     assert (tmp_path / plots_page.FILE).is_file()  # so that `dvc plots` works in a clone of a project
+
+
+@pytest.mark.usefixtures("nothing_ahead")
+@pytest.mark.parametrize(
+    ("kill", "code"), [("INT", 130), ("TERM", 143)], ids=["Ctrl-C", "a signal to this process alone"]
+)
+def test_a_stopped_graph_ends_with_the_way_on(
+    kill: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """DVC's own last word is that a stage failed."""
+    (tmp_path / "params.yaml").write_text("runs: {}\n")
+    program = tmp_path / "dvc"
+    last = "kill -INT $$" if kill == "INT" else "while :; do sleep 0.1; done"  # a terminal sends it to both
+    program.write_text(f"#!/bin/sh\ntrap 'echo ERROR >&2; exit 255' INT\nkill -{kill} $PPID\n{last}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("pipeline.project.dvc.BIN", tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        command(run.run, arguments=[])
+    assert ended.value.code == code
+    said = capfd.readouterr().err
+    assert "ERROR\n" in said
+    assert said.splitlines()[-1].startswith("Stopped. What was trained so far is kept")
 
 
 @pytest.mark.usefixtures("in_a_project")

@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -101,9 +102,12 @@ def test_a_line_says_where_in_the_graph(
     assert printed() == ["a: b, 1 images/s, about 30 s left (stage 9 of 27, run 3 of 8, about 40 min left)"]
 
 
+@pytest.mark.parametrize("columns", [80, 160])
 def test_a_terminal_has_a_bar_with_the_same_facts_and_no_lines(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
+    columns: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As many of them as there is room for."""
+    monkeypatch.setattr(ticker, "tqdm", partial(ticker.tqdm, ncols=columns))
     monkeypatch.setattr(ticker, "here", lambda: Place("stage 9 of 27", 100.0, 100.0, 2320.0))
     shown, lines = Terminal(), Terminal()
     monkeypatch.setattr(sys, "stderr", shown)
@@ -115,8 +119,8 @@ def test_a_terminal_has_a_bar_with_the_same_facts_and_no_lines(
     counted.close()
     assert lines.getvalue() == ""
     assert "kd seed 0" in shown.getvalue()
-    for fact in ("epoch 1 of 4, validation accuracy 50.0%, 1 images/s", "(stage 9 of 27, about 40 min left)"):
-        assert fact in shown.getvalue()
+    facts = ("epoch 1 of 4, validation accuracy 50.0%", ", 1 images/s (stage 9 of 27, about 40 min left)")
+    assert [fact in shown.getvalue() for fact in facts] == [True, columns == 160]
 
 
 def test_a_log_behind_a_terminal_has_lines_too(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
