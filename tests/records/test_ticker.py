@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
+from tqdm import tqdm
 
 from pipeline.records import ticker
 from pipeline.records.place import Place
@@ -107,7 +108,7 @@ def test_a_terminal_has_a_bar_with_the_same_facts_and_no_lines(
     columns: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many of them as there is room for."""
-    monkeypatch.setattr(ticker, "tqdm", partial(ticker.tqdm, ncols=columns))
+    monkeypatch.setattr(ticker, "tqdm", partial(tqdm, ncols=columns))
     monkeypatch.setattr(ticker, "here", lambda: Place("stage 9 of 27", 100.0, 100.0, 2320.0))
     shown, lines = Terminal(), Terminal()
     monkeypatch.setattr(sys, "stderr", shown)
