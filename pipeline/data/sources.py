@@ -1,4 +1,7 @@
-"""Where pictures come from: bundled digits, a folder of class folders, a table, or a torchvision data set."""
+"""Where pictures come from: bundled digits, a folder of class folders, a table, or a torchvision data set.
+
+A new one is a file like `folder_source.py`, its name in `NAMES` and a call in `find`; see CONTRIBUTING.md.
+"""
 
 from pathlib import PurePosixPath
 from typing import Literal

@@ -1,4 +1,8 @@
-"""Is this bundle what was exported, and does it answer here as it did there? One line for each check."""
+"""Is this bundle what was exported, and does it answer here as it did there? One line for each check.
+
+A person calls this; so do `export/build_bundle.py` before a bundle ships and `track/registry.py` before it is
+registered. `predictor.py` itself refuses one that was changed (`read_bundle.py`) or that answers otherwise.
+"""
 
 import importlib.util
 from collections.abc import Iterator

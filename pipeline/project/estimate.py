@@ -135,9 +135,7 @@ def with_answers(estimate: Estimate, cost: "Cost", made: "Made") -> Estimate:
     for needed in (phase.answers for phase in cost.phases):
         if needed is not None:
             count, megabytes = made.add(needed)
-            words = (
-                f"{count:,} answers in {1000 * needed.seconds:.3g} ms each" if count else "answers are there"
-            )
+            words = f"{count:,} answers in {_length(needed.seconds)} each" if count else "answers are there"
             estimate = replace(
                 estimate,
                 seconds=estimate.seconds + count * needed.seconds,
@@ -203,13 +201,17 @@ def _how(cost: "Cost") -> str:
     return (
         "measured: "
         + "; ".join(
-            f"{phase.name} {phase.steps:,} steps of {1000 * phase.step:.3g} ms"
-            + (f", {phase.points} validations of {phase.validation:.2g} s" if phase.points else "")
+            f"{phase.name} {phase.steps:,} steps of {_length(phase.step)}"
+            + (f", {phase.points} validations of {_length(phase.validation)}" if phase.points else "")
             + (", the teacher live" if phase.live else "")
             for phase in cost.phases
         )
         + (f", {cost.seeds} times" if cost.seeds > 1 else "")
     )
+
+
+def _length(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 0.9995 else f"{1000 * seconds:.3g} ms"
 
 
 def _measuring(

@@ -77,7 +77,7 @@ def test_a_training_is_start_and_steps_and_its_students_are_kept_twice(params: P
     assert found.seconds == pytest.approx(1.5 * 2.0 + 2.0 + 2 * 0.5 + 3 * (100 * 0.1 + 5 * 1.0))
     assert found.disk_mb == pytest.approx(2 * 3 * 4 + estimate.PLAIN_MB)
     assert found.memory_mb == 700.0
-    assert found.how == "measured: distill 100 steps of 100 ms, 5 validations of 1 s, 3 times"
+    assert found.how == "measured: distill 100 steps of 100 ms, 5 validations of 1.0 s, 3 times"
     others = {name: estimated(params, name).disk_mb for name in ("teacher@big", "pretrain@kd", "knowledge@k")}
     for name, megabytes in (("teacher@big", 2 * 16), ("pretrain@kd", 2 * 3 * 6), ("knowledge@k", 2 * 18)):
         assert others[name] == pytest.approx(megabytes + estimate.PLAIN_MB)
