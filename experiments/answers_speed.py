@@ -1,6 +1,6 @@
 """What an epoch costs with the teacher live, and with its stored answers (`augment.views`).
 
-    python -m experiments.answers_speed [METHOD ...] [--images 192] [--rounds 5] [--write FILE]
+    python -m experiments.answers_speed [METHOD ... | all] [--images 192] [--rounds 5] [--write FILE]
 
 For each method four trainings take turns, batch by batch, with the same images in the same order, and their
 CPU time in one thread is added up over an epoch, with the views of the images and the optimizer:
@@ -10,13 +10,15 @@ CPU time in one thread is added up over an epoch, with the views of the images a
 - terms: its answers lie ready in memory, so this is the student and the method's own terms
 - alone: the student with cross-entropy
 
-A ratio is that of two epochs of the same round. The files were written just before, so they are read from the
-system's memory, not from a disk.
+A ratio is that of two epochs of the same round. The files were written just before, so they are read from
+the system's memory, not from a disk. The last line adds up a comparison of these methods: several seeds, and
+the making of the answers once. `all` names every method; some cannot read stored answers, and run live.
 """
 
 import argparse
 import copy
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -44,14 +46,20 @@ from pipeline.training.recipe import TrainConfig
 TEACHER, STUDENT, SIZE, CLASSES, BATCH = "resnet32x4", "resnet8x4", 32, 100, 64
 RECIPE = TrainConfig(epochs=2, batch_size=BATCH, optimizer="sgd", lr=0.01)
 VARIANTS = ("live", "stored", "terms", "alone")
+MADE = 2  # views of each image that are stored here
+SEEDS, EPOCHS, VIEWS = 3, 64, 16  # of the comparison that is added up
 
 
 class Cost(NamedTuple):
-    """CPU seconds of an epoch in each round, by variant."""
+    """CPU seconds of an epoch in each round, by variant; and of the making of answers that were not there."""
 
     method: str
-    read: list[str]
+    read: list[str] | None  # None: the teacher runs live
     seconds: dict[str, list[float]]
+    making: float
+
+    def median(self, variant: str) -> float:
+        return statistics.median(self.seconds[variant])
 
 
 def store_of(images: int) -> Store:
@@ -84,8 +92,8 @@ class Training:
         self.batches = context.batches(RECIPE, 0, self.student, teacher)
         self.optimizer = RECIPE.build_optimizer(set_trainable(self.phase, self.student, self.method))
 
-    def store(self, context: Context, folder: Path) -> list[str]:
-        """Read the teacher's answers from files from now on; returned is what is read."""
+    def store(self, context: Context, folder: Path) -> list[str] | None:
+        """Read the teacher's answers from files from now on; what is read, or None if it runs live."""
         self.batches.answers, facts = stored_answers(
             context,
             self.phase,
@@ -97,9 +105,7 @@ class Training:
             folder=folder,
             label=self.method.cfg.name,
         )
-        assert self.batches.answers is not None, facts
-        read: list[str] = facts["read"]
-        return read
+        return None if "live" in facts else facts["read"]
 
     def step(self, batch: Batch, answer: Answer | None = None) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -112,21 +118,26 @@ class Training:
         self.optimizer.step()
 
 
-def measure(name: str, context: Context, student: Tapped, teacher: Tapped, rounds: int) -> Cost:
+def measure(
+    name: str, context: Context, student: Tapped, teacher: Tapped, *, rounds: int, folder: Path
+) -> Cost:
     trainings = {
         variant: Training(context, "ce" if variant == "alone" else name, student, teacher)
         for variant in VARIANTS
     }
-    with tempfile.TemporaryDirectory() as folder:
-        read = trainings["stored"].store(context, Path(folder))
-        ready = [_answer(teacher, batch) for batch in trainings["terms"].batches.epoch(0)]
-        seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-        for n in range(-1, rounds):
-            spent = _epoch(trainings, ready)
-            if n >= 0:  # the first one warms the caches and the state of the optimizer
-                for variant, each in spent.items():
-                    seconds[variant].append(each)
-    return Cost(name, read, seconds)
+    begun = time.process_time()
+    read = trainings["stored"].store(context, folder)
+    making = time.process_time() - begun
+    ready: list[Answer | None] = [
+        None if read is None else _answer(teacher, batch) for batch in trainings["terms"].batches.epoch(0)
+    ]
+    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    for n in range(-1, rounds):
+        spent = _epoch(trainings, ready)
+        if n >= 0:  # the first one warms the caches and the state of the optimizer
+            for variant, each in spent.items():
+                seconds[variant].append(each)
+    return Cost(name, read, seconds, making)
 
 
 def _answer(teacher: Tapped, batch: Batch) -> Answer:
@@ -134,7 +145,7 @@ def _answer(teacher: Tapped, batch: Batch) -> Answer:
         return teacher(batch.images)
 
 
-def _epoch(trainings: dict[str, Training], ready: Sequence[Answer]) -> dict[str, float]:
+def _epoch(trainings: dict[str, Training], ready: Sequence[Answer | None]) -> dict[str, float]:
     """One epoch of all trainings; each is first in its turn."""
     epochs = {variant: training.batches.epoch(0) for variant, training in trainings.items()}
     spent = dict.fromkeys(trainings, 0.0)
@@ -159,14 +170,35 @@ def table(costs: Sequence[Cost], images: int) -> str:
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for cost in costs:
-        live, stored = (statistics.median(cost.seconds[each]) for each in ("live", "stored"))
+        live, stored = cost.median("live"), cost.median("stored")
         ratios = (("live", "stored"), ("stored", "terms"), ("stored", "alone"))
         shown = " | ".join(_ratio(cost.seconds[one], cost.seconds[other]) for one, other in ratios)
         lines.append(
-            f"| {cost.method} | {', '.join(cost.read)} | {live:.2f} | {stored:.2f} | {shown} "
+            f"| {cost.method} | {_read(cost)} | {live:.2f} | {stored:.2f} | {shown} "
             f"| {len(cost.seconds['live'])} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", _comparison(costs)]) + "\n"
+
+
+def _read(cost: Cost) -> str:
+    if cost.read is None:
+        return "the teacher runs live"
+    return ", ".join(cost.read) or "nothing"
+
+
+def _comparison(costs: Sequence[Cost]) -> str:
+    """A sentence on all methods together."""
+    times, making = SEEDS * EPOCHS, sum(cost.making for cost in costs) * VIEWS / MADE
+    reading = [cost for cost in costs if cost.read is not None]
+    live = times * sum(cost.median("live") for cost in costs)
+    saved = times * sum(cost.median("live") - cost.median("stored") for cost in reading) - making
+    teacher = times * sum(cost.median("live") - cost.median("terms") for cost in reading)
+    return (
+        f"Last phases of {len(costs)} methods, {SEEDS} seeds of {EPOCHS} epochs, {VIEWS} views of each "
+        f"image: {live:,.0f} s live; {live - saved:,.0f} s from stored answers, {making:,.0f} of them to "
+        f"make these ({live / (live - saved):.2f} times cheaper). {saved / teacher:.0%} of the teacher's "
+        f"{teacher:,.0f} s are gone, for the {len(reading)} methods that read them."
+    )
 
 
 def _ratio(ones: Sequence[float], others: Sequence[float]) -> str:
@@ -180,12 +212,18 @@ def run(names: Sequence[str], *, images: int, rounds: int) -> str:
     torch.set_num_threads(1)
     keep_memory()
     torch.manual_seed(0)
-    context = Context.of_students(store_of(images), ProtocolConfig(), AugmentConfig(views=2, views_gb=1e3))
+    context = Context.of_students(store_of(images), ProtocolConfig(), AugmentConfig(views=MADE, views_gb=1e3))
     student, teacher = (
         context.tap(nets.build(name, CLASSES, 3), {}, context.data_input) for name in (STUDENT, TEACHER)
     )
     teacher.net.requires_grad_(False).eval()
-    costs = [measure(name, context, student, teacher, rounds) for name in names]
+    costs = []
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # one for all, so that parts that several read are made once
+        for name in names:
+            costs.append(measure(name, context, student, teacher, rounds=rounds, folder=Path(folder)))
+            print(f"{name} is measured", file=sys.stderr, flush=True)
     return table(costs, images)
 
 
@@ -198,7 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", type=Path, help="a file for the table")
     given = parser.parse_args(arguments)
-    print_table(run(given.methods, images=given.images, rounds=given.rounds), given.write)
+    names = methods.names() if given.methods == ["all"] else given.methods
+    print_table(run(names, images=given.images, rounds=given.rounds), given.write)
 
 
 if __name__ == "__main__":
