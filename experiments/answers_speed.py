@@ -218,9 +218,7 @@ def run(names: Sequence[str], *, images: int, rounds: int) -> str:
     )
     teacher.net.requires_grad_(False).eval()
     costs = []
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # one for all, so that parts that several read are made once
+    with tempfile.TemporaryDirectory() as folder:  # one, so that parts that several read are made once
         for name in names:
             costs.append(measure(name, context, student, teacher, rounds=rounds, folder=Path(folder)))
             print(f"{name} is measured", file=sys.stderr, flush=True)
