@@ -24,7 +24,7 @@ from experiments._output import print_table
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.batches import Batches
 from pipeline.data.image_writer import ImageWriter
-from pipeline.data.images import FILE, ORDER, ImageFile, Images
+from pipeline.data.images import FILE, ImageFile, Images
 from pipeline.data.protocol import Subset
 from pipeline.device import keep_memory
 from pipeline.export import machine
@@ -43,7 +43,7 @@ def write_noise(folder: Path, count: int, size: int) -> None:
     with ImageWriter(folder, size, 3) as writer:
         for start in range(0, count, len(few)):
             writer.write(start, few[: count - start])
-        np.save(folder / ORDER, writer.finish(np.arange(count)))
+        writer.finish(np.arange(count), folder)
 
 
 class Mapped:

@@ -86,6 +86,7 @@ def train(
 
     def count(_: nn.Module, args: tuple[Tensor]) -> None:
         nonlocal asked
+        assert len(args[0])  # some views cannot be drawn of no images
         asked += len(args[0])
 
     student, method = build_student(context, run, seed, teacher)

@@ -1,6 +1,7 @@
 """Writes the file that `images.py` reads."""
 
 import os
+import shutil
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
@@ -8,8 +9,8 @@ from typing import Self
 
 import numpy as np
 
-from pipeline.data.images import FILE
-from pipeline.files import write_at
+from pipeline.data.images import FILE, ORDER
+from pipeline.files import save_array, write_at
 
 HEADER = 128  # bytes before the first picture, for every number of pictures
 
@@ -18,8 +19,8 @@ class ImageWriter:
     """Writes pictures to places in a file, from any thread and in any order. What was there before stays."""
 
     def __init__(self, folder: Path, size: int, channels: int) -> None:
-        self.shape, self.stride = (size, size, channels), size * size * channels
-        self.handle = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        self.shape, self.stride, self.file = (size, size, channels), size * size * channels, folder / FILE
+        self.handle = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o666)
 
     def __enter__(self) -> Self:
         return self
@@ -29,9 +30,10 @@ class ImageWriter:
     ) -> None:
         os.close(self.handle)
 
-    def write(self, place: int, pixels: np.ndarray) -> None:
-        """Write pictures from this place on."""
+    def write(self, place: int, pixels: np.ndarray) -> np.ndarray:
+        """Write pictures from this place on; returned is what they are when they are read."""
         write_at(self.handle, np.ascontiguousarray(pixels).reshape(-1).data, HEADER + place * self.stride)
+        return pixels
 
     def read(self, places: range) -> np.ndarray:
         """Pictures on end; fewer at the end of the file."""
@@ -40,8 +42,8 @@ class ImageWriter:
             -1, *self.shape
         )
 
-    def finish(self, kept: np.ndarray) -> np.ndarray:
-        """Keep the pictures at these places alone, and return where each of them is then.
+    def finish(self, kept: np.ndarray, out: Path) -> None:
+        """Leave the pictures at these places in the folder `out`, and a list of where each of them is then.
 
         The last ones of the file fill the gaps, so few are moved.
         """
@@ -53,7 +55,8 @@ class ImageWriter:
         write_at(self.handle, _header((len(kept), *self.shape)), 0)
         places = kept.astype(np.int64)
         places[kept >= len(kept)] = gaps[np.searchsorted(moved, kept[kept >= len(kept)])]
-        return places
+        save_array(out / ORDER, places)
+        shutil.move(self.file, out / FILE)
 
 
 def _header(shape: tuple[int, ...]) -> bytes:

@@ -14,13 +14,13 @@ import numpy as np
 from pipeline.data import sources, splits
 from pipeline.data.decoding import OnDecoded, decode_all, key_of
 from pipeline.data.image_writer import ImageWriter
-from pipeline.data.images import FILE, ORDER, ImageFile
 from pipeline.data.items import Source
 from pipeline.data.left_out import LeftOut, count, refuse_bad, write_list
+from pipeline.data.packed import PackWriter
 from pipeline.data.sheet import sheet
 from pipeline.data.sources import DataConfig
 from pipeline.data.splits import Distinct, Entry
-from pipeline.data.store import NO_LABEL, SCHEMA, SPLITS, UNLABELLED, Manifest
+from pipeline.data.store import NO_LABEL, SCHEMA, SPLITS, UNLABELLED, Manifest, open_images
 from pipeline.data.unfinished import Unfinished
 from pipeline.files import save_array
 
@@ -55,7 +55,8 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     work = work or out / "unfinished"
     unfinished = Unfinished(work, key_of(cfg))
-    with ImageWriter(work, cfg.size, cfg.channels) as images:
+    writer = ImageWriter if cfg.kept_as == "pixels" else PackWriter
+    with writer(work, cfg.size, cfg.channels) as images:
         decoded = decode_all(source, cfg, images, unfinished, on_decoded)
         bad = [*source.bad, *(each for each in decoded.results if isinstance(each, LeftOut))]
         refuse_bad(
@@ -67,8 +68,7 @@ def prepare(
         )
         rows, dropped = _choose_rows(cfg, source, decoded.results)
         positions = np.array([row.position for row in rows])
-        save_array(out / ORDER, images.finish(positions))
-    shutil.move(work / FILE, out / FILE)
+        images.finish(positions, out)
     left_out = [*bad, *source.left_out, *dropped]
     labels = np.array([row.entry.label for row in rows], dtype=np.int64)
     save_array(out / "labels.npy", labels)
@@ -93,7 +93,7 @@ def prepare(
         "content": hashlib.sha256(facts + decoded.hashes[positions].tobytes()).hexdigest(),
     }
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-    page = sheet(ImageFile(out), labels, source.classes, manifest["per_class"])
+    page = sheet(open_images(out), labels, source.classes, manifest["per_class"])
     page.save(out / "sheet.png")
     shutil.rmtree(work)
     return manifest

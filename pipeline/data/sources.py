@@ -29,6 +29,9 @@ class DataConfig(Settings):
     root: str = Field("data/raw", description="folder of images, or where torchvision keeps its files")
     size: int = Field(ge=8, le=512, description="images become squares of this side")
     channels: Literal[1, 3] = Field(3, description="3: colour, 1: grey")
+    kept_as: Literal["pixels", "jpeg"] = Field(
+        "pixels", description="how squares are kept: pixels, or JPEG files, which are smaller but not exact"
+    )
     square: Square = Field("crop", description="how a picture becomes a square: crop, squash or pad")
     val: float = Field(0.1, gt=0, lt=1, description="share to cut off if the source has no val split")
     test: float = Field(0.2, gt=0, lt=1, description="share to cut off if the source has no test split")

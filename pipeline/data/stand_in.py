@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 
-from pipeline.data import decode, sources, splits
+from pipeline.data import decode, packed, sources, splits
 from pipeline.data.decoding import MAX_THREADS
 from pipeline.data.items import Source
 from pipeline.data.prepare import MIN_STD
@@ -41,6 +41,7 @@ class StandIn:
     store: Store
     sampled: int  # pictures that were decoded
     seconds: float  # to decode one picture, with all threads at work
+    kept: int  # bytes that all squares will take on the disk
 
 
 def stand_in(cfg: DataConfig) -> StandIn:
@@ -52,15 +53,17 @@ def stand_in(cfg: DataConfig) -> StandIn:
         decoded = list(pool.map(lambda i: _decoded(source, cfg, i), chosen))
     seconds = (time.perf_counter() - start) / len(chosen)
     few = np.stack([each for each in decoded if each is not None] or [_grey(cfg)])
-    return StandIn(_store(cfg, source, few), len(chosen), seconds)
+    kept = few.nbytes if cfg.kept_as == "pixels" else sum(len(packed.encode(each)) for each in few)
+    return StandIn(_store(cfg, source, few), len(chosen), seconds, len(source.items) * kept // len(few))
 
 
 def _decoded(source: Source, cfg: DataConfig, i: int) -> np.ndarray | None:
     """The pixels of picture `i`; None if it cannot be decoded, which `prepare` will say."""
     try:
-        return decode.fit(decode.load(source.read(i)), cfg.size, cfg.channels, cfg.square)
+        pixels = decode.fit(decode.load(source.read(i)), cfg.size, cfg.channels, cfg.square)
     except decode.Undecodable:
         return None
+    return pixels if cfg.kept_as == "pixels" else packed.decode(packed.encode(pixels))
 
 
 def _grey(cfg: DataConfig) -> np.ndarray:

@@ -9,6 +9,8 @@ import numpy as np
 
 from pipeline.data.decode import Square
 from pipeline.data.images import ImageFile, Images
+from pipeline.data.packed import FILE as PACK
+from pipeline.data.packed import PackedImages
 from pipeline.settings import InputError
 
 SCHEMA = 3
@@ -51,7 +53,7 @@ class Store:
         where, remedy = f"data store {str(path)!r}", "Run the prepare stage again (`dvc repro prepare`)."
         try:
             manifest: Manifest = json.loads((path / "manifest.json").read_text("utf-8"))
-            images = ImageFile(path)
+            images = open_images(path)
             labels = np.load(path / "labels.npy")
             whole = _belong_together(manifest, images, labels)
         except FileNotFoundError as error:
@@ -61,7 +63,7 @@ class Store:
             raise InputError(f"{where} cannot be read ({type(error).__name__}: {error}). {remedy}") from error
         if not whole:
             raise InputError(
-                f"{where}: images.npy, labels.npy and manifest.json do not belong together. {remedy}"
+                f"{where}: its images, labels.npy and manifest.json do not belong together. {remedy}"
             )
         return cls(path, images, labels, manifest)
 
@@ -104,7 +106,12 @@ class Store:
         return np.arange(start, start + counts[split])
 
 
-def _belong_together(manifest: Manifest, images: ImageFile, labels: np.ndarray) -> bool:
+def open_images(path: Path) -> ImageFile | PackedImages:
+    """The pictures of the store in the folder `path`; on disk until they are read."""
+    return PackedImages(path) if (path / PACK).exists() else ImageFile(path)
+
+
+def _belong_together(manifest: Manifest, images: ImageFile | PackedImages, labels: np.ndarray) -> bool:
     if manifest["schema"] != SCHEMA:
         return False
     labelled = sum(manifest["splits"][name] for name in SPLITS)

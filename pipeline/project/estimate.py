@@ -66,6 +66,7 @@ class Pictures:
     splits: Mapping[str, int]
     unlabelled: int
     decode: float  # seconds for all pictures
+    kept: int  # bytes that their squares take on the disk
     how: str
 
     @property
@@ -80,12 +81,12 @@ def look_at_pictures(params: "Params", prepared: Path, *, is_there: bool) -> Pic
 
     if is_there:
         manifest = Store.open(prepared).manifest
-        return Pictures(prepared, manifest["splits"], manifest["unlabelled"], 0.0, "the prepared images")
+        return Pictures(prepared, manifest["splits"], manifest["unlabelled"], 0.0, 0, "the prepared images")
     found = stand_in(params.data)
     splits, unlabelled = found.store.manifest["splits"], found.store.manifest["unlabelled"]
     count = sum(splits.values()) + unlabelled
     how = f"{count:,} pictures, of which {found.sampled} were decoded; duplicates are not known yet"
-    return Pictures(found.store, splits, unlabelled, count * found.seconds, how)
+    return Pictures(found.store, splits, unlabelled, count * found.seconds, found.kept, how)
 
 
 def estimates(
@@ -158,9 +159,8 @@ def _estimate(
         )
     seconds, disk, how = (AROUND + STARTS[stage.kind]) * start, PLAIN_MB, "assumed"
     if stage.kind == "prepare":
-        store = pictures.count * params.data.size**2 * params.data.channels
-        seconds += pictures.decode + store / WRITING
-        disk += COPIES * store / 1e6
+        seconds += pictures.decode + pictures.kept / WRITING
+        disk += COPIES * pictures.kept / 1e6
         how = "a few pictures decoded"
     if stage.kind == "benchmark":
         seconds += VARIANTS * len({1, *params.benchmark.batches}) * params.benchmark.seconds

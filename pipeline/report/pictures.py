@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.data.images import ImageFile
+from pipeline.data import store
+from pipeline.data.images import Images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,10 +18,10 @@ WIDEST = 1100  # pixels, of a picture of many images
 LOSSLESS = 16  # pictures up to this side are PNG
 
 
-def open_images(data: Path) -> ImageFile | None:
+def open_images(data: Path) -> Images | None:
     """The prepared images, on disk until they are used; None if there are none."""
     try:
-        return ImageFile(data)
+        return store.open_images(data)
     except FileNotFoundError:
         return None
 

@@ -179,7 +179,8 @@ class Making:
             return ticker.done
 
     def _fill(self, view: int, ticker: Ticker) -> None:
-        for places in torch.split(self._lacking(view), self.at_once):
+        lacking = self._lacking(view)
+        for places in torch.split(lacking, self.at_once) if len(lacking) else ():
             self.answer(view, places)
             ticker.advance(len(places), images=len(places))
 

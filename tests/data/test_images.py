@@ -26,7 +26,7 @@ def written(folder: Path, pixels: np.ndarray, kept: np.ndarray) -> ImageFile:
     with ImageWriter(folder, SIZE, 3) as writer:
         for place in reversed(range(len(pixels))):
             writer.write(place, pixels[place : place + 1])
-        np.save(folder / "order.npy", writer.finish(kept))
+        writer.finish(kept, folder)
     return ImageFile(folder)
 
 
@@ -109,7 +109,7 @@ def test_many_threads_read_and_write_at_once(tmp_path: Path) -> None:
     pixels = pictures(400)
     with ImageWriter(tmp_path, SIZE, 3) as writer, ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda place: writer.write(place, pixels[place : place + 1]), range(400)))
-        np.save(tmp_path / "order.npy", writer.finish(np.arange(400)))
+        writer.finish(np.arange(400), tmp_path)
     file = ImageFile(tmp_path)
     asked = np.random.default_rng(3).integers(0, 400, (200, 16))
     with ThreadPoolExecutor(8) as pool:
@@ -130,7 +130,7 @@ def test_what_is_left_out_takes_no_room(tmp_path: Path, kept: list[int]) -> None
 def test_the_file_is_one_of_numpy_whatever_its_size(tmp_path: Path) -> None:
     for size, channels in ((8, 1), (512, 3)):
         with ImageWriter(tmp_path, size, channels) as writer:
-            writer.finish(np.arange(1))
+            writer.finish(np.arange(1), tmp_path)
         assert np.load(tmp_path / "images.npy").shape == (1, size, size, channels)
     from pipeline.data.image_writer import HEADER, _header
 

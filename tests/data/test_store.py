@@ -79,6 +79,7 @@ def test_the_manifest_counts_images_and_holds_the_settings(root: Path, tmp_path:
         "noise": 0.0,
         "table": "",
         "columns": dict.fromkeys(("path", "label", "split", "group", "image")),
+        "kept_as": "pixels",
         "on_bad": "fail",
         "max_bad": 0.01,
     }
@@ -137,9 +138,9 @@ def test_every_file_is_read_once_and_every_picture_written_once(
         opened.update([path.name] if path.suffix == ".png" else [])
         return read(path)
 
-    def noted(self: ImageWriter, place: int, pixels: np.ndarray) -> None:
+    def noted(self: ImageWriter, place: int, pixels: np.ndarray) -> np.ndarray:
         written.update(range(place, place + len(pixels)))
-        write(self, place, pixels)
+        return write(self, place, pixels)
 
     monkeypatch.setattr(Path, "read_bytes", counted)
     monkeypatch.setattr(ImageWriter, "write", noted)
@@ -344,7 +345,7 @@ def zipped(path: Path) -> None:
         np.savez(file, np.zeros(3))
 
 
-APART = "images.npy, labels.npy and manifest.json do not belong together"
+APART = "its images, labels.npy and manifest.json do not belong together"
 DAMAGES: list[tuple[str, Callable[[Path], object]]] = [
     ("manifest.json is missing", lambda path: (path / "manifest.json").unlink()),
     ("images.npy is missing", lambda path: (path / "images.npy").unlink()),

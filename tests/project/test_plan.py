@@ -53,7 +53,7 @@ COST = Cost(
     answer={"teacher": 0.04, "student": 0.01},
     memory_mb=700.0,
 )
-PICTURES = Pictures(Path("data"), {"train": 700, "val": 100, "test": 200}, 0, 30.0, "everywhere")
+PICTURES = Pictures(Path("data"), {"train": 700, "val": 100, "test": 200}, 0, 30.0, 4_000_000, "everywhere")
 
 
 @pytest.fixture(scope="module")
@@ -181,9 +181,8 @@ def test_what_reads_images_takes_longer_with_more_of_them(params: Params) -> Non
     assert estimated(params, "export@kd").seconds > estimated(params, "export@kd", None).seconds + 200 * 0.01
     assert estimated(params, "export@kd").disk_mb > 3 * 4 * 3
     prepare = estimated(params, "prepare", None)
-    large = params.model_copy(update={"data": params.data.model_copy(update={"size": 80})})
     assert prepare.seconds > 30.0
-    assert estimated(large, "prepare", None).disk_mb == pytest.approx(2 * 1000 * 80 * 80 * 3 / 1e6, rel=0.05)
+    assert prepare.disk_mb == pytest.approx(2 * 4.0 + estimate.PLAIN_MB)
     longer = params.model_copy(update={"benchmark": params.benchmark.model_copy(update={"seconds": 2.0})})
     assert estimated(longer, "benchmark@kd", None).seconds > 7 * 2 * 2.0
 
