@@ -28,14 +28,17 @@ class Place:
     whole: float | None  # seconds that this stage should take with its start; None: nobody knows
     after: float | None  # seconds that all stages after it should take
 
-    def left(self, elapsed: float) -> str:
-        """How long the graph will still take, `elapsed` seconds after this stage began; empty if unknown."""
+    def left(self, elapsed: float, least: float = 0.0) -> str:
+        """How long the graph will still take, `elapsed` seconds after this stage began; empty if unknown.
+
+        The stage itself will take `least` seconds at least, whatever the plan was.
+        """
         if self.whole is None or self.after is None:
             return ""
-        return f"{about(max(0.0, self.whole - elapsed) + self.after)} left"
+        return f"{about(max(least, self.whole - elapsed) + self.after)} left"
 
-    def at(self, elapsed: float) -> str:
-        return ", ".join(filter(None, (self.words, self.left(elapsed))))
+    def at(self, elapsed: float, least: float = 0.0) -> str:
+        return ", ".join(filter(None, (self.words, self.left(elapsed, least))))
 
 
 def about(seconds: float) -> str:

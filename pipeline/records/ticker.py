@@ -54,15 +54,19 @@ class Ticker:
         now = time.monotonic()
         if self.has_lines and now - self.last_line >= seconds:
             self.last_line = now
-            left = (self.total - self.done) * (now - self.begun) / max(1, self.done - self.first)
-            print(f"{self.label}: {self._words()}, {about(left)} left{self._in_the_graph()}", flush=True)
+            left = about(self._left())
+            print(f"{self.label}: {self._words()}, {left} left{self._in_the_graph()}", flush=True)
+
+    def _left(self) -> float:
+        """Seconds, at the speed until now."""
+        return (self.total - self.done) * (time.monotonic() - self.begun) / max(1, self.done - self.first)
 
     def _words(self) -> str:
         rate = self.images / max(1e-9, time.monotonic() - self.begun)
         return ", ".join(filter(None, (self.facts, f"{rate:,.0f} images/s")))
 
     def _in_the_graph(self) -> str:
-        return f" ({self.place.at(time.monotonic() - _BEGUN)})" if self.place else ""
+        return f" ({self.place.at(time.monotonic() - _BEGUN, self._left())})" if self.place else ""
 
 
 @contextmanager

@@ -63,6 +63,7 @@ def test_the_time_left_is_that_of_this_stage_and_of_those_after_it_that_run(tmp_
     assert found.left(0.0) == "about 17 min left"  # 1000 s
     assert found.left(300.0) == "about 12 min left"
     assert found.left(5000.0) == "about 10 min left"  # late: only the others are left
+    assert found.left(390.0, least=300.0) == found.left(5000.0, least=300.0) == "about 15 min left"
 
 
 def test_what_runs_at_the_same_time_takes_a_part_of_the_time(tmp_path: Path) -> None:

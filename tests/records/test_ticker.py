@@ -92,15 +92,25 @@ def test_of_several_processes_one_prints(clock: Clock, printed: Callable[[], lis
     assert printed() == []
 
 
+@pytest.mark.parametrize(
+    ("whole", "after", "left"),
+    [(100.0, 2320.0, "about 40 min left"), (15.0, 50.0, "about 80 s left")],
+    ids=["as planned", "later than planned"],
+)
 def test_a_line_says_where_in_the_graph(
-    clock: Clock, printed: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+    whole: float,
+    after: float,
+    left: str,
+    clock: Clock,
+    printed: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ticker, "here", lambda: Place("stage 9 of 27, run 3 of 8", 100.0, 100.0, 2320.0))
+    monkeypatch.setattr(ticker, "here", lambda: Place("stage 9 of 27, run 3 of 8", 100.0, whole, after))
     counted = Ticker("a", 4)
     clock.now += 10
     counted.advance(images=10)
     counted.tell("b")
-    assert printed() == ["a: b, 1 images/s, about 30 s left (stage 9 of 27, run 3 of 8, about 40 min left)"]
+    assert printed() == [f"a: b, 1 images/s, about 30 s left (stage 9 of 27, run 3 of 8, {left})"]
 
 
 @pytest.mark.parametrize("columns", [80, 160])
