@@ -139,7 +139,7 @@ def test_every_command_of_dvc_is_run_by_a_test_or_by_ci() -> None:
 
 
 def test_every_command_of_the_predictor_is_legal() -> None:
-    shown = commands("python predictor.pyz") | commands("python -m pipeline.deploy")
+    shown = commands("python predictor.pyz") | commands("handdown deploy")
     assert {command.split()[0] for command in shown} == {"pack", "verify", "predict", "benchmark", "page"}
     for command in shown:
         deploy_parser().parse_args(shlex.split(command))  # exits if it is not

@@ -1,4 +1,4 @@
-"""`python -m pipeline.deploy`: every command for a bundle. Each one imports only what it needs."""
+"""`handdown deploy`: every command for a bundle. Each one imports only what it needs."""
 
 import argparse
 import os

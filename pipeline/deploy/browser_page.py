@@ -1,7 +1,7 @@
 """student.html: the student in a browser, without a server and without a network.
 
 Stage `export` writes a small page, which looks for the student and onnxruntime-web beside it.
-`python -m pipeline.deploy page` puts both inside: one file that opens with a double click. The files of
+`handdown deploy page` puts both inside: one file that opens with a double click. The files of
 onnxruntime-web come from its npm package; no bundle holds them.
 """
 

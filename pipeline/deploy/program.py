@@ -5,7 +5,7 @@ from pathlib import Path
 
 PLACE = Path(__file__).parents[2]
 IS_PACKED = PLACE.is_file()  # the one file that `pack` writes, instead of the project
-PROGRAM = f"python {shlex.quote(str(PLACE))}" if IS_PACKED else "python -m pipeline.deploy"
+PROGRAM = f"python {shlex.quote(str(PLACE))}" if IS_PACKED else "handdown deploy"
 TO_ANSWER, TO_SERVE = "numpy 'pillow<13' onnxruntime", "starlette uvicorn python-multipart"
 NEEDED = {
     **dict.fromkeys(("numpy", "PIL", "onnxruntime"), TO_ANSWER),

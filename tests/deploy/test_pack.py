@@ -56,7 +56,7 @@ def test_the_file_calls_itself_by_its_name_and_cannot_pack(tmp_path: Path) -> No
         texts = {name: archive.read(name).decode() for name in archive.namelist()}
     assert "pipeline/deploy/pack.py" not in texts
     # help and messages take the name from program.py
-    named = {name for name, text in texts.items() if re.search(r"`python -m pipeline\.deploy \w", text)}
+    named = {name for name, text in texts.items() if re.search(r"`handdown deploy \w", text)}
     assert named == {"pipeline/deploy/browser_page.py"}  # in a docstring
 
 
@@ -82,7 +82,7 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(
 
 def test_another_missing_module_is_for_the_doctor() -> None:
     error = ModuleNotFoundError("No module named 'foo'", name="foo")
-    assert missing(error) == "No module named 'foo'. Run `python -m pipeline.deploy doctor`."
+    assert missing(error) == "No module named 'foo'. Run `handdown deploy doctor`."
 
 
 def test_equal_code_gives_equal_bytes(tmp_path: Path) -> None:
