@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.analysis import associations, dictionaries
+from pipeline.analysis import COMPARED, associations, dictionaries
 from pipeline.analysis.associations import Weights
 from pipeline.analysis.cka import batchwise_cka
 from pipeline.analysis.dictionaries import HasDictionaries
@@ -47,7 +47,6 @@ from pipeline.settings import InputError
 from pipeline.taps.answer import Answer
 from pipeline.taps.tapped import Tapped
 
-MOST = 512  # images on which maps are compared
 BATCH = 128
 FEWEST = 4  # images in a batch that an estimate without bias needs
 
@@ -65,7 +64,7 @@ class Subject:
 
     def answers(self, *nets: Tapped) -> Iterator[tuple[Answer, ...]]:
         """The answers of these networks to the same validation images, batch by batch."""
-        rows = self.context.validation.rows[:MOST]
+        rows = self.context.validation.rows[:COMPARED]
         batches = [
             part for start in range(0, len(rows), BATCH) if len(part := rows[start : start + BATCH]) >= FEWEST
         ]
@@ -208,7 +207,7 @@ def _associations(
     part = Part(details={"associations": [[*pair, weight] for pair, weight in weights.items()]})
     part.details["sm_score"] = {
         "split": "validation",
-        "images": min(len(subject.context.validation.rows), MOST),
+        "images": min(len(subject.context.validation.rows), COMPARED),
         "batch": BATCH,
         "before_activation": _is_before_activation(subject.run),
     }

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.analysis import COMPARED
 from pipeline.project.ahead import Stage
 from pipeline.settings import InputError
 
@@ -38,6 +39,7 @@ STARTS = {
     "track": 3.2,
 }
 TRAINING = ("teacher", "knowledge", "pretrain", "distill")
+ANSWERING = ("analyse", "evaluate", "export")  # in which trained networks answer
 COPIES = 2  # of what a stage makes: in its place, and in DVC's cache
 BUNDLE = 3.4  # an ONNX file, TorchScript and safetensors, and a quarter for int8: times the student's weights
 COPIES_OF_BUNDLE = 3  # MLflow has one too
@@ -112,8 +114,8 @@ def estimates(
         for stage in running:
             if stage.kind in TRAINING:
                 costs[stage.name] = process(_measuring(params, stage, pictures, trained))
-            elif stage.kind in ("evaluate", "export"):  # the distillation before has seen both networks
-                earlier = costs.get(f"distill@{stage.key}") or costs.get(f"evaluate@{stage.key}")
+            elif stage.kind in ANSWERING:  # an earlier stage of the run may have seen both networks
+                earlier = next((costs[name] for name in _of_run(stage.key) if name in costs), None)
                 costs[stage.name] = earlier or process(_measuring(params, stage, pictures, trained))
     found = {
         stage.name: _estimate(params, stage, pictures, start, costs.get(stage.name)) for stage in running
@@ -146,6 +148,11 @@ def with_answers(estimate: Estimate, cost: "Cost", made: "Made") -> Estimate:
     return estimate
 
 
+def _of_run(run: str) -> tuple[str, ...]:
+    """The stages of a run that may have seen both of its networks."""
+    return tuple(f"{kind}@{run}" for kind in ("distill", *ANSWERING))
+
+
 def _estimate(
     params: "Params", stage: Stage, pictures: Pictures, start: float, cost: "Cost | None"
 ) -> Estimate:
@@ -173,10 +180,15 @@ def _estimate(
 
 
 def _answers(params: "Params", stage: Stage, pictures: Pictures, cost: "Cost") -> float:
-    """Seconds in which networks answer to test images, or to those that an export is checked on."""
-    student, tests = cost.answer["student"], pictures.splits["test"]
+    """Seconds in which networks answer to images."""
+    student, teacher, tests = cost.answer["student"], cost.answer["teacher"], pictures.splits["test"]
+    seeds = len(params.runs[stage.key].seeds)
     if stage.kind == "evaluate":
-        return tests * (len(params.runs[stage.key].seeds) * student + cost.answer["teacher"])
+        return tests * (seeds * student + teacher)
+    if stage.kind == "analyse":  # linear probes, and a comparison of maps; before and after the distillation
+        compared = min(pictures.splits["val"], COMPARED)
+        probed = cost.images + pictures.splits["val"]
+        return 2 * seeds * ((probed + compared) * student + compared * teacher)
     checked = len(params.export.formats) * min(tests, params.export.parity_images)
     int8 = params.export.int8.images + 4 * params.export.int8.check if "int8" in params.export.formats else 0
     return (checked + min(int8, 4 * pictures.count)) * student
@@ -230,7 +242,7 @@ def _measuring(
     run = params.run(stage.key)
     known = params.knowledge.get(run.teacher)
     teacher = params.teacher_run(known.teacher if known else run.teacher)
-    if stage.kind in ("evaluate", "export"):
+    if stage.kind in ANSWERING:
         return partial(answers_of_run, run, teacher, pictures.store)
     is_known = known is not None and known.method["name"] == run.method.name
     there = trained.get(teacher.name)

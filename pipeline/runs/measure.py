@@ -62,6 +62,7 @@ class Cost:
     phases: list[PhaseCost] = field(default_factory=list)
     parameters: dict[str, int] = field(default_factory=dict)  # and buffers, by what they belong to
     answer: dict[str, float] = field(default_factory=dict)  # seconds on the CPU for one image, by network
+    images: int = 0  # that students learn from, with labels
     memory_mb: float = 0.0  # the largest that the process had
     device_mb: float = 0.0  # the same on a GPU
 
@@ -214,6 +215,7 @@ class _Measuring:
             self.cost.parameters[name] = sum(tensor.numel() for tensor in module.state_dict().values())
         for name, network in networks.items():
             self.cost.answer[name] = _seconds_to_answer(network, context)
+        self.cost.images = len(context.subset.rows)
         self.counted += time.perf_counter() - start
 
 

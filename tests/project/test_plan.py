@@ -51,6 +51,7 @@ COST = Cost(
     phases=[PhaseCost("distill", steps=100, step=0.1, points=5, validation=1.0)],
     parameters={"teacher": 4_000_000, "student": 1_000_000, "method": 500_000},
     answer={"teacher": 0.04, "student": 0.01},
+    images=50,
     memory_mb=700.0,
 )
 PICTURES = Pictures(Path("data"), {"train": 700, "val": 100, "test": 200}, 0, 30.0, 4_000_000, "everywhere")
@@ -178,6 +179,8 @@ def test_a_plan_with_jobs_measures_with_their_share_of_the_cores_and_says_so(
 def test_what_reads_images_takes_longer_with_more_of_them(params: Params) -> None:
     spent = estimated(params, "evaluate@kd").seconds - estimated(params, "evaluate@kd", None).seconds
     assert spent == pytest.approx(200 * (3 * 0.01 + 0.04))
+    spent = estimated(params, "analyse@kd").seconds - estimated(params, "analyse@kd", None).seconds
+    assert spent == pytest.approx(2 * 3 * ((50 + 100 + 100) * 0.01 + 100 * 0.04))
     assert estimated(params, "export@kd").seconds > estimated(params, "export@kd", None).seconds + 200 * 0.01
     assert estimated(params, "export@kd").disk_mb > 3 * 4 * 3
     prepare = estimated(params, "prepare", None)

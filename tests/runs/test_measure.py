@@ -65,6 +65,7 @@ def test_steps_and_points_are_those_of_the_training(small: SmallRuns) -> None:
     trained = small.train_teacher("big").curves["teacher"]
     cost = measure_teacher(big, small.data)
     assert phases(cost) == {"distill": (4 * 3, len(trained["epoch"]))}  # 36 images: 16, 16 and 4
+    assert cost.images == 36
     for name, stage, expected in (
         ("kd", "pretrain", {}),
         ("kd", "distill", {"distill": (14, 3)}),
