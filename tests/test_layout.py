@@ -46,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
         "training",
     },
     "project": {
+        "analysis",
         "data",
         "deploy",
         "files",
