@@ -51,17 +51,25 @@ def _do(arguments: list[str]) -> None:
         _do_stage(*rest)
     elif name == "--version":
         print(f"{version()} in {sys.prefix}")
-    elif name not in COMMANDS:
-        lines = [f"  {each:<9}{(_function(each).__doc__ or '').splitlines()[0]}" for each in COMMANDS]
-        print(USAGE, *lines, "", "handdown COMMAND --help lists its options.", sep="\n")
+    elif name in COMMANDS:
+        _do_command(name, rest)
+    else:
+        _say_usage()
         sys.exit(0 if name in ("-h", "--help") else 2)
-    elif name not in ANYWHERE and not (Path("dvc.yaml").is_file() and Path("params.yaml").is_file()):
+
+
+def _do_command(name: str, options: list[str]) -> None:
+    if name not in ANYWHERE and not (Path("dvc.yaml").is_file() and Path("params.yaml").is_file()):
         print(NO_PROJECT, file=sys.stderr)
         sys.exit(2)
-    else:
-        from pipeline.project.command import command
+    from pipeline.project.command import command
 
-        command(_function(name), prog=f"handdown {name}", arguments=rest)
+    command(_function(name), prog=f"handdown {name}", arguments=options)
+
+
+def _say_usage() -> None:
+    lines = [f"  {each:<9}{(_function(each).__doc__ or '').splitlines()[0]}" for each in COMMANDS]
+    print(USAGE, *lines, "", "handdown COMMAND --help lists its options.", sep="\n")
 
 
 def version() -> str:
