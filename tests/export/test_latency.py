@@ -50,8 +50,8 @@ file, images = map(Path, sys.argv[1:])
 with fresh("onnx", file, 1, images) as process:
     process.questions.write("{}\\n")
     process.questions.flush()
-    print("asked", flush=True)
     try:
+        print("asked", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         print("Stopped.", flush=True)
