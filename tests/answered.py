@@ -1,4 +1,4 @@
-"""Runs whose teacher's answers are stored: their settings, and the training of one of them."""
+"""Runs with stored answers of their teacher: the settings, and the training of one run."""
 
 import shutil
 from collections.abc import Callable

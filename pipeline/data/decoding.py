@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import PIL
 
 from pipeline.data import decode, noise
+from pipeline.data.image_writer import ImageWriter
 from pipeline.data.items import Source
 from pipeline.data.left_out import LeftOut
 from pipeline.data.sources import DataConfig
@@ -25,16 +26,6 @@ CHUNK_BYTES = 1 << 23
 HASH_BYTES = 16
 MAX_THREADS = 8  # more threads only wait for the interpreter when pictures are small
 OnDecoded = Callable[[int, int], None]  # gets how many of how many pictures are decoded
-
-
-class Writer(Protocol):
-    """Where pictures go: `ImageWriter` or `PackWriter`."""
-
-    shape: tuple[int, int, int]
-    stride: int
-
-    def write(self, place: int, pixels: np.ndarray) -> np.ndarray: ...
-    def read(self, places: range) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ def _code(module: ModuleType) -> bytes:
 
 
 def decode_all(
-    source: Source, cfg: DataConfig, images: Writer, unfinished: Unfinished, on_decoded: OnDecoded
+    source: Source, cfg: DataConfig, images: ImageWriter, unfinished: Unfinished, on_decoded: OnDecoded
 ) -> Decoded:
     """Write every picture to its place among `images`: its position in the source."""
     count = len(source.items)
@@ -75,7 +66,7 @@ def decode_all(
 
 
 def _chunks(
-    source: Source, cfg: DataConfig, images: Writer, unfinished: Unfinished
+    source: Source, cfg: DataConfig, images: ImageWriter, unfinished: Unfinished
 ) -> Iterator[tuple[int, Chunk]]:
     """Pictures on end, by the position of the first one."""
     count, most = len(source.items), max(1, min(64, CHUNK_BYTES // images.stride))
@@ -107,7 +98,7 @@ def _stamp(source: Source, positions: range) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _decode_some(source: Source, cfg: DataConfig, images: Writer, positions: range, stamp: str) -> Chunk:
+def _decode_some(source: Source, cfg: DataConfig, images: ImageWriter, positions: range, stamp: str) -> Chunk:
     pixels = np.zeros((len(positions), *images.shape), dtype=np.uint8)
     results = [_decode_one(source, cfg, i, place) for i, place in zip(positions, pixels, strict=True)]
     pixels = images.write(positions.start, pixels)

@@ -18,8 +18,14 @@ HEADER = 128  # bytes before the first picture, for every number of pictures
 class ImageWriter:
     """Writes pictures to places in a file, from any thread and in any order. What was there before stays."""
 
+    name = FILE
+
     def __init__(self, folder: Path, size: int, channels: int) -> None:
-        self.shape, self.stride, self.file = (size, size, channels), size * size * channels, folder / FILE
+        self.shape, self.stride, self.file = (
+            (size, size, channels),
+            size * size * channels,
+            folder / self.name,
+        )
         self.handle = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o666)
 
     def __enter__(self) -> Self:

@@ -5,12 +5,11 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from PIL import Image
 
+from pipeline.data.image_writer import ImageWriter
 from pipeline.files import save_array, write_at
 from pipeline.settings import InputError
 
@@ -34,24 +33,14 @@ def decode(file: bytes) -> np.ndarray:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-class PackWriter:
-    """Takes pictures from any thread and in any order, as `ImageWriter` does.
+class PackWriter(ImageWriter):
+    """Gives each picture a place of its own until all are there, in a file with holes, which take no room."""
 
-    Each has a place of its own until all are there, in a file with holes, which take no room on the disk.
-    """
+    name = PLACES
 
     def __init__(self, folder: Path, size: int, channels: int) -> None:
-        self.shape, self.stride, self.file = (size, size, channels), size * size * channels, folder / PLACES
+        super().__init__(folder, size, channels)
         self.room = 2 * self.stride + SPARE
-        self.handle = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o666)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self.handle)
 
     def write(self, place: int, pixels: np.ndarray) -> np.ndarray:
         """Write pictures from this place on; returned is what they are when they are read."""

@@ -57,12 +57,12 @@ def test_rows_are_those_of_an_array(channels: int, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images.pack", "starts.npy"]
 
 
-def test_what_is_written_is_told_as_it_will_be_read(tmp_path: Path) -> None:
+def test_a_write_returns_what_will_be_read(tmp_path: Path) -> None:
     pixels = pictures(6)
     with PackWriter(tmp_path, SIZE, 3) as writer:
-        told = writer.write(2, pixels)
-        assert not np.array_equal(told, pixels)
-        assert np.array_equal(writer.read(range(2, 8)), told)
+        returned = writer.write(2, pixels)
+        assert not np.array_equal(returned, pixels)
+        assert np.array_equal(writer.read(range(2, 8)), returned)
         assert len(writer.read(range(2, 12))) == 6
         assert len(writer.read(range(1, 4))) == 0
 

@@ -1,4 +1,4 @@
-"""Small runs whose teacher's answers are stored."""
+"""Small runs with stored answers of their teacher."""
 
 import numpy as np
 import pytest

@@ -60,7 +60,7 @@ def test_the_key_depends_on_data_code_and_input(
     context.augment = run.augment.model_copy(update={"seed": 1})
     assert usual != key(context, small)
     context.augment = run.augment.model_copy(update={"views": 9, "views_gb": 1.0, "preset": "strong"})
-    assert usual == key(context, small)  # what these change is told by the other settings
+    assert usual == key(context, small)  # the other settings hold what these change
     (tmp_path / "net.py").write_text("changed = True")
     monkeypatch.setattr("pipeline.checkpoint.inspect.getfile", lambda kind: str(tmp_path / "net.py"))
     assert usual != key(context, small)
