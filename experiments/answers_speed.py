@@ -15,7 +15,6 @@ the system's memory, not from a disk. The last line adds up a comparison of thes
 the making of the answers once. `all` names every method; some cannot read stored answers, and run live.
 """
 
-import argparse
 import copy
 import statistics
 import sys
@@ -28,7 +27,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
-from experiments._output import print_table
+from experiments._script import parser_of, print_table, with_quartiles
 from pipeline import methods, nets
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.batches import Batch
@@ -202,10 +201,7 @@ def _comparison(costs: Sequence[Cost]) -> str:
 
 
 def _ratio(ones: Sequence[float], others: Sequence[float]) -> str:
-    ratios = [one / other for one, other in zip(ones, others, strict=True)]
-    several = len(ratios) > 1
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if several else ratios * 3
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+    return with_quartiles([one / other for one, other in zip(ones, others, strict=True)])
 
 
 def run(names: Sequence[str], *, images: int, rounds: int) -> str:
@@ -226,9 +222,7 @@ def run(names: Sequence[str], *, images: int, rounds: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.answers_speed", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("answers_speed", __doc__)
     parser.add_argument("methods", nargs="*", default=["kd", "at", "semckd"])
     parser.add_argument("--images", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=5)

@@ -9,14 +9,13 @@ in this order. Chosen is `method.term_weight` where a run of the recipe names it
 experiments/comparison.py: what was trained is kept, so a command that was stopped goes on where it was.
 """
 
-import argparse
 import re
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments._output import print_table
+from experiments._script import parser_of, print_table
 from experiments.comparison import Comparison, load_recipe
 from pipeline import methods
 from pipeline.files import atomic_file
@@ -104,9 +103,7 @@ def with_weight(recipe: str, best: Trial) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.choose_weights", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("choose_weights", __doc__)
     parser.add_argument("recipe", type=Path, help="such as recipes/few_shot.yaml")
     parser.add_argument("--images", help="the folder of images, in place of data.root")
     parser.add_argument("--work", type=Path, required=True, help="the folder that keeps what was trained")

@@ -6,14 +6,13 @@ WORK keeps everything that was trained. What is there is not trained again, so a
 on where it was.
 """
 
-import argparse
 import hashlib
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments._output import print_table
+from experiments._script import parser_of, print_table
 from pipeline.data.prepare import prepare
 from pipeline.data.store import Store
 from pipeline.evaluation.evaluate import evaluate_run
@@ -54,6 +53,13 @@ class Comparison:
                 teacher, out = self.teacher(knowledge.teacher), self.teacher(name)
                 with recording(file, "knowledge", name, dict(knowledge.settings)) as done:
                     done.add(learn_knowledge(knowledge, **self.common, teacher=teacher, out=out))
+
+    def all(self, names: Sequence[str], write: Path | None) -> None:
+        """The runs of these names, or every one, and their table, printed and in the file `write`."""
+        self.prepare()
+        for name in names or self.params.runs:
+            self.run(name)
+        print_table(self.table(), write)
 
     def run(self, name: str) -> None:
         """Train and test one run."""
@@ -232,10 +238,7 @@ def cross_task_columns(metrics: Mapping[str, float]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.comparison",
-        description="Train and test the runs of a params file in one process, and print their table.",
-    )
+    parser = parser_of("comparison", __doc__)
     parser.add_argument("params", type=Path, help="such as recipes/few_shot.yaml")
     parser.add_argument("runs", nargs="*", help="runs of this file; all of them if none is named")
     parser.add_argument("--images", help="the folder of images, in place of data.root")
@@ -243,10 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, help="a file for the table")
     given = parser.parse_intermixed_args(arguments)
     comparison = Comparison(load_recipe(given.params, given.images), given.work)
-    comparison.prepare()
-    for name in given.runs or comparison.params.runs:
-        comparison.run(name)
-    print_table(comparison.table(), given.write)
+    comparison.all(given.runs, given.write)
 
 
 if __name__ == "__main__":

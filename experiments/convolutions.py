@@ -12,7 +12,6 @@ Depthwise convolutions have no such product. For a first layer in blocks (pipeli
 multiplications with zeros count too.
 """
 
-import argparse
 import json
 import platform
 import statistics
@@ -27,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from experiments import products
-from experiments._output import print_table
+from experiments._script import parser_of, print_table, with_range
 from experiments.export_speed import CLASSES, NETS, export_apart, pictures
 from experiments.products import Shape
 from pipeline.export import machine
@@ -160,29 +159,17 @@ def rows(net: str, form: str, found: Sequence[Layer]) -> list[str]:
             group,
             str(len(own)),
             f"{macs / 1e6:.0f}",
-            spread(convolutions, "{:.2f}"),
-            spread([macs / taken / 1e6 for taken in convolutions], "{:.0f}"),
-            spread(compared, "{:.2f}"),
-            spread(ratios, "{:.2f}"),
+            with_range(convolutions),
+            with_range([macs / taken / 1e6 for taken in convolutions], 0),
+            with_range(compared) if compared else "",
+            with_range(ratios) if compared else "",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def spread(values: Sequence[float], form: str) -> str:
-    """Median [smallest, largest]; nothing where there are no values."""
-    if not values:
-        return ""
-    middle, low, high = (
-        form.format(value) for value in (statistics.median(values), min(values), max(values))
-    )
-    return f"{middle} [{low}, {high}]"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.convolutions", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("convolutions", __doc__)
     parser.add_argument("nets", nargs="*", default=NETS, metavar="NET:SIZE")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runs", type=int, default=40, help="of the network and of the products in a round")

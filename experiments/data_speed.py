@@ -8,7 +8,6 @@ turns, batch by batch, and their CPU time is compared. Without FOLDER the images
 are the JPEG files below it.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -25,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Image as TVImage
 
-from experiments._output import print_table
 from experiments._photographs import made_up
+from experiments._script import parser_of, print_table, with_quartiles
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.batches import Batches
 from pipeline.data.decode import decode
@@ -146,9 +145,9 @@ def rates(loaders: Sequence[Iterator[Tensor]], rounds: int) -> list[list[float]]
 
 def row(name: str, kept: int, size: int, loaders: Sequence[Iterator[Tensor]], rounds: int) -> str:
     own, other = rates(loaders, rounds)
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(own, other, strict=True)], n=4)
+    ratios = [a / b for a, b in zip(own, other, strict=True)]
     medians = [f"{statistics.median(each):,.0f}" for each in (own, other)]
-    cells = [name, f"{kept} to {size}", *medians, f"{middle:.2f} [{low:.2f}, {high:.2f}]", str(rounds)]
+    cells = [name, f"{kept} to {size}", *medians, with_quartiles(ratios), str(rounds)]
     return f"| {' | '.join(cells)} |"
 
 
@@ -183,9 +182,7 @@ def table(files: Sequence[Path], rounds: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.data_speed", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("data_speed", __doc__)
     parser.add_argument("--images", help="a folder of JPEG files, in place of made up ones")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--write", type=Path, help="a file for the table")

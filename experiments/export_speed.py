@@ -15,7 +15,6 @@ with uint8 times int8. Convolutions do the same multiplications, so a share near
 gets.
 """
 
-import argparse
 import copy
 import importlib.util
 import json
@@ -35,7 +34,7 @@ from torch import nn
 from tqdm import tqdm
 
 from experiments import products
-from experiments._output import print_table
+from experiments._script import parser_of, print_table
 from pipeline import nets
 from pipeline.benchmark import speed
 from pipeline.export import int8, latency, machine, onnx_format, worker
@@ -263,9 +262,7 @@ def ratio(measured: Measured, slow: str, fast: str, target: float = 0.0) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.export_speed", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("export_speed", __doc__)
     parser.add_argument("nets", nargs="*", default=NETS, metavar="NET:SIZE")
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 32))
     parser.add_argument("--seconds", type=float, default=1.0, help="for each variant, batch and round")

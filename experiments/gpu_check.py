@@ -8,7 +8,6 @@ sums up. The exit code is 1 if a step failed. A wait for the device is reported,
 CPU the same steps run with tiny sizes, which tests this script.
 """
 
-import argparse
 import json
 import os
 import signal
@@ -19,6 +18,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+
+from experiments._script import parser_of
 
 try:
     import torch
@@ -70,7 +71,7 @@ def out_of_time(*_: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="does the project work on this device, and how fast?")
+    parser = parser_of("gpu_check", __doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--budget", type=float, default=360, help="seconds")
     parser.add_argument("--out", type=Path, default=Path(os.devnull), help="a file for the same lines")

@@ -1,12 +1,11 @@
 """The lines of `gpu_check` as tables: `python -m experiments.gpu_table LINES.jsonl [--write FILE.md]`."""
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments._output import print_table
+from experiments._script import parser_of, print_table
 
 Line = Mapping[str, Any]
 
@@ -69,7 +68,7 @@ def waits(lines: Sequence[Line]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="the lines of gpu_check as tables")
+    parser = parser_of("gpu_table", __doc__)
     parser.add_argument("lines", type=Path)
     parser.add_argument("--write", type=Path, help="a file for the tables")
     given = parser.parse_args()

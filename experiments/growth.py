@@ -11,7 +11,6 @@ not in the memory.
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from experiments._output import print_table
+from experiments._script import parser_of, print_table, with_range
 from pipeline.data.stand_in import Repeated
 from pipeline.data.store import Manifest, Store
 from pipeline.export import machine
@@ -165,21 +164,12 @@ COMPUTE = {"pixels": of_twice_the_side, "processes": of_more_processes}
 
 def _row(name: str, value: str, found: Sequence[dict[str, float]]) -> str:
     digits: dict[str, int] = {"step": 0, "epoch": 0, "start": 1, "memory": 0}
-    cells = [_spread([each[key] for each in found], places) for key, places in digits.items()]
+    cells = [with_range([each[key] for each in found], places) for key, places in digits.items()]
     return f"| {name} | {value} | {' | '.join(cells)} |"
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
-    low, middle, high = min(values), statistics.median(values), max(values)
-    if len(values) == 1:
-        return f"{middle:,.{digits}f}"
-    return f"{middle:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.growth", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("growth", __doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", type=Path, help="a file for the table")
     parser.add_argument("--of", help=argparse.SUPPRESS)

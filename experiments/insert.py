@@ -6,10 +6,11 @@ The page has the markers `<!-- few_shot -->` and `<!-- /few_shot -->`, each on a
 between them is replaced. A `.txt` file becomes a code block.
 """
 
-import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from experiments._script import parser_of
 
 
 def insert(name: str, content: str, page: str) -> str:
@@ -27,9 +28,7 @@ def insert(name: str, content: str, page: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.insert", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("insert", __doc__)
     parser.add_argument("name", help="the name in the markers")
     parser.add_argument("file", type=Path, help="what to put between them")
     parser.add_argument("page", type=Path, help="the Markdown page that has the markers")

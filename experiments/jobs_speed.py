@@ -10,11 +10,9 @@ is that of two times of the same round. The times are those of the clock, with t
 all that DVC does, so nothing else may run meanwhile. A new seed each time keeps DVC from remembering results.
 """
 
-import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from experiments._output import print_table
+from experiments._script import parser_of, print_table, with_range
 from pipeline.export import machine
 from pipeline.project.ahead import Stage, stages_ahead
 from pipeline.project.dvc import dvc
@@ -126,21 +124,12 @@ def table(seconds: Seconds, epochs: int) -> str:
     ]
     for way, took in seconds.items():
         ratios = [one / other for one, other in zip(seconds[BASE], took, strict=True)]
-        lines.append(f"| {way} | {_spread(took, 1)} | {_spread(ratios, 2)} | {len(took)} |")
+        lines.append(f"| {way} | {with_range(took, 1)} | {with_range(ratios, 2)} | {len(took)} |")
     return "\n".join(lines) + "\n"
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
-    median, low, high = (
-        f"{each:.{digits}f}" for each in (statistics.median(values), min(values), max(values))
-    )
-    return f"{median} [{low}, {high}]"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.jobs_speed", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("jobs_speed", __doc__)
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", type=Path, help="a file for the table")

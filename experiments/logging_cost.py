@@ -8,7 +8,6 @@ means of the terms, and the terms' shares of the gradient. Then it runs the stag
 database, and again with nothing new.
 """
 
-import argparse
 import os
 import resource
 import shlex
@@ -27,7 +26,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from experiments._output import print_table
+from experiments._script import parser_of, print_table
 from pipeline.params import load_params
 from pipeline.records import progress as progress_module
 from pipeline.records.progress import progress
@@ -161,9 +160,7 @@ def cells(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.logging_cost", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("logging_cost", __doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", type=Path, help="a file for the table")
     given = parser.parse_args()

@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from experiments._output import print_table
+from experiments._script import parser_of, print_table
 from pipeline import methods
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.images import ImageFile
@@ -215,9 +215,7 @@ def table(work: Work, bundle: Path | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.memory", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("memory", __doc__)
     parser.add_argument("--bundle", type=Path, help="a bundle to serve")
     parser.add_argument("--write", type=Path, help="a file for the table")
     parser.add_argument("--of", choices=("training", "decoding"), help=argparse.SUPPRESS)

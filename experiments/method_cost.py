@@ -12,7 +12,6 @@ The allocator keeps memory that is freed. If it gives memory back and asks for i
 fifth of a step, sometimes for the floor and sometimes for a method.
 """
 
-import argparse
 import copy
 import multiprocessing
 import statistics
@@ -28,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments._output import print_table
+from experiments._script import parser_of, print_table, quartiles
 from pipeline import methods, nets
 from pipeline.device import keep_memory
 from pipeline.export import machine
@@ -173,10 +172,7 @@ def table(costs: Sequence[Cost], setup: Setup) -> str:
         "|---|---|--:|:-:|--:|--:|",
     ]
     for cost in costs:
-        several = len(cost.ratios) > 1
-        low, middle, high = (
-            statistics.quantiles(cost.ratios, n=4, method="inclusive") if several else cost.ratios * 3
-        )
+        low, middle, high = quartiles(cost.ratios)
         lines.append(
             f"| {cost.method} | {cost.phase} | {middle:.2f} | {low:.2f}-{high:.2f} | {len(cost.ratios)} "
             f"| {cost.milliseconds:.0f} |"
@@ -186,10 +182,7 @@ def table(costs: Sequence[Cost], setup: Setup) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     default = Setup()
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.method_cost",
-        description="The CPU time of a training step of each method, compared with the floor.",
-    )
+    parser = parser_of("method_cost", __doc__)
     parser.add_argument("methods", nargs="*", help="all of them if none is named")
     parser.add_argument("--phases", choices=("last", "all"), default="last")
     parser.add_argument("--rounds", type=int, default=15)

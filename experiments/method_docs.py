@@ -5,7 +5,6 @@
 Without options the page is printed. `--check` fails if docs/methods.md is not this page.
 """
 
-import argparse
 import importlib
 import inspect
 import json
@@ -17,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from experiments._script import parser_of
 from experiments.method_cost import Setup, World
 from pipeline import methods
 from pipeline.files import atomic_file
@@ -205,9 +205,7 @@ def limits(field: FieldInfo) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.method_docs", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("method_docs", __doc__)
     parser.add_argument("--write", type=Path, help=f"a file for the page, such as {PAGE}")
     parser.add_argument("--check", action="store_true", help=f"fail if {PAGE} is not this page")
     given = parser.parse_args(arguments)

@@ -19,8 +19,8 @@ from unittest.mock import patch
 
 import numpy as np
 
-from experiments._output import print_table
 from experiments._peak import most_disk, peak_mb
+from experiments._script import parser_of, print_table
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.prepare import prepare
 from pipeline.data.protocol import ProtocolConfig
@@ -113,9 +113,7 @@ def _row(count: int, step: str, found: dict[str, float]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.million", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("million", __doc__)
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--pixels", type=int, default=8)
     parser.add_argument("--write", type=Path, help="a file for the table")

@@ -14,16 +14,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from experiments._output import print_table
 from experiments._peak import most_disk, peak_mb
 from experiments._photographs import made_up
+from experiments._script import parser_of, print_table, with_range
 from pipeline.data.prepare import prepare
 from pipeline.data.sources import DataConfig
 from pipeline.data.store import Store
@@ -96,16 +96,11 @@ def table(cfg: DataConfig, rounds: int, chosen: Sequence[int] = CORES) -> str:
     ]
     for form, cores in found[0]:
         columns = {key: [each[form, cores][key] for each in found] for key in found[0][form, cores]}
-        cells = [_spread(columns["wall"], 2), _spread(columns["cpu"], 2), _spread(columns["peak_mb"], 0)]
+        cells = [with_range(columns["wall"]), with_range(columns["cpu"]), with_range(columns["peak_mb"], 0)]
         cells += [f"{statistics.median(columns[key]):.0f}" for key in ("before_mb", "disk_mb", "stored_mb")]
-        cells.append(_spread(columns["reading_ms"], 2))
+        cells.append(with_range(columns["reading_ms"], 2))
         lines.append(f"| {form} | {cores} | {' | '.join(cells)} | {rounds} |")
     return "\n".join(lines) + "\n"
-
-
-def _spread(values: Iterable[float], digits: int) -> str:
-    ordered = sorted(values)
-    return f"{statistics.median(ordered):.{digits}f} [{ordered[0]:.{digits}f}, {ordered[-1]:.{digits}f}]"
 
 
 def save_photographs(folder: Path) -> None:
@@ -116,9 +111,7 @@ def save_photographs(folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.prepare_speed", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("prepare_speed", __doc__)
     parser.add_argument("--images", help="a folder of photographs, in place of made up ones")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=3)

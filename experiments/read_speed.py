@@ -7,7 +7,6 @@ dropped the file from memory, and warm. The batches of training are those of the
 network.
 """
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -20,7 +19,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from experiments._output import print_table
+from experiments._script import parser_of, print_table, with_quartiles
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.batches import Batches
 from pipeline.data.image_writer import ImageWriter
@@ -141,19 +140,14 @@ def _row(what: str, work: Work, folder: Path, rounds: int, *, cold: bool) -> str
     old, new = found
     rates = [f"{statistics.median(each['wall'] for each in figures):,.0f}" for figures in found]
     read = [f"{statistics.median(each['bytes'] for each in figures):.1f}" for figures in found]
-    ratios = [_quartiles([b[key] / a[key] for a, b in zip(old, new, strict=True)]) for key in ("wall", "cpu")]
+    ratios = [
+        with_quartiles([b[key] / a[key] for a, b in zip(old, new, strict=True)]) for key in ("wall", "cpu")
+    ]
     return f"| {' | '.join([what, 'cold' if cold else 'warm', *rates, *ratios, *read])} |"
 
 
-def _quartiles(values: Sequence[float]) -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.read_speed", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("read_speed", __doc__)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)

@@ -8,7 +8,6 @@ answers, so this takes minutes where experiments/srm_forms.py, which also trains
 are judged on validation images.
 """
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from itertools import product
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments._output import print_table
+from experiments._script import parser_of, print_table
 from pipeline.methods.srm import Config, Health, SparseRepresentationMatching
 from pipeline.params import load_params
 from pipeline.project.dependencies import ROOT
@@ -83,9 +82,7 @@ def row(before: bool, centre: bool, sparsity: float, found: Sequence[dict[str, H
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.srm_dictionaries", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("srm_dictionaries", __doc__)
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/few_shot.yaml")
     parser.add_argument("--work", type=Path, required=True, help="the folder with images and teacher")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.02, 0.08, 0.15], help="lambda")

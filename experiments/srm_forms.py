@@ -8,7 +8,6 @@ which has lambda 0.15. Nothing is read of the test images. WORK keeps what
 was trained, so a command that was stopped goes on where it was.
 """
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from itertools import product
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from experiments._output import print_table
+from experiments._script import parser_of
 from experiments.comparison import Comparison, load_recipe
 from pipeline.methods.srm import Health, SparseRepresentationMatching
 from pipeline.params import Params
@@ -47,6 +46,10 @@ def with_forms(recipe: Params, sparsities: Sequence[float], seeds: Sequence[int]
 
 
 class Forms(Comparison):
+    def run(self, name: str) -> None:
+        """Train one form. The test images stay unread."""
+        self.train(name)
+
     def health(self, name: str, seed: int) -> tuple[dict[str, Health], dict[str, int]]:
         """The dictionaries of a seed on validation images, and k; both by map."""
         run = self.params.run(name)
@@ -90,9 +93,7 @@ class Forms(Comparison):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.srm_forms", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("srm_forms", __doc__)
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="its `srm_paper` is the run to vary")
     parser.add_argument("forms", nargs="*", help="such as after-centred-20; all of them if none is named")
     parser.add_argument("--images", required=True, help="the folder of images")
@@ -103,10 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_intermixed_args(arguments)
     recipe = load_recipe(given.recipe, given.images)
     forms = Forms(with_forms(recipe, given.sparsity, given.seeds), given.work)
-    forms.prepare()
-    for name in given.forms or forms.params.runs:
-        forms.train(name)
-    print_table(forms.table(), given.write)
+    forms.all(given.forms, given.write)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ which other work on the machine counts. A large product of matrices takes its tu
 the share refers to. FOLDER has a folder of JPEG files for each class; without it they are made.
 """
 
-import argparse
 import copy
 import statistics
 import sys
@@ -38,7 +37,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from experiments._output import print_table
+from experiments._script import parser_of, print_table, with_quartiles
 from pipeline import methods, nets
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.batches import Batch, Batches
@@ -245,15 +244,17 @@ def table(measured: Sequence[Measured], bounds: Sequence[float]) -> str:
             statistics.median(getattr(spent, clock) for spent in each.spent) for clock in ("cpu", "wall")
         )
         ratios = [a.cpu / b.cpu for a, b in zip(public.spent, each.spent, strict=True)]
-        cells = [each.name, f"{1000 * cpu:,.0f}", f"{1000 * wall:,.0f}", f"{1 / cpu:.2f}", _spread(ratios)]
-        lines.append(f"| {' | '.join(cells)} | {each.flops / cpu / bound:.0%} | {len(each.spent)} |")
+        cells = [
+            each.name,
+            f"{1000 * cpu:,.0f}",
+            f"{1000 * wall:,.0f}",
+            f"{1 / cpu:.2f}",
+            with_quartiles(ratios),
+            f"{each.flops / cpu / bound:.0%}",
+            str(len(each.spent)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _spread(ratios: list[float]) -> str:
-    several = ratios if len(ratios) > 1 else 2 * ratios
-    low, middle, high = statistics.quantiles(several, n=4, method="inclusive")
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def run(images: Path | None, rounds: int) -> str:
@@ -273,9 +274,7 @@ def run(images: Path | None, rounds: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.step_speed", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("step_speed", __doc__)
     parser.add_argument("--images", type=Path, help="a folder of class folders, in place of made up pictures")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--write", type=Path, help="a file for the table")

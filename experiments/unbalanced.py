@@ -6,7 +6,6 @@ The digits 0 to 4 keep all images. Of 5 to 9, one of `--ratio` images stays in `
 at least, and a third in `test`, so that their scores are more than chance.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from experiments._script import parser_of
 from pipeline.files import atomic_folder
 
 LEAST = 3  # images of a class in a split
@@ -45,9 +45,7 @@ def chosen(numbers: np.ndarray, ratio: int, *, is_rare: bool) -> dict[str, np.nd
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.unbalanced", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = parser_of("unbalanced", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--ratio", type=int, default=50, help="of the large classes to the small ones")
     given = parser.parse_args(arguments)

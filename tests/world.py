@@ -1,7 +1,7 @@
 """A world that trains in a moment: striped pictures of a few classes, a tiny student and a small teacher."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ TERMS_ONLY = {"ce_weight": 0.0, "kd_weight": 0.0}  # for a partner, as pipeline/
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 CLASSES = 3
 K = TypeVar("K", bound=Method[Any])
+N = TypeVar("N", bound=nn.Module)
 QUICK = TrainConfig(epochs=2, batch_size=8, lr=0.01, schedule="constant", optimizer="sgd")
 
 
@@ -145,6 +146,13 @@ def snapshot(*modules: nn.Module) -> dict[str, Tensor]:
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     """The names of the tensors that differ between two snapshots."""
     return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def of_kind(kind: type[N], modules: Iterable[nn.Module]) -> list[N]:
+    """The modules, which are all of this kind."""
+    found = [module for module in modules if isinstance(module, kind)]
+    assert len(found) == len([*modules])
+    return found
 
 
 def noise(*shape: int) -> Tensor:

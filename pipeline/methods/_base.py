@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -235,6 +235,12 @@ def check_classes(probe: Step, field: str, weight: float) -> None:
             f"method.{field} is {weight}, but the teacher has {teacher_classes} classes and the student "
             f"{classes}, so their logits cannot be matched. Set method.{field} to 0."
         )
+
+
+WarmUp = Annotated[
+    float,
+    Field(ge=0, le=1, description="share of the phase in which the terms rise to their full weight"),
+]
 
 
 def warm_up(progress: float, share: float) -> float:

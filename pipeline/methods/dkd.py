@@ -24,19 +24,14 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.functional import softened_kl
-from pipeline.methods import LogitConfig, LogitMethod, Terms, warm_up
+from pipeline.methods import LogitConfig, LogitMethod, Terms, WarmUp, warm_up
 from pipeline.taps.step import Step
 
 
 class Config(LogitConfig):
     target_weight: float = Field(1.0, ge=0, description="alpha, factor of the term `target`")
     others_weight: float = Field(8.0, ge=0, description="beta, factor of the term `others`")
-    warm_up: float = Field(
-        0.083,
-        ge=0,
-        le=1,
-        description="share of the phase in which the weight of the terms rises to its full size",
-    )
+    warm_up: WarmUp = 0.083
 
 
 class Decoupled(LogitMethod[Config]):

@@ -30,12 +30,7 @@ from pipeline.taps.step import Step
 
 class Config(MethodConfig):
     kd_weight: float = Field(1.0, ge=0)
-    share: float = Field(
-        0.5,
-        gt=0,
-        le=1,
-        description="share of the student's forged labels in the value; the rest is the teacher's",
-    )
+    share: float = Field(0.5, gt=0, le=1, description="of the student's labels; the rest are the teacher's")
     sample_temperature: float = Field(
         1.0, gt=0, description="temperature of the forged labels; towards 0 they become one-hot"
     )

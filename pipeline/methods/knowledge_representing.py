@@ -86,9 +86,7 @@ class Config(MethodConfig):
         description="one phase, in which W~ and the student take turns, as in Algorithm 1; false: W~ first",
     )
     aggregate_rate: float = Field(
-        1.0,
-        gt=0,
-        description="with `alternate`: learning rate of W~ as a multiple of the phase's; 10 in the paper",
+        1.0, gt=0, description="with `alternate`: factor of the phase's rate for W~; 10 in the paper"
     )
     match: Literal["size", "order"] = Field(
         "size",

@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.functional import match_size, pool_to
-from pipeline.methods import MapsConfig, Method, Terms, map_pairs, warm_up
+from pipeline.methods import MapsConfig, Method, Terms, WarmUp, map_pairs, warm_up
 from pipeline.taps.answer import Answer
 from pipeline.taps.step import Step
 
@@ -40,12 +40,7 @@ SIDES = (4, 2, 1)  # of the maps that HCL compares beside the whole ones
 
 class Config(MapsConfig):
     term_weight: float = Field(5.0, ge=0)
-    warm_up: float = Field(
-        0.083,
-        ge=0,
-        le=1,
-        description="share of the phase in which the weight of the term rises to its full size",
-    )
+    warm_up: WarmUp = 0.083
 
 
 class KnowledgeReview(Method[Config]):

@@ -3,10 +3,10 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from data.rows import assert_rows_are_those_of
 
 from pipeline.data import images as images_module
 from pipeline.data.image_writer import ImageWriter
@@ -44,26 +44,7 @@ def test_rows_are_those_of_an_array(
     file, truth = many
     monkeypatch.setattr(images_module, "GAP", gap)
     monkeypatch.setattr(images_module, "PART", part)
-    assert (file.shape, file.dtype, len(file)) == (truth.shape, truth.dtype, 300)
-    asked: list[Any] = [
-        np.random.default_rng(2).integers(0, 300, 64),
-        np.array([7, 3, 7, 299, 0, 3]),
-        np.array([[1, 2], [3, 0]]),
-        np.array([], dtype=np.int64),
-        np.array([-1]),
-        truth[:, 0, 0, 0] > 99,
-        slice(None),
-        slice(10, 2, -3),
-        slice(5, 5),
-        17,
-        np.int64(-3),
-    ]
-    for rows in asked:
-        found = file[rows]
-        assert found.shape == truth[rows].shape
-        assert np.array_equal(found, truth[rows])
-    with pytest.raises(IndexError):
-        file[300]
+    assert_rows_are_those_of(file, truth)
     assert sum(bool(image.any()) for image in file) == 300  # type: ignore[attr-defined]
 
 

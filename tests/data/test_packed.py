@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from data.folders import picture
+from data.rows import assert_rows_are_those_of
 from PIL import Image
 
 from pipeline.data import decoding
@@ -41,19 +42,7 @@ def test_rows_are_those_of_an_array(channels: int, tmp_path: Path) -> None:
     pixels, kept = pictures(60, channels), np.random.default_rng(2).permutation(60)[:50]
     file = written(tmp_path, pixels, kept)
     truth = np.stack([decode(encode(each)) for each in pixels[kept]])
-    assert (file.shape, file.dtype, len(file)) == (truth.shape, truth.dtype, 50)
-    asked: list[Any] = [
-        np.array([7, 3, 7, 49, 0]),
-        np.array([[1, 2], [3, 0]]),
-        np.array([], dtype=np.int64),
-        np.array([-1]),
-        truth[:, 0, 0, 0] > 99,
-        slice(None),
-        slice(10, 2, -3),
-        17,
-    ]
-    for rows in asked:
-        assert np.array_equal(file[rows], truth[rows])
+    assert_rows_are_those_of(file, truth)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images.pack", "starts.npy"]
 
 

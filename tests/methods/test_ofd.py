@@ -5,16 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from world import World, maps, method_on_maps, step_of_maps
+from world import World, maps, method_on_maps, of_kind, step_of_maps
 
 from pipeline.methods._margin import Margin, feeding_norms, margin_of, partial_distance
 from pipeline.methods.ofd import FeatureOverhaul
 
 made = partial(method_on_maps, FeatureOverhaul)
-
-
-def margins(method: FeatureOverhaul) -> list[Margin]:
-    return [margin for margin in method.margins if isinstance(margin, Margin)]
 
 
 def test_the_term_equals_the_slow_loop() -> None:
@@ -94,9 +90,9 @@ def test_a_batch_norm_gives_the_margin_only_if_the_activation_reads_nothing_else
     assert norms["stage3"] is world.teacher.net.get_submodule("norm")
     method = world.method("ofd")
     assert isinstance(method, FeatureOverhaul)
-    assert torch.equal(margins(method)[-1].margin, margin_of(norms["stage3"]))
+    assert torch.equal(of_kind(Margin, method.margins)[-1].margin, margin_of(norms["stage3"]))
     world.fit(method)
-    assert torch.equal(margins(method)[-1].margin, margin_of(norms["stage3"]))
+    assert torch.equal(of_kind(Margin, method.margins)[-1].margin, margin_of(norms["stage3"]))
 
 
 def test_otherwise_the_margin_is_the_mean_of_the_negative_values_of_probe_and_first_epoch() -> None:
@@ -107,7 +103,7 @@ def test_otherwise_the_margin_is_the_mean_of_the_negative_values_of_probe_and_fi
     method.terms(step_of_maps(probe, later, epoch=1))
     method.eval().terms(step_of_maps(probe, later))
     both = torch.cat([probe["stage1"], first_epoch["stage1"]])
-    assert margins(method)[0].margin.tolist() == pytest.approx(
+    assert of_kind(Margin, method.margins)[0].margin.tolist() == pytest.approx(
         [both[:, c][both[:, c] < 0].mean().item() for c in range(3)]
     )
 
@@ -115,7 +111,7 @@ def test_otherwise_the_margin_is_the_mean_of_the_negative_values_of_probe_and_fi
 def test_a_channel_without_negative_values_has_a_plain_relu() -> None:
     positive = {"stage1": torch.rand(2, 1, 2, 2).double()}
     method, _ = made(maps((2, 3, 2, 2)), positive)
-    assert margins(method)[0].margin.tolist() == [0]
+    assert of_kind(Margin, method.margins)[0].margin.tolist() == [0]
 
 
 def test_the_gradient_equals_finite_differences() -> None:
