@@ -84,7 +84,7 @@ def stopped(graph: Graph, way: Way, chance: random.Random) -> None:
             stop = Stop(chance.uniform(0, 1.1 * seconds), number, chance.choice(["one", "all", "child"]))
             ended = run(place, way, limit=limit, stop=stop, save_every=chance.choice([0.01, 20.0]))
             # a child may end a stage in a sentence, and a launcher has codes of its own
-            more = range(256) if way.processes > 1 else (2,) if stop.to == "child" else ()
+            more = (-signal.SIGKILL, *range(256)) if way.processes > 1 else (2,) if stop.to == "child" else ()
             demand(
                 ended.code in (0, -number, 128 + number, *more),
                 f"{way} ended with {ended.code} after {stop}: {ended.printed[-1500:]}",
@@ -146,7 +146,7 @@ def repro(make: Callable[[], Repro], chance: random.Random) -> None:
         demand("Traceback" not in printed, printed[-3000:])
     running = project.start("run")
     printed, _ = running.communicate(timeout=max(LEAST, OFTEN * whole.seconds))
-    demand(running.returncode == 0, f"it does not go on: {printed[-3000:]}")
+    demand(running.returncode == 0, f"it does not go on, code {running.returncode}: {printed[-3000:]}")
     demand(project.outputs() == whole.expected, f"other outputs: {printed[-3000:]}")
     demand(project.is_up_to_date(), f"not up to date: {printed[-3000:]}")
 

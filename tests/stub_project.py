@@ -45,7 +45,8 @@ options.pop("--work", None)
 of_run = settings["runs"].get(name) if kind in ("pretrain", "distill") else None
 text = stage + json.dumps(of_run)
 paths = [Path(path) for path in options.values()]
-for path in paths:
+inputs = [Path(options[key]) for key in ("--records", "--bundles", "--data")] if kind == "report" else paths
+for path in inputs:
     files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
     text += "".join(file.read_text() for file in files if file.exists())
 content = stage + " " + hashlib.sha256(text.encode()).hexdigest() + "\\n"
@@ -72,8 +73,11 @@ log(ended=time.monotonic(), how="done")
 DRIVER = """
 import sys
 from pathlib import Path
-from pipeline.project import dvc, __main__
-dvc.BIN = Path(sys.argv.pop(1))
+try:
+    from pipeline.project import dvc, __main__
+    dvc.BIN = Path(sys.argv.pop(1))
+except KeyboardInterrupt:
+    sys.exit(130)
 __main__.main()
 """
 RUN = {"teacher": "big", "student": "small", "method": {"name": "kd"}, "seeds": [0]}

@@ -261,6 +261,12 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         load_params(tmp_path / "params.yaml")
 
 
+def test_a_list_is_no_key(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text() + "\n[a, b]: 3\n")
+    with pytest.raises(InputError, match=r"(?s)params\.yaml cannot be read: .*unhashable key"):
+        load_params(tmp_path / "params.yaml")
+
+
 def test_a_wrong_torchvision_name_is_found_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"students\.small\.net: .*resnet19.*Did you mean 'torchvision:resnet1"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.project.dvc import dvc, printed_by_dvc
+from pipeline.project.dvc import printed_by_dvc, quiet_dvc
 
 # It runs at every start, and what it writes decides whether `check` runs. Older projects have it in dvc.yaml.
 ALWAYS = ("tool/dvc.yaml:installed", "installed")
@@ -36,7 +36,7 @@ def stages_ahead() -> list[Stage]:
     A stage is also counted as one that runs if a stage before it runs: nobody can know whether that will
     change anything for it.
     """
-    if code := dvc("repro", "-q", "check"):
+    if code := quiet_dvc("repro", "check"):
         sys.exit(code)
     status = json.loads(printed_by_dvc("status", "--json"))
     changed = status.keys() - set(ALWAYS)

@@ -1,6 +1,7 @@
 """What `check` finds out before anything runs: is params.yaml sound, and which code does each stage have?"""
 
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ WITH_METHODS = ("pretrain", "distill", "analyse")
 def check_data_root(params: Params) -> None:
     """DVC watches the folder, so it must be there whatever the source, and be one that DVC can watch."""
     root = params.data.root
-    if not Path(root).is_dir():
+    if not os.path.isdir(root):  # no error if the name is too long
         raise InputError(
             f"data.root: there is no folder {root!r}. Name the folder that holds the images, or make it "
             "(mkdir -p) to download to."

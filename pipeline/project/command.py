@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ FIRST = (
     os.environ.get("RANK", "0") == "0"
 )  # of several processes under a launcher, the one that writes and prints
 WIDTH = 110
+AGAIN = 0.05  # seconds
 
 
 def command(
@@ -36,7 +38,17 @@ def command(
         came.append(number)
         raise KeyboardInterrupt(*([] if number == signal.SIGINT else [number]))
 
-    usual = signal.signal(signal.SIGTERM, end)
+    def send_again(lost: "sys.UnraisableHookArgs") -> None:
+        """Python drops an error that comes where no code can catch it, such as in a finalizer."""
+        if isinstance(lost.exc_value, KeyboardInterrupt):
+            again = threading.Timer(AGAIN, os.kill, (os.getpid(), came[-1]))
+            again.daemon = True
+            again.start()
+        else:
+            sys.__unraisablehook__(lost)
+
+    usual, usual_hook = signal.signal(signal.SIGTERM, end), sys.unraisablehook
+    sys.unraisablehook = send_again
     signal.signal(signal.SIGINT, end)  # stages/__init__.py has another one
     try:
         function(*words, **options)
@@ -54,6 +66,7 @@ def command(
         sys.exit(2)
     finally:
         signal.signal(signal.SIGTERM, usual)
+        sys.unraisablehook = usual_hook
 
 
 def _stopped(number: int) -> NoReturn:

@@ -35,6 +35,14 @@ def dvc(*arguments: str) -> int:
     return process.returncode
 
 
+def quiet_dvc(command: str, *arguments: str) -> int:
+    """As `dvc`, but only stages speak. If DVC cannot read the project, the error says what it says."""
+    code = dvc(command, "-q", *arguments)
+    if code:
+        printed_by_dvc("status", "--json")
+    return code
+
+
 def start_dvc(*arguments: str, environment: Mapping[str, str]) -> "subprocess.Popen[str]":
     """Start dvc in a process group of its own, with a pipe for all that it and its stages print."""
     return subprocess.Popen(  # noqa: S603

@@ -1,7 +1,9 @@
-"""DVC's list of who reads and writes which files, `.dvc/tmp/rwlock`, after a process that was killed.
+"""What DVC writes in place, after a process that was killed at that moment.
 
-DVC writes the list in place. A kill at that moment leaves it empty, and every later `dvc repro` fails. DVC's
-other lock files hold nothing: the system frees their locks when a process ends, in any way.
+This is the list of who reads and writes which files, `.dvc/tmp/rwlock`, and what each stage last read and
+wrote, `dvc.lock`. A kill leaves them empty or cut short, and every later `dvc repro` fails. Both can go:
+DVC's cache knows what each stage made of what. Its other lock files hold nothing: the system frees their
+locks when a process ends, in any way.
 """
 
 import fcntl
@@ -15,30 +17,72 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 from pipeline.files import atomic_file
 from pipeline.settings import InputError
 
 LIST = Path(".dvc/tmp/rwlock")
 GUARD = Path(".dvc/tmp/rwlock.lock")  # held by whoever reads or writes the list
+LOCKFILES = (Path("dvc.lock"), Path("tool/dvc.lock"))
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the fast one, if it is there
+CONFLICT = "<<<<<<<"  # git's mark of two versions, between which a person decides
 SLACK = 2.0  # seconds by which the clocks of files and processes may differ
 MOMENT = 0.5  # seconds; what waits for DVC's daemon ends at the latest so long after it
 
 
 def mend_locks() -> None:
-    """Mend the list if nobody holds it, and say so. What a living process holds stays."""
+    """Mend the list and the lock files if nobody uses them, and say so. What a living process holds stays."""
+    for file in LOCKFILES:
+        if file.exists() and _is_cut(file.read_bytes()):
+            _refuse_if_dvc_runs(file)
+            file.unlink()
+            _say(
+                f"{file} was cut short by a process that was killed, so it was removed. What stages made is "
+                "taken from DVC's cache"
+            )
+    _mend_list()
+
+
+def _is_cut(content: bytes) -> bool:
+    """Whether this is no lock file that DVC would read, and no person has to decide about it."""
+    text = content.decode(errors="replace")
+    try:
+        lock = yaml.load(text, LOADER)  # noqa: S506 - it is a SafeLoader
+        whole = text.endswith("\n") and not any(map(_has_gap, lock["stages"].values()))
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        whole = False
+    return not whole and CONFLICT not in text
+
+
+def _has_gap(stage: dict[str, Any]) -> bool:
+    """Whether something is missing in what is said of a stage. A parameter may be nothing."""
+    files = [*stage.get("deps", []), *stage.get("outs", [])]
+    params = stage.get("params", {}).values()
+    return not (_is_said(stage["cmd"]) and _is_said(files) and all(isinstance(each, dict) for each in params))
+
+
+def _is_said(value: object) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value is not None and all(map(_is_said, parts))
+
+
+def _mend_list() -> None:
     with suppress(FileNotFoundError), _guarded() as is_ours:
         if not is_ours:
             return
         held = _read()
         if held is None:
-            _refuse_if_dvc_runs()
+            _refuse_if_dvc_runs(LIST)
             LIST.unlink()
-            _say("was damaged by a process that was killed, so it was removed")
+            _say(f"DVC's list of locks, {LIST}, was damaged by a process that was killed, so it was removed")
         elif ended := _ended(held, LIST.stat().st_mtime):
             with atomic_file(LIST) as file:
                 file.write_text(json.dumps(_without(held, ended)))
-            _say(f"still named processes that have ended ({', '.join(map(str, ended))}); they were removed")
+            _say(
+                f"DVC's list of locks, {LIST}, still named processes that have ended "
+                f"({', '.join(map(str, ended))}); they were removed"
+            )
 
 
 @contextmanager
@@ -92,12 +136,12 @@ def _without(held: dict[str, dict[str, Any]], ended: list[int]) -> dict[str, dic
     return {"write": write, "read": {path: by for path, by in read.items() if by}}
 
 
-def _refuse_if_dvc_runs() -> None:
+def _refuse_if_dvc_runs(file: Path) -> None:
     if _dvc_here():
         time.sleep(MOMENT)
     if running := _dvc_here():
         raise InputError(
-            f"{LIST} is damaged, and DVC runs in this project (process {running[0]}), which may use files of "
+            f"{file} is damaged, and DVC runs in this project (process {running[0]}), which may use files of "
             "the graph. Wait until it has ended, then run this again."
         )
 
@@ -128,4 +172,4 @@ def _is_daemon(command: list[str]) -> bool:
 
 
 def _say(what: str) -> None:
-    print(f"DVC's list of locks, {LIST}, {what}.", file=sys.stderr, flush=True)
+    print(f"{what}.", file=sys.stderr, flush=True)

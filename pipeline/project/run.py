@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from pipeline.project.ahead import ALWAYS, stages_ahead
-from pipeline.project.dvc import dvc
+from pipeline.project.dvc import dvc, quiet_dvc
 from pipeline.project.locks import mend_locks
 from pipeline.project.parts import check_jobs
 from pipeline.project.plan import keep_plan
@@ -22,7 +22,7 @@ def check() -> None:
     """Say what is wrong in params.yaml, and which stages would run again because code has changed."""
     mend_locks()
     first = ALWAYS[0] if Path("tool/dvc.yaml").is_file() else ALWAYS[1]
-    if code := dvc("repro", "-q", "-f", "-s", first, "check"):
+    if code := quiet_dvc("repro", "-f", "-s", first, "check"):
         sys.exit(code)
     print("params.yaml is sound.")
 

@@ -68,7 +68,7 @@ def test_dvc_is_asked_and_its_own_order_is_found(tmp_path: Path, monkeypatch: py
     assert len(order) == 24
     assert order[0] == ahead.ALWAYS[0]
     assert set(before["pretrain@kd"]) == {"check", "prepare", "teacher@big"}
-    monkeypatch.setattr(ahead, "dvc", lambda *arguments: 0)
+    monkeypatch.setattr(ahead, "quiet_dvc", lambda *arguments: 0)
     stages = stages_ahead()
     assert {stage.state for stage in stages} == {"runs"}
     assert stages[0].name == "check"
@@ -84,7 +84,7 @@ def test_a_stage_with_other_settings_is_not_taken_for_cached(
     Path("dvc.yaml").write_text(
         "stages: {train: {cmd: cp params.yaml out.txt, params: [p], outs: [out.txt]}}\n"
     )
-    monkeypatch.setattr(ahead, "dvc", lambda *arguments: 0)
+    monkeypatch.setattr(ahead, "quiet_dvc", lambda *arguments: 0)
 
     def state() -> str:
         (stage,) = stages_ahead()
@@ -102,7 +102,7 @@ def test_a_stage_with_other_settings_is_not_taken_for_cached(
 
 
 def test_params_that_are_refused_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead, "dvc", lambda *arguments: 255)
+    monkeypatch.setattr(ahead, "quiet_dvc", lambda *arguments: 255)
     with pytest.raises(SystemExit) as ended:
         stages_ahead()
     assert ended.value.code == 255

@@ -52,6 +52,12 @@ def test_what_dvc_cannot_watch_is_refused_before_dvc_meets_it(
         check_data_root(given)
 
 
+@pytest.mark.parametrize("root", ["nowhere", "a" * 5000, "a\0b"])
+def test_a_folder_of_images_that_is_not_there_is_named(root: str) -> None:
+    with pytest.raises(InputError, match=r"^data\.root: there is no folder 'a|^data\.root: .* 'nowhere'"):
+        check_data_root(params(Path(root)))
+
+
 @pytest.mark.parametrize("root", ["data", "data/prepared", "models/export", "records", ".work"])
 def test_what_the_graph_makes_is_no_folder_of_images(
     root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -217,6 +218,30 @@ def test_a_signal_that_a_library_turns_into_an_error_is_one_line(
         signal.signal(signal.SIGINT, usual)
     assert ended.value.code == 128 + number
     assert capsys.readouterr().err.startswith("\nStopped. What was trained")
+
+
+class Closing:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_that_comes_in_a_finalizer_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python drops the error there, and says `Exception ignored`."""
+    usual, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+
+    def work() -> None:
+        Closing()
+        time.sleep(20)
+
+    begun = time.monotonic()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            command(work, arguments=[])
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert (ended.value.code, time.monotonic() - begun < 15) == (128 + signal.SIGTERM, True)
+    assert capsys.readouterr().err.startswith("\nStopped. What was trained")
+    assert sys.unraisablehook is hook
 
 
 def test_ctrl_c_before_a_command_begins_is_one_line(

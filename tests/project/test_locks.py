@@ -11,11 +11,51 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from dvc.dvcfile import Lockfile
+from dvc.utils.serialize import YAMLFileCorruptedError
+from dvc.utils.strictyaml import YAMLValidationError
 
-from pipeline.project import plan, run
-from pipeline.project.dvc import BIN
+from pipeline.project import locks, plan, run
+from pipeline.project.dvc import BIN, quiet_dvc
 from pipeline.project.locks import GUARD, LIST, mend_locks
 from pipeline.settings import InputError
+
+LOCKFILE = Path("dvc.lock")
+WHOLE = """\
+schema: '2.0'
+stages:
+  prepare:
+    cmd: prepare it
+    deps:
+    - path: data/raw
+      hash: md5
+      md5: 12ab.dir
+      size: 12
+      nfiles: 3
+    params:
+      params.yaml:
+        data.size: 8
+        data.classes:
+        data.names:
+        - a
+        - b
+    outs:
+    - path: data/prepared
+      hash: md5
+      md5: 34cd
+      size: 99
+      cloud:
+        far:
+          version_id: 7a
+  track:
+    cmd: track it
+    deps:
+    - path: data/prepared
+      hash: md5
+      md5: 34cd
+      size: 99
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -157,12 +197,13 @@ def test_each_command_that_runs_the_graph_mends_it_first(monkeypatch: pytest.Mon
             command()
 
 
-def test_dvc_itself_goes_on_with_the_mended_list(folder: Path) -> None:
-    (folder / "dvc.yaml").write_text("stages: {one: {cmd: echo 1 > a, outs: [a]}}")
+def dvc(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([BIN / "dvc", *arguments], capture_output=True, text=True, check=False)
 
-    def dvc(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run([BIN / "dvc", *arguments], capture_output=True, text=True, check=False)
 
+def test_dvc_itself_goes_on_with_what_was_mended(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "dvc.yaml").write_text("stages: {one: {cmd: echo 1 > a, deps: [b], outs: [a]}}")
+    (folder / "b").write_text("b")
     assert dvc("init", "--no-scm", "-f").returncode == 0
     LIST.parent.mkdir(parents=True, exist_ok=True)
     LIST.write_bytes(b"")
@@ -170,3 +211,65 @@ def test_dvc_itself_goes_on_with_the_mended_list(folder: Path) -> None:
     assert (failed.returncode, "Unable to read RWLock-file" in failed.stderr) == (255, True)
     mend_locks()
     assert dvc("repro").returncode == 0
+    whole = LOCKFILE.read_bytes()
+    for length in (0, whole.index(b"path:") + 5):
+        LOCKFILE.write_bytes(whole[:length])
+        assert dvc("repro").returncode == 255
+        mend_locks()
+        assert "dvc.lock was cut short by a process that was killed" in capsys.readouterr().err
+        done = dvc("repro")
+        assert (done.returncode, "Stage 'one' is cached" in done.stdout) == (0, True)
+        assert LOCKFILE.read_bytes() == whole
+
+
+def test_every_cut_that_dvc_does_not_read_is_mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill can end the file after any byte."""
+    monkeypatch.setattr(locks, "_refuse_if_dvc_runs", lambda file: None)
+    LOCKFILE.write_text(WHOLE)
+    mend_locks()
+    assert LOCKFILE.read_text() == WHOLE
+    kept = 0
+    for length in range(len(WHOLE)):
+        LOCKFILE.write_text(WHOLE[:length])
+        try:
+            Lockfile.validate(yaml.safe_load(WHOLE[:length]) or {}, "dvc.lock")
+            is_read = True
+        except (YAMLFileCorruptedError, YAMLValidationError, yaml.YAMLError):
+            is_read = False
+        mend_locks()
+        assert is_read or not LOCKFILE.exists(), WHOLE[:length]
+        kept += LOCKFILE.exists()
+    assert kept > 10  # such as after a whole stage
+
+
+def test_a_lockfile_between_whose_versions_a_person_decides_stays() -> None:
+    conflict = WHOLE.replace("    deps:", "<<<<<<< HEAD\n    deps:\n=======\n    deps:\n>>>>>>> other", 1)
+    LOCKFILE.write_text(conflict)
+    mend_locks()
+    assert LOCKFILE.read_text() == conflict
+
+
+def test_a_cut_lockfile_stays_while_dvc_runs_here(folder: Path) -> None:
+    LOCKFILE.write_bytes(b"")
+    (folder / "dvc").write_text("import time; time.sleep(60)")
+    other = subprocess.Popen([sys.executable, "dvc"])
+    try:
+        with pytest.raises(InputError, match=rf"dvc.lock is damaged.*process {other.pid}\)"):
+            mend_locks()
+    finally:
+        other.kill()
+        other.wait()
+    assert LOCKFILE.exists()
+
+
+def test_a_project_that_dvc_cannot_read_is_told_in_its_words(folder: Path) -> None:
+    """`dvc repro -q` alone ends with a code and no word."""
+    assert dvc("init", "--no-scm", "-f").returncode == 0
+    (folder / "params.yaml").write_text("runs: {}")
+    (folder / "dvc.yaml").write_text("stages: {one: {cmd: echo 1 > a, outs: [a]}}")
+    assert quiet_dvc("repro", "one") == 0
+    (folder / "dvc.yaml").write_text("stages: {one: {cmd: exit 3, outs: [a]}}")
+    assert quiet_dvc("repro", "one") == 255
+    (folder / "dvc.yaml").write_text("stages: {one: {command: echo 1}}")
+    with pytest.raises(InputError, match=r"dvc\.yaml"):
+        quiet_dvc("repro", "one")
