@@ -99,15 +99,17 @@ def test_a_mistake_is_a_paragraph(
     assert "Error: there is nothing here. Go there." in capsys.readouterr().err
 
 
-def fail(monkeypatch: pytest.MonkeyPatch, module: ModuleType, *, code: int) -> list[tuple[str, ...]]:
-    """Let dvc fail in this module; its calls are noted."""
+def fail(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str = "dvc", *, code: int
+) -> list[tuple[str, ...]]:
+    """Let dvc fail in this module, where it is called so; its calls are noted."""
     calls: list[tuple[str, ...]] = []
 
     def failing(*arguments: str) -> int:
         calls.append(arguments)
         return code
 
-    monkeypatch.setattr(module, "dvc", failing)
+    monkeypatch.setattr(module, name, failing)
     return calls
 
 
@@ -243,13 +245,13 @@ def test_no_command_of_the_graph_names_the_launcher() -> None:
 
 def test_check_asks_again_although_nothing_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it says again what will run because code has changed."""
-    calls = fail(monkeypatch, run, code=7)
+    calls = fail(monkeypatch, run, "quiet_dvc", code=7)
     for place in (ROOT, tmp_path):  # an older project has one dvc.yaml
         monkeypatch.chdir(place)
         with pytest.raises(SystemExit) as ended:
             run.check()
         assert ended.value.code == 7
-    assert calls == [("repro", "-q", "-f", "-s", first, "check") for first in ALWAYS]
+    assert calls == [("repro", "-f", "-s", first, "check") for first in ALWAYS]
 
 
 def test_stages_with_other_code_are_found(tmp_path: Path) -> None:
