@@ -119,6 +119,9 @@ def _explain(model: type[BaseModel], problem: Any, where: str) -> str:
         return str(unknown(f"unknown key {place}", path[-1], section.model_fields)).rstrip(".")
     if problem["type"] == "missing":
         return f"{place} is missing"
+    if problem["type"] == "model_type":
+        keys = ", ".join(_section(model, path).model_fields)
+        return f"{place} needs keys with values ({keys}), not {problem['input']!r}"
     given = "" if isinstance(problem["input"], dict) else f" (it is {problem['input']!r})"
     return f"{place}: {problem['msg'].removeprefix('Value error, ').rstrip('.')}{given}"
 

@@ -214,6 +214,10 @@ def test_no_line_of_a_params_file_is_over_110_columns() -> None:
         (lambda p: p["data"].update(sorce="x"), r"data\.sorce.*Did you mean 'source'"),
         (lambda p: p["train"].update(lr=float("inf")), r"train\.lr: .*finite"),
         (lambda p: p.pop("data"), r"data is missing"),
+        (
+            lambda p: p["students"]["small"].update(start="torchvision"),
+            r"students.small.start needs keys with values \(source, file, .*\), not 'torchvision'",
+        ),
         (lambda p: p.update(trian={}), r"unknown key trian.*Did you mean 'train'"),
     ],
 )

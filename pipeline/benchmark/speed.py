@@ -29,7 +29,7 @@ from torch import nn
 from pipeline.device import keep_memory
 from pipeline.export import latency, machine, onnx_format, worker
 from pipeline.export.deployable import Deployable, plain_pools
-from pipeline.export.latency import Process, Times, fresh, take_turns
+from pipeline.export.latency import Process, Times, closing_quietly, fresh, take_turns
 from pipeline.files import save_array
 from pipeline.functional import normalise
 from pipeline.records.record import Result
@@ -180,7 +180,7 @@ def _forked(opening: Callable[[], worker.Opened], threads: int, images: np.ndarr
     os.close(questions[0])
     os.close(answers[1])
     try:
-        with open(questions[1], "w") as write, open(answers[0]) as read:
+        with closing_quietly(open(questions[1], "w")) as write, open(answers[0]) as read:
             yield Process("torch", write, read)
     finally:
         os.waitpid(pid, 0)

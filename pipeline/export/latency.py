@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
@@ -93,7 +93,18 @@ def fresh(runtime: str, file: Path, threads: int, images: Path) -> Iterator[Proc
     ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
-        yield Process(file.name, child.stdin, child.stdout)
+        with closing_quietly(child.stdin) as questions:
+            yield Process(file.name, questions, child.stdout)
+
+
+@contextmanager
+def closing_quietly(questions: IO[str]) -> Iterator[IO[str]]:
+    """Close them in the end, even if nobody is there any more to read the last one."""
+    try:
+        yield questions
+    finally:
+        with suppress(BrokenPipeError):
+            questions.close()
 
 
 def take_turns(processes: Mapping[Key, Process], batch: int, seconds: float) -> dict[Key, Times]:

@@ -211,6 +211,16 @@ def test_each_variant_has_a_process_of_its_own_and_every_process_ends(
             os.waitpid(pid, os.WNOHANG)
 
 
+def test_a_copy_that_was_killed_is_said_in_a_sentence(images: np.ndarray) -> None:
+    with (
+        pytest.raises(InputError, match="measures torch ended without an answer"),
+        speed._forked(lambda: os._exit(3), 1, images) as process,
+    ):
+        with pytest.raises(InputError):
+            process.ask({})  # which ends it
+        process.ask({})
+
+
 def test_a_failure_is_reported_and_leaves_no_process(bundle: Path, images: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"student\.onnx cannot be measured.*[Ii]nvalid"):
         measure(

@@ -11,6 +11,7 @@ import pytest
 from scratch_project import heeding_ctrl_c
 
 from pipeline.export import latency, worker
+from pipeline.settings import InputError
 
 IMAGE = np.zeros((1, 16, 16, 3), np.uint8)
 
@@ -52,7 +53,8 @@ with fresh("onnx", file, 1, images) as process:
     process.questions.flush()
     try:
         print("asked", flush=True)
-        time.sleep(60)
+        for _ in range(600):
+            time.sleep(0.1)  # not long at once: a signal just before a sleep does not end it
     except KeyboardInterrupt:
         print("Stopped.", flush=True)
 """
@@ -80,6 +82,17 @@ def test_what_measures_ends_in_silence_with_what_asked_it(
     os.killpg(asking.pid, number)
     said, errors = asking.communicate(timeout=60)  # until nothing holds these pipes
     assert (said, errors) == ("Stopped.\n" if number == signal.SIGINT else "", "")
+
+
+def test_a_process_that_has_ended_is_said_in_a_sentence(tmp_path: Path) -> None:
+    """Its pipe is broken, and what was not sent is there when it is closed."""
+    np.save(tmp_path / "images.npy", IMAGE)
+    with (
+        pytest.raises(InputError, match=r"measures nothing\.onnx ended without an answer"),
+        latency.fresh("no_such_runtime", tmp_path / "nothing.onnx", 1, tmp_path / "images.npy") as process,
+    ):
+        assert process.answers.read() == ""  # until it has ended
+        process.ask({})
 
 
 def test_the_number_is_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
