@@ -70,6 +70,8 @@ def command(
 
 
 def _stopped(number: int) -> NoReturn:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)  # the next one ends it at once
     if FIRST:
         print("\nStopped. What was trained so far is kept: `dvc repro` goes on from there.", file=sys.stderr)
     sys.exit(128 + number)

@@ -244,6 +244,32 @@ def test_a_signal_that_comes_in_a_finalizer_is_not_lost(capsys: pytest.CaptureFi
     assert sys.unraisablehook is hook
 
 
+TWICE = """
+import signal, sys
+from pipeline.project.command import command
+
+class Again:
+    def write(self, text):
+        signal.raise_signal(signal.SIGINT)
+
+    def flush(self):
+        pass
+
+def work():
+    signal.raise_signal(signal.SIGINT)
+
+real, sys.stderr = sys.stderr, Again()
+command(work, arguments=[])
+"""
+
+
+def test_a_second_signal_ends_a_stop_at_once() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 def test_ctrl_c_before_a_command_begins_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
