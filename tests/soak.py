@@ -477,5 +477,6 @@ if __name__ == "__main__":
     parser.add_argument("--seed", default="", help="default: a new one")
     parser.add_argument("--only", default="", metavar="KIND:NUMBER,...", help="some cases of this seed again")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that its server ends, too
     seed = args.seed or f"{random.SystemRandom().randrange(10**9)}"
     sys.exit(soak(seed, minutes=args.minutes, rounds=args.rounds, only=args.only) > 0)

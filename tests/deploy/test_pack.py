@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from pipeline.deploy.__main__ import main
 from pipeline.deploy.pack import pack
-from pipeline.deploy.program import missing
+from pipeline.deploy.program import TO_SERVE, missing
 
 BLOCKED = """
 import runpy, sys
@@ -33,6 +34,13 @@ def test_the_file_runs_without_this_project_and_its_other_packages(bundle: Path,
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert words in done.stdout
+
+
+def test_an_installed_project_can_serve() -> None:
+    """Only a predictor that was taken along needs more."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    installed = {re.split(r"[><=;\[ ]", needed)[0] for needed in project["dependencies"]}
+    assert {*TO_SERVE.split()} <= installed
 
 
 def run(file: Path, *arguments: str, blocked: str = "") -> subprocess.CompletedProcess[str]:
