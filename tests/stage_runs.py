@@ -190,7 +190,7 @@ def run(
     usual = signal.signal(signal.SIGINT, signal.SIG_DFL)  # in the copy, until the stage begins
     if not (child := os.fork()):
         os.close(read)
-        _become(place, way, write, shortage or Shortage(), save_every, limit)
+        _become(place, way, write, shortage or Shortage(), save_every)
     signal.signal(signal.SIGINT, usual)
     os.close(write)
     with contextlib.suppress(OSError):  # it may have done so itself, or be over
@@ -209,13 +209,16 @@ def run(
         timer.join()
     seconds = time.monotonic() - begun
     is_launcher_alone = way.processes > 1 and not left
-    demand(seconds < limit or is_launcher_alone, f"{way} hangs, {seconds:.0f} seconds: {printed[-1500:]}")
+    demand(seconds < limit or is_launcher_alone, f"{way} hangs, {seconds:.0f} seconds: {printed[-6000:]}")
     return Ended(os.waitstatus_to_exitcode(status), printed, seconds)
 
 
 def _end_all(child: int, left: list[int]) -> None:
-    with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(psutil.Error, ProcessLookupError):
         left.extend(each.pid for each in psutil.Process(child).children(recursive=True))
+        for each in (*left, child):
+            os.kill(each, signal.SIGUSR1)  # where does it hang?
+        time.sleep(1)
     _send(child, Stop(0.0, to="all"))
 
 
@@ -229,9 +232,7 @@ def _send(child: int, stop: Stop) -> None:
             os.kill(child, stop.number)
 
 
-def _become(
-    place: Path, way: Way, write: int, shortage: Shortage, save_every: float, limit: float
-) -> NoReturn:
+def _become(place: Path, way: Way, write: int, shortage: Shortage, save_every: float) -> NoReturn:
     """Be the process of a stage, and end."""
     code = 1
     try:
@@ -241,9 +242,7 @@ def _become(
         os.close(write)
         sys.stdout = os.fdopen(1, "w", buffering=1)
         sys.stderr = os.fdopen(2, "w", buffering=1)
-        work = partial(
-            _work, way=way, largest=shortage.largest, save_every=save_every, shown_after=0.9 * limit
-        )
+        work = partial(_work, way=way, largest=shortage.largest, save_every=save_every)
         code = on_small_disk(place, shortage.room, work) if shortage.room else work(place)
     except BaseException:
         traceback.print_exc()
@@ -252,8 +251,8 @@ def _become(
         os._exit(code)
 
 
-def _work(place: Path, *, way: Way, largest: int, save_every: float, shown_after: float) -> int:
-    faulthandler.dump_traceback_later(shown_after)  # of what hangs
+def _work(place: Path, *, way: Way, largest: int, save_every: float) -> int:
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     os.chdir(place)
     os.environ["DVC_ROOT"] = str(place)  # where the rows of stage track go
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
