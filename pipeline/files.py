@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,6 +51,13 @@ def save_array(path: Path, array: "np.ndarray") -> None:
     np.save(content, array, allow_pickle=False)
     with naming(path):
         path.write_bytes(content.getbuffer())
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Fail now as a file of so many bytes would. Libraries in C may write a part and say nothing."""
+    with naming(folder), TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def write_at(handle: int, content: "bytes | memoryview", position: int) -> None:

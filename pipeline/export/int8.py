@@ -19,11 +19,13 @@ from pipeline.export import onnx_format
 from pipeline.export.blocks import block_first_layer
 from pipeline.export.deployable import Predict, in_batches
 from pipeline.export.quiet import quiet
+from pipeline.files import check_room
 from pipeline.records.intervals import of_difference
 from pipeline.settings import InputError, Settings
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")  # the operators that int8 makes fast
 BATCHES = (1, 2, 3, 7)
+COPIES = 2  # of the file that the quantizer writes beside it, at most
 
 
 class Int8Config(Settings):
@@ -82,6 +84,7 @@ def write(
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     graph = onnx.load(source, load_external_data=False).graph
+    check_room(source.parent, COPIES * source.stat().st_size)
     with quiet():
         quantize_static(
             source,

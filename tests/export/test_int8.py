@@ -204,6 +204,30 @@ def test_equal_input_gives_equal_bytes_and_prints_nothing(
     assert again.read_bytes() == (exported.out / "student.int8.onnx").read_bytes()
 
 
+@pytest.mark.parametrize("share", [0.3, 0.9, 1.01])
+def test_a_full_disk_is_an_error_of_the_system(share: float, exported: Any, tmp_path: Path) -> None:
+    """onnx writes a part of the file beside it, says nothing, and cannot read it."""
+    source = tmp_path / "student.onnx"
+    shutil.copy(exported.out / "student.onnx", source)
+    code = f"""
+import errno, numpy, pathlib, resource, signal, sys
+sys.path[:0] = [{str(Path(__file__).parents[2])!r}]
+from pipeline.export import int8
+images = numpy.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=numpy.uint8)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({int(share * source.stat().st_size)}, resource.RLIM_INFINITY))
+try:
+    int8.write(pathlib.Path("student.onnx"), pathlib.Path("x.onnx"), images, portable=False, metadata={{}})
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "EFBIG\n"), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["student.onnx"]
+
+
 def test_another_process_gives_the_same_bytes(exported: Any, tmp_path: Path) -> None:
     code = f"""
 import sys, numpy, pathlib
