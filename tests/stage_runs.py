@@ -187,11 +187,13 @@ def run(
     """Run a stage in a copy of this process, until it and all that it started have ended."""
     read, write = os.pipe()
     begun = time.monotonic()
-    usual = signal.signal(signal.SIGINT, signal.SIG_DFL)  # in the copy, until the stage begins
+    stops = (signal.SIGINT, signal.SIGTERM)  # as usual in the copy, until the stage begins
+    own = [signal.signal(number, signal.SIG_DFL) for number in stops]
     if not (child := os.fork()):
         os.close(read)
         _become(place, way, write, shortage or Shortage(), save_every)
-    signal.signal(signal.SIGINT, usual)
+    for number, handler in zip(stops, own, strict=True):
+        signal.signal(number, handler)
     os.close(write)
     with contextlib.suppress(OSError):  # it may have done so itself, or be over
         os.setpgid(child, child)
