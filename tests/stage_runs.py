@@ -35,6 +35,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from world import save_pictures
 
+import stages
 from pipeline.project import command
 from pipeline.training import state
 
@@ -269,7 +270,7 @@ def _work(place: Path, *, way: Way, largest: int, save_every: float) -> int:
 def _call(stage: str) -> int:
     """The exit code of a stage in this process."""
     module = importlib.import_module(f"stages.{stage}")
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, stages._end)  # as where a stage is started by its name
     try:
         command.command(module.stage, arguments=OPTIONS[stage].split())
     except SystemExit as error:
