@@ -143,7 +143,7 @@ def test_a_stopped_graph_ends_with_the_way_on(
     (tmp_path / "params.yaml").write_text("runs: {}\n")
     program = tmp_path / "dvc"
     last = "kill -INT $$" if kill == "INT" else "while :; do sleep 0.1; done"  # a terminal sends it to both
-    program.write_text(f"#!/bin/sh\ntrap 'echo ERROR >&2; exit 255' INT\nkill -{kill} $PPID\n{last}\n")
+    program.write_text(f"#!/bin/sh\ntrap 'echo ERROR >&2; exit 255' INT\nsleep 0.5\nkill -{kill} $PPID\n{last}\n")
     program.chmod(0o755)
     monkeypatch.setattr("pipeline.project.dvc.BIN", tmp_path)
     with pytest.raises(SystemExit) as ended:
