@@ -4,8 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.settings import PARAMS, InputError, read_params
@@ -22,9 +22,11 @@ def dvc(*arguments: str) -> int:
     """Run dvc with this Python first on the PATH, since stages are run as `python -m ...`; its exit code."""
     read_params(PARAMS)  # DVC says little or nothing about one that it cannot read
     stopped: KeyboardInterrupt | None = None
-    with subprocess.Popen([BIN / "dvc", *arguments], env=_environment()) as process:  # noqa: S603
+    command = [str(BIN / "dvc"), *arguments]
+    with _holding_signals() as let_go, subprocess.Popen(command, env=_environment()) as process:  # noqa: S603
         while process.returncode is None:
             try:
+                let_go()
                 process.wait()
             except KeyboardInterrupt as error:  # the terminal sent it to dvc too, which stops in its own way
                 stopped = error
@@ -33,6 +35,26 @@ def dvc(*arguments: str) -> int:
     if stopped and process.returncode:  # dvc's last word is that a stage failed
         raise stopped
     return process.returncode
+
+
+@contextmanager
+def _holding_signals() -> Iterator[Callable[[], None]]:
+    """Hold SIGINT and SIGTERM back until they are let go. One that came while a process starts would leave it
+    running, with nobody to wait for it."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    usual = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
+
+    def let_go() -> None:
+        while usual:
+            signal.signal(*usual.popitem())
+        while came:
+            signal.raise_signal(came.pop())
+
+    try:
+        yield let_go
+    finally:
+        let_go()
 
 
 def quiet_dvc(command: str, *arguments: str) -> int:

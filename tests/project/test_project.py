@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -143,7 +144,7 @@ def test_a_stopped_graph_ends_with_the_way_on(
     (tmp_path / "params.yaml").write_text("runs: {}\n")
     program = tmp_path / "dvc"
     last = "kill -INT $$" if kill == "INT" else "while :; do sleep 0.1; done"  # a terminal sends it to both
-    program.write_text(f"#!/bin/sh\ntrap 'echo ERROR >&2; exit 255' INT\nsleep 0.5\nkill -{kill} $PPID\n{last}\n")
+    program.write_text(f"#!/bin/sh\ntrap 'echo ERROR >&2; exit 255' INT\nkill -{kill} $PPID\n{last}\n")
     program.chmod(0o755)
     monkeypatch.setattr("pipeline.project.dvc.BIN", tmp_path)
     with pytest.raises(SystemExit) as ended:
@@ -152,6 +153,29 @@ def test_a_stopped_graph_ends_with_the_way_on(
     said = capfd.readouterr().err
     assert "ERROR\n" in said
     assert said.splitlines()[-1].startswith("Stopped. What was trained so far is kept")
+
+
+@pytest.mark.usefixtures("nothing_ahead")
+def test_a_signal_while_dvc_starts_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Starting(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+            signal.raise_signal(signal.SIGTERM)
+
+    (tmp_path / "params.yaml").write_text("runs: {}\n")
+    program = tmp_path / "dvc"
+    program.write_text("#!/bin/sh\nwhile :; do sleep 0.1; done\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("pipeline.project.dvc.BIN", tmp_path)
+    monkeypatch.setattr(subprocess, "Popen", Starting)
+    with pytest.raises(SystemExit, match="143"):
+        command(run.run, arguments=[])
+    assert [bool(each.returncode) for each in started] == [
+        True
+    ]  # it has ended, by the signal or in its own way
 
 
 @pytest.mark.usefixtures("in_a_project")
