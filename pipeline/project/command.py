@@ -40,7 +40,7 @@ def command(
 
     def send_again(lost: "sys.UnraisableHookArgs") -> None:
         """Python drops an error that comes where no code can catch it, such as in a finalizer."""
-        if isinstance(lost.exc_value, KeyboardInterrupt):
+        if came and isinstance(lost.exc_value, KeyboardInterrupt):
             again = threading.Timer(AGAIN, os.kill, (os.getpid(), came[-1]))
             again.daemon = True
             again.start()
